@@ -1,0 +1,176 @@
+//! CPUID feature bits as a set with names.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! features {
+    ($($(#[$doc:meta])* $name:ident = $word:ident $bit:literal $text:literal;)*) => {
+        /// A CPU feature that software finds by CPUID (Intel SDM vol. 2A, CPUID).
+        #[allow(missing_docs)] // each is described by its CPUID name
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+        pub enum Feature { $($(#[$doc])* $name,)* }
+
+        impl Feature {
+            /// Every feature known here.
+            pub const ALL: &'static [Feature] = &[$(Feature::$name,)*];
+
+            /// CPUID word and bit where it is announced.
+            pub const fn place(self) -> (CpuidWord, u32) {
+                match self { $(Feature::$name => (CpuidWord::$word, $bit),)* }
+            }
+
+            /// Its name as in Linux's /proc/cpuinfo, where it has one there.
+            pub const fn name(self) -> &'static str {
+                match self { $(Feature::$name => $text,)* }
+            }
+        }
+    };
+}
+
+/// The CPUID output words that carry feature bits.
+#[allow(missing_docs)] // leaf, subleaf where there are several, register
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CpuidWord {
+    L1Ecx,
+    L1Edx,
+    L7Ebx,
+    L7Ecx,
+    L7Edx,
+    Ld1Eax,
+    X1Ecx,
+    X1Edx,
+    X7Edx,
+}
+
+/// Number of [`CpuidWord`]s.
+const WORDS: usize = 9;
+
+features! {
+    Sse3 = L1Ecx 0 "sse3"; Pclmulqdq = L1Ecx 1 "pclmulqdq"; Ssse3 = L1Ecx 9 "ssse3"; Fma = L1Ecx 12 "fma";
+    Cx16 = L1Ecx 13 "cx16"; Pcid = L1Ecx 17 "pcid"; Sse41 = L1Ecx 19 "sse4_1"; Sse42 = L1Ecx 20 "sse4_2";
+    X2apic = L1Ecx 21 "x2apic"; Movbe = L1Ecx 22 "movbe"; Popcnt = L1Ecx 23 "popcnt";
+    TscDeadline = L1Ecx 24 "tsc_deadline_timer"; Aes = L1Ecx 25 "aes"; Xsave = L1Ecx 26 "xsave";
+    Avx = L1Ecx 28 "avx"; F16c = L1Ecx 29 "f16c"; Rdrand = L1Ecx 30 "rdrand"; Hypervisor = L1Ecx 31 "hypervisor";
+    Fpu = L1Edx 0 "fpu"; Vme = L1Edx 1 "vme"; De = L1Edx 2 "de"; Pse = L1Edx 3 "pse"; Tsc = L1Edx 4 "tsc";
+    Msr = L1Edx 5 "msr"; Pae = L1Edx 6 "pae"; Mce = L1Edx 7 "mce"; Cx8 = L1Edx 8 "cx8"; Apic = L1Edx 9 "apic";
+    Sep = L1Edx 11 "sep"; Mtrr = L1Edx 12 "mtrr"; Pge = L1Edx 13 "pge"; Mca = L1Edx 14 "mca";
+    Cmov = L1Edx 15 "cmov"; Pat = L1Edx 16 "pat"; Pse36 = L1Edx 17 "pse36"; Clflush = L1Edx 19 "clflush";
+    Mmx = L1Edx 23 "mmx"; Fxsr = L1Edx 24 "fxsr"; Sse = L1Edx 25 "sse"; Sse2 = L1Edx 26 "sse2";
+    Fsgsbase = L7Ebx 0 "fsgsbase"; Bmi1 = L7Ebx 3 "bmi1"; Avx2 = L7Ebx 5 "avx2"; Smep = L7Ebx 7 "smep";
+    Bmi2 = L7Ebx 8 "bmi2"; Erms = L7Ebx 9 "erms"; Invpcid = L7Ebx 10 "invpcid"; Rdseed = L7Ebx 18 "rdseed";
+    Adx = L7Ebx 19 "adx"; Smap = L7Ebx 20 "smap"; Clflushopt = L7Ebx 23 "clflushopt"; Clwb = L7Ebx 24 "clwb";
+    Sha = L7Ebx 29 "sha_ni";
+    Umip = L7Ecx 2 "umip"; Gfni = L7Ecx 8 "gfni"; Vaes = L7Ecx 9 "vaes"; Vpclmulqdq = L7Ecx 10 "vpclmulqdq";
+    Rdpid = L7Ecx 22 "rdpid";
+    Fsrm = L7Edx 4 "fsrm"; MdClear = L7Edx 10 "md_clear"; SpecCtrl = L7Edx 26 "spec_ctrl";
+    ArchCapabilities = L7Edx 29 "arch_capabilities"; Ssbd = L7Edx 31 "ssbd";
+    Xsaveopt = Ld1Eax 0 "xsaveopt"; Xsavec = Ld1Eax 1 "xsavec"; Xgetbv1 = Ld1Eax 2 "xgetbv1";
+    Xsaves = Ld1Eax 3 "xsaves";
+    LahfLm = X1Ecx 0 "lahf_lm"; Abm = X1Ecx 5 "abm"; Sse4a = X1Ecx 6 "sse4a"; Misalignsse = X1Ecx 7 "misalignsse";
+    Prefetchw = X1Ecx 8 "3dnowprefetch";
+    Syscall = X1Edx 11 "syscall"; Nx = X1Edx 20 "nx"; Pdpe1gb = X1Edx 26 "pdpe1gb"; Rdtscp = X1Edx 27 "rdtscp";
+    Lm = X1Edx 29 "lm";
+    InvariantTsc = X7Edx 8 "constant_tsc";
+}
+
+/// A set of [`Feature`]s.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct CpuFeatures([u32; WORDS]);
+
+impl CpuFeatures {
+    /// No feature.
+    pub const EMPTY: Self = Self([0; WORDS]);
+
+    /// The set of `list`.
+    pub const fn of(list: &[Feature]) -> Self {
+        Self::EMPTY.with(list)
+    }
+
+    /// This set and `list`.
+    pub const fn with(mut self, list: &[Feature]) -> Self {
+        let mut i = 0;
+        while i < list.len() {
+            let (word, bit) = list[i].place();
+            self.0[word as usize] |= 1 << bit;
+            i += 1;
+        }
+        self
+    }
+
+    /// This set less `list`.
+    pub const fn without(mut self, list: &[Feature]) -> Self {
+        let mut i = 0;
+        while i < list.len() {
+            let (word, bit) = list[i].place();
+            self.0[word as usize] &= !(1 << bit);
+            i += 1;
+        }
+        self
+    }
+
+    /// Whether `feature` is in the set.
+    pub const fn has(&self, feature: Feature) -> bool {
+        let (word, bit) = feature.place();
+        self.0[word as usize] & 1 << bit != 0
+    }
+
+    /// The bits of one CPUID output word.
+    pub const fn word(&self, word: CpuidWord) -> u32 {
+        self.0[word as usize]
+    }
+
+    /// Features both sets have.
+    pub fn intersection(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] & other.0[i]))
+    }
+
+    /// Names of the features that are here and not in `offered`.
+    pub fn missing_from(&self, offered: &Self) -> Vec<&'static str> {
+        let missing = |f: &&Feature| self.has(**f) && !offered.has(**f);
+        Feature::ALL.iter().filter(missing).map(|f| f.name()).collect()
+    }
+
+    /// Those of the host's features that CPUID tells of.
+    pub fn of_host() -> Self {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        let basic = __cpuid(0).eax;
+        let extended = __cpuid(0x8000_0000).eax;
+        let one = __cpuid(1);
+        let seven = (basic >= 7).then(|| __cpuid_count(7, 0));
+        let xsave = (basic >= 0xd).then(|| __cpuid_count(0xd, 1).eax);
+        let x1 = (extended >= 0x8000_0001).then(|| __cpuid(0x8000_0001));
+        let x7 = (extended >= 0x8000_0007).then(|| __cpuid(0x8000_0007).edx);
+        Self([
+            one.ecx,
+            one.edx,
+            seven.map_or(0, |r| r.ebx),
+            seven.map_or(0, |r| r.ecx),
+            seven.map_or(0, |r| r.edx),
+            xsave.unwrap_or(0),
+            x1.map_or(0, |r| r.ecx),
+            x1.map_or(0, |r| r.edx),
+            x7.unwrap_or(0),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_features_share_a_place() {
+        let mut places: Vec<_> = Feature::ALL.iter().map(|f| (f.place().0 as usize, f.place().1)).collect();
+        places.sort_unstable();
+        let all = places.len();
+        places.dedup();
+        assert_eq!(places.len(), all);
+    }
+
+    #[test]
+    fn missing_names_what_is_not_offered() {
+        let want = CpuFeatures::of(&[Feature::Sse42, Feature::Avx, Feature::Lm]);
+        let have = CpuFeatures::of(&[Feature::Sse42]);
+        assert_eq!(want.missing_from(&have), ["avx", "lm"]);
+        assert!(want.missing_from(&want).is_empty());
+    }
+}
