@@ -1,1 +1,47 @@
-//! Skeleton.
+//! The software CPU that the interpreter and the translator share.
+//!
+//! 1. [`Cpu`] is the working state of one vCPU, laid out for speed. [`accel_api::CpuState`] is converted to and from
+//!    it in `state.rs`.
+//! 2. Memory: `memory_map.rs` knows where RAM is, `walk.rs` walks page tables, `tlb.rs` remembers, `mem.rs` loads and
+//!    stores through all three and through the bus where there is no RAM.
+//! 3. `exec` holds the semantics of every instruction, one function per family, found through [`exec::lookup`] by
+//!    iced's `Code`. An executor calls it with RIP at the instruction and `next_rip` behind it; a function either
+//!    finishes, or returns a [`Fault`] and has changed nothing that matters.
+//! 4. `event.rs` delivers faults, traps and interrupts through the IDT. `lapic` is the local APIC.
+//! 5. [`shared`] is what other threads may touch: requests to the vCPU, its interrupt inbox.
+//!
+//! Arithmetic executes the host's own instructions (`alu.rs`), so flags, rounding and what the manual leaves undefined
+//! are the silicon's.
+
+pub mod alu;
+mod code_map;
+mod cpu;
+mod decode;
+pub mod exec;
+mod fault;
+pub mod lapic;
+mod mem;
+mod memory_map;
+mod mode;
+mod operand;
+
+pub mod shared;
+mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+mod tlb;
+mod walk;
+
+pub use code_map::*;
+pub use cpu::*;
+pub use decode::*;
+
+pub use fault::*;
+pub use mem::*;
+pub use memory_map::*;
+pub use mode::*;
+pub use operand::*;
+
+pub use tlb::*;
+pub use walk::*;

@@ -1,0 +1,329 @@
+//! Working state of one vCPU.
+
+use std::mem::offset_of;
+use std::sync::Arc;
+
+use accel_api::{CpuModel, DescriptorTable, FpuState, InjectedEvent, MpState, Msrs, Segment, VcpuBus, Ymm};
+
+use crate::alu::{ArithFlags, flag};
+use crate::lapic::Lapic;
+use crate::mode::{Mode, bits};
+use crate::shared::{VcpuShared, VmShared};
+use crate::{MemoryMap, Tlb, TlbEntry, TlbMode};
+
+/// Indices into [`Cpu::segs`], in encoding order.
+#[allow(missing_docs)] // the registers' own names
+pub mod seg {
+    pub const ES: usize = 0;
+    pub const CS: usize = 1;
+    pub const SS: usize = 2;
+    pub const DS: usize = 3;
+    pub const FS: usize = 4;
+    pub const GS: usize = 5;
+}
+
+/// One vCPU. Executors address the first fields by offset, so their order matters and they come first.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Cpu {
+    /// RAX to R15. A 32-bit result is stored zero-extended.
+    pub gpr: [u64; 16],
+    /// Always 0: the base or index of an address that has none.
+    pub zero: u64,
+    /// Linear address of the page the current code lies in (CS base included).
+    pub code_page: u64,
+    /// Instructions left until the executor looks at requests and timers.
+    pub budget: i64,
+    /// The current table of [`Cpu::tlb`].
+    pub data_tlb: *mut TlbEntry,
+    /// Arithmetic flags.
+    pub flags: ArithFlags,
+    /// How code is decoded; follows CR0, EFER, CS and VM.
+    pub mode: Mode,
+    /// 0 to 3.
+    pub cpl: u8,
+    /// The executor must not go on with code it has prefetched: code was overwritten, a mode changed, an event may
+    /// have become deliverable. Cleared by the executor when it has looked.
+    pub leave: bool,
+    /// Interrupts wait for one more instruction (STI, MOV SS, POP SS).
+    pub shadow: bool,
+    /// SSE instructions may run: CR4.OSFXSR set, CR0.EM and TS clear.
+    pub sse_ready: bool,
+    /// Some MXCSR exception is unmasked.
+    pub sse_unmasked: bool,
+    /// Offset in the code segment of the current instruction, and of the next.
+    pub rip: u64,
+    /// Where execution goes on after the current instruction.
+    pub next_rip: u64,
+    /// RFLAGS without the arithmetic flags and bit 1.
+    pub system_flags: u64,
+    /// ES, CS, SS, DS, FS, GS.
+    pub segs: [Segment; 6],
+    /// XMM0 to XMM15, with the upper halves of YMM.
+    pub vector: VectorFile,
+
+    /// x87 and MXCSR. Its `ymm` is not used here (see [`Cpu::vector`]); MXCSR's sticky flags are in the host's MXCSR
+    /// while guest code runs.
+    pub fpu: FpuState,
+    /// LDTR.
+    pub ldtr: Segment,
+    /// TR.
+    pub tr: Segment,
+    /// GDTR.
+    pub gdtr: DescriptorTable,
+    /// IDTR.
+    pub idtr: DescriptorTable,
+    /// CR0.
+    pub cr0: u64,
+    /// CR2.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// MSRs; `efer` here is not used.
+    pub msrs: Msrs,
+    /// DR0 to DR3.
+    pub dr: [u64; 4],
+    /// DR6.
+    pub dr6: u64,
+    /// DR7.
+    pub dr7: u64,
+    /// Guest TSC less host TSC.
+    pub tsc_offset: u64,
+    /// Linear address of the last page fault, until it is delivered.
+    pub fault_address: u64,
+    /// Running, halted or waiting.
+    pub mp: MpState,
+    /// An NMI has been taken and IRET has not come yet.
+    pub nmi_masked: bool,
+    /// An NMI waits.
+    pub nmi_pending: bool,
+    /// An event taken and not yet delivered.
+    pub injected: Option<InjectedEvent>,
+    /// Pages whose decoded code this vCPU itself has overwritten; the executor takes them.
+    pub stale_pages: Vec<usize>,
+    /// Instructions executed.
+    pub instructions: u64,
+
+    /// Translations.
+    pub tlb: Tlb,
+    /// Guest-physical memory.
+    pub map: Arc<MemoryMap>,
+    /// Local APIC.
+    pub lapic: Lapic,
+    /// Devices.
+    pub bus: Arc<dyn VcpuBus>,
+    /// CPUID and MSRs.
+    pub model: Arc<CpuModel>,
+    /// The VM.
+    pub vm: Arc<VmShared>,
+    /// This vCPU's requests.
+    pub shared: Arc<VcpuShared>,
+    /// Index of this vCPU.
+    pub id: u32,
+}
+
+/// The vector registers.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct VectorFile(pub [Ymm; 16]);
+
+impl Cpu {
+    /// A vCPU in the reset state.
+    pub fn new(
+        id: u32,
+        vm: Arc<VmShared>,
+        model: Arc<CpuModel>,
+        bus: Arc<dyn VcpuBus>,
+        lapic: Lapic,
+    ) -> Box<Self> {
+        let mut tlb = Tlb::default();
+        let state = accel_api::CpuState::reset(id);
+        let shared = vm.vcpus[id as usize].clone();
+        let mut cpu = Box::new(Self {
+            gpr: [0; 16],
+            zero: 0,
+            code_page: 0,
+            budget: 0,
+            data_tlb: tlb.table(TlbMode::Supervisor),
+            flags: ArithFlags::default(),
+            mode: Mode::Real,
+            cpl: 0,
+            leave: false,
+            shadow: false,
+            sse_ready: false,
+            sse_unmasked: false,
+            rip: 0,
+            next_rip: 0,
+            system_flags: 0,
+            segs: [Segment::real(0); 6],
+            vector: VectorFile::default(),
+            fpu: FpuState::reset(),
+            ldtr: state.segments.ldtr,
+            tr: state.segments.tr,
+            gdtr: DescriptorTable::default(),
+            idtr: DescriptorTable::default(),
+            cr0: 0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            xcr0: 1,
+            efer: 0,
+            msrs: state.msrs.clone(),
+            dr: [0; 4],
+            dr6: 0,
+            dr7: 0,
+            tsc_offset: 0,
+            fault_address: 0,
+            mp: MpState::Running,
+            nmi_masked: false,
+            nmi_pending: false,
+            injected: None,
+            stale_pages: Vec::new(),
+            instructions: 0,
+            tlb,
+            map: vm.map(),
+            lapic,
+            bus,
+            model,
+            vm,
+            shared,
+            id,
+        });
+        cpu.load_state(&state);
+        cpu
+    }
+
+    /// RFLAGS.
+    pub fn rflags(&self) -> u64 {
+        self.system_flags | self.flags.to_rflags() | 2
+    }
+
+    /// Sets all of RFLAGS, reserved bits excepted.
+    pub fn set_rflags(&mut self, value: u64) {
+        const SYSTEM: u64 = flag::TF
+            | flag::IF
+            | flag::DF
+            | flag::IOPL
+            | flag::NT
+            | flag::RF
+            | flag::VM
+            | flag::AC
+            | flag::VIF
+            | flag::VIP
+            | flag::ID;
+        let vm = (self.system_flags ^ value) & flag::VM != 0;
+        self.flags = ArithFlags::from_rflags(value);
+        self.system_flags = value & SYSTEM;
+        if vm {
+            self.update_mode();
+        } else {
+            self.update_data_tlb();
+        }
+    }
+
+    /// Whether a flag outside the arithmetic ones is set.
+    #[inline(always)]
+    pub fn has(&self, system_flag: u64) -> bool {
+        self.system_flags & system_flag != 0
+    }
+
+    /// RFLAGS.IOPL.
+    pub fn iopl(&self) -> u8 {
+        (self.system_flags >> 12 & 3) as u8
+    }
+
+    /// Whether the processor is in long mode (64-bit or compatibility).
+    #[inline(always)]
+    pub fn long_mode(&self) -> bool {
+        self.efer & bits::EFER_LMA != 0
+    }
+
+    /// Whether it is in protected mode and not in virtual-8086 mode.
+    #[inline(always)]
+    pub fn protected(&self) -> bool {
+        !matches!(self.mode, Mode::Real | Mode::Virtual8086)
+    }
+
+    /// Recomputes what follows from CR0, CR4, EFER, RFLAGS, CS and SS. Called after any of them changed.
+    pub fn update_mode(&mut self) {
+        let cs = self.segs[seg::CS].attributes;
+        let mode = if self.cr0 & bits::CR0_PE == 0 {
+            Mode::Real
+        } else if self.has(flag::VM) {
+            Mode::Virtual8086
+        } else if self.long_mode() && cs & Segment::LONG != 0 {
+            Mode::Long
+        } else if cs & Segment::DB != 0 {
+            Mode::Protected32
+        } else {
+            Mode::Protected16
+        };
+        self.cpl = match mode {
+            Mode::Real => 0,
+            Mode::Virtual8086 => 3,
+            _ => self.segs[seg::SS].dpl(),
+        };
+        self.mode = mode;
+        let fpu_off = self.cr0 & (bits::CR0_EM | bits::CR0_TS) != 0;
+        self.sse_ready = self.cr4 & bits::CR4_OSFXSR != 0 && !fpu_off;
+        self.leave = true;
+        self.update_data_tlb();
+    }
+
+    /// Chooses the data TLB for the current privilege, SMAP and AC.
+    pub fn update_data_tlb(&mut self) {
+        self.data_tlb = self.tlb.table(self.tlb_mode());
+    }
+
+    /// How data is accessed now.
+    #[inline(always)]
+    pub fn tlb_mode(&self) -> TlbMode {
+        if self.cpl == 3 {
+            TlbMode::User
+        } else if self.cr4 & bits::CR4_SMAP != 0 && !self.has(flag::AC) {
+            TlbMode::SupervisorOnly
+        } else {
+            TlbMode::Supervisor
+        }
+    }
+
+    /// Guest time-stamp counter.
+    #[inline(always)]
+    pub fn tsc(&self) -> u64 {
+        host_tsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// Whether a maskable interrupt could be taken now.
+    pub fn interrupts_open(&self) -> bool {
+        self.has(flag::IF) && !self.shadow
+    }
+
+    /// Byte offset in `Cpu` of general register `index`.
+    pub const fn gpr_offset(index: usize) -> usize {
+        offset_of!(Cpu, gpr) + 8 * index
+    }
+
+    /// Byte offset in `Cpu` of the base of segment `index`.
+    pub const fn seg_base_offset(index: usize) -> usize {
+        offset_of!(Cpu, segs) + size_of::<Segment>() * index + offset_of!(Segment, base)
+    }
+
+    /// Byte offset in `Cpu` of vector register `index`.
+    pub const fn vector_offset(index: usize) -> usize {
+        offset_of!(Cpu, vector) + size_of::<Ymm>() * index
+    }
+}
+
+/// The host's time-stamp counter.
+#[allow(unsafe_code)] // RDTSC has no safe wrapper
+#[inline(always)]
+pub fn host_tsc() -> u64 {
+    // SAFETY: RDTSC reads a counter; every x86-64 processor has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}

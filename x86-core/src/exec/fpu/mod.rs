@@ -1,0 +1,3 @@
+//! x87, MMX and the instructions that save and restore vector state.
+
+pub(super) fn register(_table: &mut super::Table) {}

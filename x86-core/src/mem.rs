@@ -1,0 +1,523 @@
+//! Loads and stores: soft TLB first, page walk behind it, RAM or the bus at the end.
+//!
+//! Guest RAM is shared with other vCPUs and with devices, so it is only touched through raw pointers, one volatile
+//! access an aligned datum: the guest's own ordering rules (TSO, Intel SDM vol. 3, 9.2) then follow from the host's.
+#![allow(unsafe_code)] // guest RAM is reached through host pointers that the TLB and the memory map hand out
+
+use std::sync::PoisonError;
+
+use accel_api::{IoSize, PAGE_SIZE, PageFlag};
+
+use crate::alu::{Word, flag};
+use crate::lapic::Now;
+use crate::mode::Mode;
+use crate::{AccessKind, Cpu, Exec, Fault, TlbMode, Translation, lines};
+
+/// A linear address about to be accessed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ea {
+    /// Linear address.
+    pub la: u64,
+    /// Formed with SS: a non-canonical address is #SS(0), not #GP(0).
+    pub stack: bool,
+}
+
+impl Ea {
+    /// A data address.
+    #[inline(always)]
+    pub const fn data(la: u64) -> Self {
+        Self { la, stack: false }
+    }
+
+    /// The address `bytes` further on.
+    #[inline(always)]
+    pub const fn plus(self, bytes: u64) -> Self {
+        Self { la: self.la.wrapping_add(bytes), stack: self.stack }
+    }
+}
+
+/// A piece of one RAM page, from an address to the page's end.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Host address.
+    pub host: *mut u8,
+    /// Bytes up to the end of the page; at least 1.
+    pub len: usize,
+    /// RAM page index.
+    pub page: usize,
+}
+
+/// Where a checked access leads.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Ram(Span),
+    /// Guest-physical address without RAM (or a store to ROM).
+    Bus(u64),
+}
+
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Unaligned<W>(W);
+
+/// One load of `W` from guest RAM.
+///
+/// # Safety
+/// `host` must be valid for `W::BYTES` bytes.
+#[inline(always)]
+pub unsafe fn host_load<W: Word>(host: *const u8) -> W {
+    // SAFETY: valid by the caller's promise; the packed wrapper has no alignment.
+    unsafe { host.cast::<Unaligned<W>>().read_volatile().0 }
+}
+
+/// One store of `W` to guest RAM.
+///
+/// # Safety
+/// `host` must be valid for `W::BYTES` bytes.
+#[inline(always)]
+pub unsafe fn host_store<W: Word>(host: *mut u8, value: W) {
+    // SAFETY: valid by the caller's promise; the packed wrapper has no alignment.
+    unsafe { host.cast::<Unaligned<W>>().write_volatile(Unaligned(value)) }
+}
+
+/// One atomic compare-and-exchange, locked, at any alignment. Returns what was there.
+///
+/// # Safety
+/// `host` must be valid for `W::BYTES` bytes.
+pub unsafe fn host_cmpxchg<W: Word>(host: *mut u8, old: W, new: W) -> W {
+    use std::arch::asm;
+    let mut seen = old.to_u64();
+    let new = new.to_u64();
+    // SAFETY: one locked instruction on memory valid by the caller's promise.
+    unsafe {
+        match W::BYTES {
+            1 => {
+                asm!("lock cmpxchg [{p}], {n}", p = in(reg) host, n = in(reg_byte) new as u8, inout("rax") seen, options(nostack))
+            }
+            2 => {
+                asm!("lock cmpxchg [{p}], {n:x}", p = in(reg) host, n = in(reg) new, inout("rax") seen, options(nostack))
+            }
+            4 => {
+                asm!("lock cmpxchg [{p}], {n:e}", p = in(reg) host, n = in(reg) new, inout("rax") seen, options(nostack))
+            }
+            _ => {
+                asm!("lock cmpxchg [{p}], {n}", p = in(reg) host, n = in(reg) new, inout("rax") seen, options(nostack))
+            }
+        }
+    }
+    W::from_u64(seen)
+}
+
+impl Cpu {
+    /// Loads a datum.
+    ///
+    /// # Errors
+    /// #PF, #GP or #SS.
+    #[inline(always)]
+    pub fn load<W: Word>(&mut self, ea: Ea) -> Exec<W> {
+        // SAFETY: `data_tlb` points at a table of TLB_ENTRIES entries that lives as long as `self.tlb`.
+        let entry = unsafe { &*self.data_tlb.add(crate::tlb_index(ea.la)) };
+        if ea.la ^ entry.read_tag <= PAGE_SIZE - W::BYTES as u64 {
+            let host = ea.la.wrapping_add(entry.addend) as *const u8;
+            // SAFETY: the entry maps the whole page to RAM that lives as long as the memory map.
+            return Ok(unsafe { host_load(host) });
+        }
+        self.load_slow(ea)
+    }
+
+    /// Stores a datum.
+    ///
+    /// # Errors
+    /// #PF, #GP or #SS; nothing is written then.
+    #[inline(always)]
+    pub fn store<W: Word>(&mut self, ea: Ea, value: W) -> Exec {
+        // SAFETY: as in `load`.
+        let entry = unsafe { &*self.data_tlb.add(crate::tlb_index(ea.la)) };
+        if ea.la ^ entry.write_tag <= PAGE_SIZE - W::BYTES as u64 {
+            let host = ea.la.wrapping_add(entry.addend) as *mut u8;
+            // SAFETY: as in `load`; a write tag stands only for writable RAM.
+            unsafe { host_store(host, value) };
+            return Ok(());
+        }
+        self.store_slow(ea, value)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow<W: Word>(&mut self, ea: Ea) -> Exec<W> {
+        let mut bytes = [0; 8];
+        self.load_bytes(ea, &mut bytes[..W::BYTES])?;
+        Ok(W::from_u64(u64::from_le_bytes(bytes)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow<W: Word>(&mut self, ea: Ea, value: W) -> Exec {
+        self.store_bytes(ea, &value.to_u64().to_le_bytes()[..W::BYTES])
+    }
+
+    /// Reads, computes and writes back one datum; atomically when `lock`. The page must be writable even if `op` fails.
+    /// `op` may run more than once; it returns the new value and what to hand to the caller.
+    ///
+    /// # Errors
+    /// #PF, #GP or #SS, or what `op` returns; nothing is written then.
+    #[inline(always)]
+    pub fn rmw<W: Word, R>(&mut self, ea: Ea, lock: bool, mut op: impl FnMut(W) -> Exec<(W, R)>) -> Exec<R> {
+        // SAFETY: as in `load`.
+        let entry = unsafe { &*self.data_tlb.add(crate::tlb_index(ea.la)) };
+        if ea.la ^ entry.write_tag <= PAGE_SIZE - W::BYTES as u64 {
+            let host = ea.la.wrapping_add(entry.addend) as *mut u8;
+            // SAFETY: as in `store`.
+            return unsafe { rmw_host(host, lock, op) };
+        }
+        match self.span(ea, W::BYTES, AccessKind::Write)? {
+            Some(span) => {
+                // SAFETY: `span` covers W::BYTES bytes of writable RAM.
+                let result = unsafe { rmw_host(span.host, lock, op) };
+                self.wrote(span, W::BYTES);
+                result
+            }
+            None => {
+                // Split over two pages, or a device: no host instruction does it, so a lock stands in for the bus lock.
+                let vm = self.vm.clone();
+                let _guard = lock.then(|| vm.split_lock.lock().unwrap_or_else(PoisonError::into_inner));
+                self.probe_write(ea, W::BYTES)?;
+                let (new, result) = op(self.load_slow(ea)?)?;
+                self.store_slow(ea, new)?;
+                Ok(result)
+            }
+        }
+    }
+
+    /// Loads up to a few hundred bytes.
+    ///
+    /// # Errors
+    /// #PF, #GP or #SS.
+    pub fn load_bytes(&mut self, ea: Ea, bytes: &mut [u8]) -> Exec {
+        let mode = self.tlb_mode();
+        self.load_bytes_as(mode, ea, bytes)
+    }
+
+    /// Stores up to a page; all pages touched are checked before the first byte is written.
+    ///
+    /// # Errors
+    /// #PF, #GP or #SS; nothing is written then.
+    pub fn store_bytes(&mut self, ea: Ea, bytes: &[u8]) -> Exec {
+        let mode = self.tlb_mode();
+        self.store_bytes_as(mode, ea, bytes)
+    }
+
+    /// Loads as the processor itself does from descriptor tables and task state, whatever the CPL
+    /// (Intel SDM vol. 3, 4.6.1, implicit supervisor-mode accesses).
+    ///
+    /// # Errors
+    /// #PF or #GP.
+    pub fn system_load<W: Word>(&mut self, la: u64) -> Exec<W> {
+        let mut bytes = [0; 8];
+        self.load_bytes_as(self.system_mode(), Ea::data(la), &mut bytes[..W::BYTES])?;
+        Ok(W::from_u64(u64::from_le_bytes(bytes)))
+    }
+
+    /// Stores as [`Self::system_load`] loads.
+    ///
+    /// # Errors
+    /// #PF or #GP; nothing is written then.
+    pub fn system_store<W: Word>(&mut self, la: u64, value: W) -> Exec {
+        self.store_bytes_as(self.system_mode(), Ea::data(la), &value.to_u64().to_le_bytes()[..W::BYTES])
+    }
+
+    /// Stores with the privilege of `cpl`, for stacks of a level not yet entered.
+    ///
+    /// # Errors
+    /// #PF, #GP or #SS; nothing is written then.
+    pub fn store_bytes_at_cpl(&mut self, cpl: u8, ea: Ea, bytes: &[u8]) -> Exec {
+        let mode = if cpl == 3 { TlbMode::User } else { self.supervisor_mode() };
+        self.store_bytes_as(mode, ea, bytes)
+    }
+
+    /// Checks that `len` bytes may be written, without writing.
+    ///
+    /// # Errors
+    /// #PF, #GP or #SS.
+    pub fn probe_write(&mut self, ea: Ea, len: usize) -> Exec {
+        let mode = self.tlb_mode();
+        for_pieces(ea, len, |piece, _| self.target(mode, piece, AccessKind::Write).map(|_| ()))
+    }
+
+    /// The RAM at `ea` if all of `len` bytes lie in one page of it, checked for `kind`; `None` when they cross a page or
+    /// there is no RAM. Whoever writes through it must call [`Self::wrote`].
+    ///
+    /// # Errors
+    /// #PF, #GP or #SS for the first byte.
+    pub fn span(&mut self, ea: Ea, len: usize, kind: AccessKind) -> Exec<Option<Span>> {
+        let mode = self.tlb_mode();
+        match self.target(mode, ea, kind)? {
+            Target::Ram(span) if span.len >= len => Ok(Some(span)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Tells that `len` bytes at the start of `span` were written.
+    #[inline(always)]
+    pub fn wrote(&mut self, span: Span, len: usize) {
+        if self.vm.flags.get(span.page).contains(PageFlag::CODE) {
+            self.wrote_code(span.page, PAGE_SIZE as usize - span.len, len);
+        }
+    }
+
+    #[cold]
+    fn wrote_code(&mut self, page: usize, offset: usize, len: usize) {
+        if self.vm.code.get(page) & lines(offset, len) != 0 {
+            self.vm.code_stale(page, Some(self.id as usize));
+            self.stale_pages.push(page);
+            self.leave = true;
+        }
+    }
+
+    fn system_mode(&self) -> TlbMode {
+        if self.cr4 & crate::mode::bits::CR4_SMAP != 0 {
+            TlbMode::SupervisorOnly
+        } else {
+            TlbMode::Supervisor
+        }
+    }
+
+    fn supervisor_mode(&self) -> TlbMode {
+        if self.has(flag::AC) { TlbMode::Supervisor } else { self.system_mode() }
+    }
+
+    fn load_bytes_as(&mut self, mode: TlbMode, ea: Ea, bytes: &mut [u8]) -> Exec {
+        for_pieces(ea, bytes.len(), |piece, range| {
+            let out = &mut bytes[range];
+            match self.target(mode, piece, AccessKind::Read)? {
+                // SAFETY: the span covers `out.len()` bytes of RAM, which `for_pieces` keeps within the page.
+                Target::Ram(span) => unsafe { copy_from_guest(span.host, out) },
+                Target::Bus(gpa) => self.bus_read(gpa, out),
+            }
+            Ok(())
+        })
+    }
+
+    fn store_bytes_as(&mut self, mode: TlbMode, ea: Ea, bytes: &[u8]) -> Exec {
+        if (ea.la & (PAGE_SIZE - 1)) as usize + bytes.len() > PAGE_SIZE as usize {
+            for_pieces(ea, bytes.len(), |piece, _| self.target(mode, piece, AccessKind::Write).map(|_| ()))?;
+        }
+        for_pieces(ea, bytes.len(), |piece, range| {
+            let data = &bytes[range];
+            match self.target(mode, piece, AccessKind::Write)? {
+                Target::Ram(span) => {
+                    // SAFETY: the span covers `data.len()` bytes of writable RAM.
+                    unsafe { copy_to_guest(span.host, data) };
+                    self.wrote(span, data.len());
+                }
+                Target::Bus(gpa) => self.bus_write(gpa, data),
+            }
+            Ok(())
+        })
+    }
+
+    /// Translates for `kind`, through the TLB if it knows, filling it if not.
+    fn target(&mut self, mode: TlbMode, ea: Ea, kind: AccessKind) -> Exec<Target> {
+        let offset = (ea.la & (PAGE_SIZE - 1)) as usize;
+        let span = |host: u64, page| Span { host: host as *mut u8, len: PAGE_SIZE as usize - offset, page };
+        let entry = self.tlb.entry(mode, ea.la);
+        let tag = if kind == AccessKind::Write { entry.write_tag } else { entry.read_tag };
+        if ea.la ^ tag < PAGE_SIZE {
+            return Ok(Target::Ram(span(ea.la.wrapping_add(entry.addend), entry.page as usize)));
+        }
+        if self.mode == Mode::Long && !Self::canonical(ea.la) {
+            return Err(if ea.stack { Fault::SS0 } else { Fault::GP0 });
+        }
+        // Outside 64-bit mode linear addresses have 32 bits, so those of pieces wrap.
+        let la = if self.long_mode() { ea.la } else { ea.la & 0xffff_ffff };
+        let walked = self.walk(la, kind, mode == TlbMode::User, mode == TlbMode::Supervisor)?;
+        let Some(page) = self.map.page(walked.gpa) else { return Ok(Target::Bus(walked.gpa)) };
+        if !page.writable && kind == AccessKind::Write {
+            return Ok(Target::Bus(walked.gpa));
+        }
+        if la == ea.la {
+            let mut store =
+                walked.store && page.writable && !self.vm.flags.get(page.index).contains(PageFlag::CODE);
+            if store {
+                // The flag is set before the tag, and CODE is looked at again behind it: a decoder sets CODE first
+                // and drops tags after, so one of us sees the other.
+                store = !self.vm.flags.set(page.index, PageFlag::DIRTY).contains(PageFlag::CODE);
+            } else if kind == AccessKind::Write {
+                self.vm.flags.set(page.index, PageFlag::DIRTY);
+            }
+            self.tlb.fill(
+                mode,
+                la,
+                &Translation {
+                    host: page.host,
+                    page: page.index,
+                    store,
+                    global: walked.global,
+                    large: walked.large,
+                },
+            );
+        }
+        Ok(Target::Ram(span(page.host as u64 + offset as u64, page.index)))
+    }
+
+    /// Reads a page table entry of `width` bytes. Where there is no RAM it is all ones, as on an empty bus; devices
+    /// are not disturbed.
+    pub(crate) fn read_table(&self, gpa: u64, width: usize) -> u64 {
+        let Some(page) = self.map.page(gpa) else { return u64::MAX >> (64 - 8 * width) };
+        let host = page.host.wrapping_add((gpa & (PAGE_SIZE - 1)) as usize);
+        // SAFETY: entries are aligned to their width, so they lie within the RAM page found.
+        unsafe { if width == 8 { host_load::<u64>(host) } else { u64::from(host_load::<u32>(host)) } }
+    }
+
+    /// Replaces a page table entry if it is still `old`.
+    pub(crate) fn update_table(&mut self, gpa: u64, width: usize, old: u64, new: u64) -> bool {
+        let Some(page) = self.map.page(gpa) else { return true };
+        if !page.writable {
+            return true;
+        }
+        let offset = (gpa & (PAGE_SIZE - 1)) as usize;
+        let host = page.host.wrapping_add(offset);
+        // SAFETY: as in `read_table`.
+        let done = unsafe {
+            if width == 8 {
+                host_cmpxchg::<u64>(host, old, new) == old
+            } else {
+                host_cmpxchg::<u32>(host, old as u32, new as u32) == old as u32
+            }
+        };
+        if done {
+            self.vm.flags.set(page.index, PageFlag::DIRTY);
+            self.wrote(Span { host, len: PAGE_SIZE as usize - offset, page: page.index }, width);
+        }
+        done
+    }
+
+    /// The moment, as the local APIC counts it: nanoseconds by the host's TSC, which the guest cannot set.
+    pub fn now(&self) -> Now {
+        let host = crate::host_tsc();
+        Now { ns: self.tsc_to_ns(host), tsc: host.wrapping_add(self.tsc_offset) }
+    }
+
+    /// TSC ticks in nanoseconds.
+    pub fn tsc_to_ns(&self, tsc: u64) -> u64 {
+        let khz = u128::from(self.model.tsc_khz.max(1));
+        (u128::from(tsc) * 1_000_000 / khz) as u64
+    }
+
+    fn bus_read(&mut self, gpa: u64, out: &mut [u8]) {
+        let mut at = gpa;
+        let mut rest = out;
+        while let Some(size) = piece_size(rest.len()) {
+            let (now, tail) = rest.split_at_mut(size.bytes());
+            let value = match self.apic_offset(at) {
+                Some(offset) => {
+                    let moment = self.now();
+                    self.lapic.mmio_read(offset, size.bytes() as u8, moment)
+                }
+                None => self.bus.mmio_read(at, size),
+            };
+            now.copy_from_slice(&value.to_le_bytes()[..size.bytes()]);
+            at = at.wrapping_add(size.bytes() as u64);
+            rest = tail;
+        }
+    }
+
+    fn bus_write(&mut self, gpa: u64, data: &[u8]) {
+        let mut at = gpa;
+        let mut rest = data;
+        while let Some(size) = piece_size(rest.len()) {
+            let (now, tail) = rest.split_at(size.bytes());
+            let mut bytes = [0; 8];
+            bytes[..now.len()].copy_from_slice(now);
+            let value = u64::from_le_bytes(bytes);
+            match self.apic_offset(at) {
+                Some(offset) => {
+                    let moment = self.now();
+                    self.lapic.mmio_write(offset, size.bytes() as u8, value, moment);
+                    self.leave = true;
+                }
+                None => self.bus.mmio_write(at, size, value),
+            }
+            at = at.wrapping_add(size.bytes() as u64);
+            rest = tail;
+        }
+    }
+
+    /// Offset into the local APIC's page, if `gpa` lies there.
+    fn apic_offset(&self, gpa: u64) -> Option<u64> {
+        self.lapic.mmio_base().map(|base| gpa.wrapping_sub(base)).filter(|&offset| offset < PAGE_SIZE)
+    }
+}
+
+/// # Safety
+/// `host` must be valid for `W::BYTES` bytes.
+#[inline(always)]
+unsafe fn rmw_host<W: Word, R>(host: *mut u8, lock: bool, mut op: impl FnMut(W) -> Exec<(W, R)>) -> Exec<R> {
+    // SAFETY: the caller's promise.
+    let mut old: W = unsafe { host_load(host) };
+    loop {
+        let (new, result) = op(old)?;
+        if !lock {
+            // SAFETY: the caller's promise.
+            unsafe { host_store(host, new) };
+            return Ok(result);
+        }
+        // SAFETY: the caller's promise.
+        let seen = unsafe { host_cmpxchg(host, old, new) };
+        if seen == old {
+            return Ok(result);
+        }
+        old = seen;
+    }
+}
+
+/// The largest device access within `len` bytes.
+fn piece_size(len: usize) -> Option<IoSize> {
+    match len {
+        0 => None,
+        1 => Some(IoSize::Byte),
+        2..=3 => Some(IoSize::Word),
+        4..=7 => Some(IoSize::Dword),
+        _ => Some(IoSize::Qword),
+    }
+}
+
+/// Calls `each` for the part of `len` bytes in each page, in order, with its address and its range.
+fn for_pieces(ea: Ea, len: usize, mut each: impl FnMut(Ea, std::ops::Range<usize>) -> Exec) -> Exec {
+    let mut done = 0;
+    while done < len {
+        let at = ea.plus(done as u64);
+        let room = (PAGE_SIZE - (at.la & (PAGE_SIZE - 1))) as usize;
+        let end = len.min(done + room);
+        each(at, done..end)?;
+        done = end;
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `host` must be valid for `out.len()` bytes.
+unsafe fn copy_from_guest(host: *const u8, out: &mut [u8]) {
+    // SAFETY: the caller's promise. Data of the machine's widths are read in one access each, as a guest expects.
+    unsafe {
+        match out.len() {
+            2 => out.copy_from_slice(&host_load::<u16>(host).to_le_bytes()),
+            4 => out.copy_from_slice(&host_load::<u32>(host).to_le_bytes()),
+            8 => out.copy_from_slice(&host_load::<u64>(host).to_le_bytes()),
+            _ => std::ptr::copy(host, out.as_mut_ptr(), out.len()),
+        }
+    }
+}
+
+/// # Safety
+/// `host` must be valid for `data.len()` bytes.
+unsafe fn copy_to_guest(host: *mut u8, data: &[u8]) {
+    // SAFETY: as in `copy_from_guest`.
+    unsafe {
+        match *data {
+            [a, b] => host_store(host, u16::from_le_bytes([a, b])),
+            [a, b, c, d] => host_store(host, u32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => host_store(host, u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+            _ => std::ptr::copy(data.as_ptr(), host, data.len()),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What several threads may touch of a software VM: requests to its vCPUs, and the memory map.
+//!
+//! A vCPU in guest code looks at its request word every thousand instructions or so, never in the middle of one. A
+//! requester that must know when the vCPU has seen a change waits in [`VcpuShared::settle`].
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use accel_api::{CodeObserver, Kick, PageFlag, PageFlags};
+
+use crate::{CodeMap, MemoryMap};
+
+/// Bits of a vCPU's request word.
+pub mod request {
+    /// Leave `run`.
+    pub const KICK: u32 = 1;
+    /// The interrupt inbox has something new.
+    pub const INTERRUPT: u32 = 2;
+    /// Pages of decoded code were written: [`super::VcpuShared::take_stale_pages`].
+    pub const CODE: u32 = 4;
+    /// The dirty flags were cleared, or somebody decodes new code: stores must ask again.
+    pub const WRITES: u32 = 8;
+    /// The memory map changed.
+    pub const REMAP: u32 = 16;
+}
+
+/// The part of a vCPU that other threads use.
+#[derive(Debug, Default)]
+pub struct VcpuShared {
+    requests: AtomicU32,
+    stale_pages: Mutex<Vec<usize>>,
+    watched_pages: Mutex<Vec<usize>>,
+    /// In guest code, so that requests take effect only once it looks.
+    running: AtomicBool,
+    /// Counts the times the vCPU looked.
+    looks: AtomicU64,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+impl VcpuShared {
+    /// Asks for something ([`request`]); wakes the vCPU if it sleeps. Never blocks on guest code.
+    pub fn post(&self, bits: u32) {
+        let before = self.requests.fetch_or(bits, Ordering::SeqCst);
+        if before & bits != bits {
+            // The sleeper checks the word with this lock held, so it cannot miss the notification.
+            let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            self.wake.notify_all();
+        }
+    }
+
+    /// The request word, left as it is.
+    #[inline(always)]
+    pub fn requested(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Takes all requests.
+    pub fn take(&self) -> u32 {
+        self.looks.fetch_add(1, Ordering::SeqCst);
+        self.requests.swap(0, Ordering::SeqCst)
+    }
+
+    /// Sleeps until something is requested or `timeout` passes.
+    pub fn sleep(&self, timeout: Option<Duration>) {
+        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.requests.load(Ordering::SeqCst) == 0 {
+            match timeout {
+                None => guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Some(limit) => {
+                    let _ = self.wake.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Tells that the vCPU enters or leaves guest code.
+    pub fn set_running(&self, running: bool) {
+        self.running.store(running, Ordering::SeqCst);
+    }
+
+    /// Waits until the vCPU has looked at what was posted before, or is outside guest code, where it will look before
+    /// it goes in.
+    pub fn settle(&self) {
+        let before = self.looks.load(Ordering::SeqCst);
+        while self.running.load(Ordering::SeqCst) && self.looks.load(Ordering::SeqCst) == before {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Pages whose decoded form is stale, since the last call.
+    pub fn take_stale_pages(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.stale_pages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Pages that somebody else decoded, since the last call: stores to them must ask.
+    pub fn take_watched_pages(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.watched_pages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn push(&self, list: &Mutex<Vec<usize>>, page: usize, bit: u32) {
+        let mut pages = list.lock().unwrap_or_else(PoisonError::into_inner);
+        if pages.last() != Some(&page) {
+            pages.push(page);
+        }
+        drop(pages);
+        self.post(bit);
+    }
+}
+
+impl Kick for VcpuShared {
+    fn kick(&self) {
+        self.post(request::KICK);
+    }
+}
+
+/// The part of a VM that its vCPUs share.
+#[derive(Debug)]
+pub struct VmShared {
+    /// Decoded lines.
+    pub code: CodeMap,
+    /// Flags of the RAM's pages.
+    pub flags: Arc<PageFlags>,
+    /// One entry a vCPU, by id.
+    pub vcpus: Vec<Arc<VcpuShared>>,
+    /// Held by locked accesses that one host instruction cannot do: across a page boundary, or to a device.
+    pub split_lock: Mutex<()>,
+    map: RwLock<Arc<MemoryMap>>,
+}
+
+impl VmShared {
+    /// A VM of `vcpus` vCPUs with no memory mapped.
+    pub fn new(flags: Arc<PageFlags>, vcpus: u32) -> Arc<Self> {
+        let shared = Arc::new(Self {
+            code: CodeMap::new(flags.pages()),
+            vcpus: (0..vcpus).map(|_| Arc::new(VcpuShared::default())).collect(),
+            split_lock: Mutex::new(()),
+            map: RwLock::default(),
+            flags,
+        });
+        let observer = Arc::downgrade(&shared);
+        shared.flags.observe_code(observer);
+        shared
+    }
+
+    /// The current memory map.
+    pub fn map(&self) -> Arc<MemoryMap> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the memory map by what `change` makes of it; when it returns every vCPU uses the new one.
+    ///
+    /// # Errors
+    /// Those of `change`; the map is then as before.
+    pub fn remap<E>(&self, change: impl FnOnce(&MemoryMap) -> Result<MemoryMap, E>) -> Result<(), E> {
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        *map = Arc::new(change(&map)?);
+        drop(map);
+        self.post_all(request::REMAP);
+        self.vcpus.iter().for_each(|v| v.settle());
+        Ok(())
+    }
+
+    /// Posts a request to every vCPU.
+    pub fn post_all(&self, bits: u32) {
+        self.vcpus.iter().for_each(|v| v.post(bits));
+    }
+
+    /// Decoded code of `page` is stale: forgets the page and tells every vCPU but `writer`, which looks after itself.
+    pub fn code_stale(&self, page: usize, writer: Option<usize>) {
+        self.flags.clear(page, PageFlag::CODE);
+        self.code.clear(page);
+        for (id, vcpu) in self.vcpus.iter().enumerate() {
+            if Some(id) != writer {
+                vcpu.push(&vcpu.stale_pages, page, request::CODE);
+            }
+        }
+    }
+
+    /// vCPU `reader` decodes code of `page` for the first time: the others' stores to it must ask from now on.
+    pub fn code_watched(&self, page: usize, reader: usize) {
+        for (id, vcpu) in self.vcpus.iter().enumerate() {
+            if id != reader {
+                vcpu.push(&vcpu.watched_pages, page, request::WRITES);
+            }
+        }
+    }
+}
+
+impl CodeObserver for VmShared {
+    fn code_written(&self, page: usize) {
+        self.code_stale(page, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_early_request_is_not_lost() {
+        let v = VcpuShared::default();
+        v.kick();
+        v.sleep(None);
+        assert_eq!(v.take(), request::KICK);
+        assert_eq!(v.take(), 0);
+    }
+
+    #[test]
+    fn a_request_wakes_the_sleeper() {
+        let v = Arc::new(VcpuShared::default());
+        let other = v.clone();
+        let sleeper = std::thread::spawn(move || {
+            other.sleep(None);
+            other.take()
+        });
+        std::thread::sleep(Duration::from_millis(5));
+        v.post(request::INTERRUPT);
+        assert_eq!(sleeper.join().unwrap(), request::INTERRUPT);
+    }
+
+    #[test]
+    fn dma_into_code_makes_it_stale_for_every_vcpu() {
+        let flags = Arc::new(PageFlags::new(4));
+        let vm = VmShared::new(flags.clone(), 2);
+        vm.code.add(3, 1);
+        flags.set(3, PageFlag::CODE);
+        flags.mark_written(3 * 4096, 1);
+        for vcpu in &vm.vcpus {
+            assert_eq!(vcpu.take(), request::CODE);
+            assert_eq!(vcpu.take_stale_pages(), [3]);
+        }
+        assert_eq!(vm.code.get(3), 0);
+    }
+}

@@ -1,0 +1,106 @@
+//! Between the working state and the neutral one.
+
+use accel_api::{ControlRegs, CpuState, DebugRegs, Events, FpuState, Segments};
+
+use crate::cpu::seg;
+use crate::mode::bits;
+use crate::{Cpu, Tlb};
+
+impl Cpu {
+    /// Replaces the whole state but the local APIC's.
+    pub fn load_state(&mut self, state: &CpuState) {
+        let CpuState {
+            gpr,
+            rip,
+            rflags,
+            segments,
+            gdtr,
+            idtr,
+            control,
+            debug,
+            fpu,
+            msrs,
+            events,
+            mp,
+            lapic: _,
+            tsc_offset,
+        } = state;
+        let Segments { es, cs, ss, ds, fs, gs, ldtr, tr } = segments;
+        let ControlRegs { cr0, cr2, cr3, cr4, xcr0 } = control;
+        let DebugRegs { dr, dr6, dr7 } = debug;
+        let Events { injected, interrupt_shadow, nmi_pending, nmi_masked } = events;
+        self.gpr = *gpr;
+        self.rip = *rip;
+        self.next_rip = *rip;
+        self.segs = [*es, *cs, *ss, *ds, *fs, *gs];
+        (self.ldtr, self.tr, self.gdtr, self.idtr) = (*ldtr, *tr, *gdtr, *idtr);
+        (self.cr0, self.cr2, self.cr3, self.cr4, self.xcr0) = (*cr0, *cr2, *cr3, *cr4, *xcr0);
+        (self.dr, self.dr6, self.dr7) = (*dr, *dr6, *dr7);
+        self.vector.0 = fpu.ymm;
+        self.fpu = fpu.clone();
+        self.set_mxcsr(fpu.mxcsr);
+        self.msrs = msrs.clone();
+        self.efer = msrs.efer;
+        self.injected = *injected;
+        self.shadow = *interrupt_shadow;
+        self.nmi_pending = *nmi_pending;
+        self.nmi_masked = *nmi_masked;
+        self.mp = *mp;
+        self.tsc_offset = *tsc_offset;
+        self.system_flags = 0;
+        self.set_rflags(*rflags);
+        // Code decoded before stays valid: it is keyed by its bytes' place in RAM, not by this state.
+        self.tlb.flush_all();
+        self.update_mode();
+    }
+
+    /// The whole state but the local APIC's, whose place in `state` is left alone.
+    pub fn save_state(&self, state: &mut CpuState) {
+        let [es, cs, ss, ds, fs, gs] = self.segs;
+        state.gpr = self.gpr;
+        state.rip = self.rip;
+        state.rflags = self.rflags();
+        state.segments = Segments { es, cs, ss, ds, fs, gs, ldtr: self.ldtr, tr: self.tr };
+        (state.gdtr, state.idtr) = (self.gdtr, self.idtr);
+        state.control =
+            ControlRegs { cr0: self.cr0, cr2: self.cr2, cr3: self.cr3, cr4: self.cr4, xcr0: self.xcr0 };
+        state.debug = DebugRegs { dr: self.dr, dr6: self.dr6, dr7: self.dr7 };
+        state.fpu = FpuState { ymm: self.vector.0, ..self.fpu.clone() };
+        state.msrs = self.msrs.clone();
+        state.msrs.efer = self.efer;
+        state.events = Events {
+            injected: self.injected,
+            interrupt_shadow: self.shadow,
+            nmi_pending: self.nmi_pending,
+            nmi_masked: self.nmi_masked,
+        };
+        state.mp = self.mp;
+        state.tsc_offset = self.tsc_offset;
+    }
+
+    /// Loads MXCSR. While guest code runs the caller also loads the host's ([`crate::exec::host_mxcsr`]).
+    pub fn set_mxcsr(&mut self, value: u32) {
+        const MASKS: u32 = 0x1f80;
+        self.fpu.mxcsr = value;
+        self.sse_unmasked = value & MASKS != MASKS;
+    }
+
+    /// Whether CR4.OSXMMEXCPT tells that the guest handles #XM.
+    pub fn handles_xm(&self) -> bool {
+        self.cr4 & bits::CR4_OSXMMEXCPT != 0
+    }
+
+    /// Forgets all translations and makes a fresh start with the memory map.
+    pub fn remap(&mut self) {
+        self.map = self.vm.map();
+        let generation = self.tlb.fetch_generation;
+        self.tlb = Tlb::default();
+        self.tlb.fetch_generation = generation + 1;
+        self.update_data_tlb();
+    }
+
+    /// Selector of CS, for messages.
+    pub fn code_selector(&self) -> u16 {
+        self.segs[seg::CS].selector
+    }
+}

@@ -1,0 +1,335 @@
+//! Soft TLB: what the page walk found, in the form the load and store paths want.
+//!
+//! * One table of direct-mapped entries for each way memory can be accessed ([`TlbMode`]); the current one is chosen
+//!   when the privilege changes, so an entry needs no permission bits.
+//! * A tag is the linear address of the page when the access is allowed, and one that cannot match in its slot when it
+//!   is not. `address ^ tag` is then the page offset on a hit and large on a miss, and comparing it with
+//!   `4096 - size` checks tag, permission and page crossing at once.
+//! * A write tag stands only once the page's D bit and `DIRTY` flag are set and nobody holds decoded code of the page.
+
+/// Entries in each table; a power of two.
+pub const TLB_ENTRIES: usize = 1024;
+/// Entries in the fetch table; a power of two.
+const FETCH_ENTRIES: usize = 256;
+
+/// How data is accessed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TlbMode {
+    /// Supervisor, may touch user pages.
+    Supervisor = 0,
+    /// User.
+    User = 1,
+    /// Supervisor under SMAP with AC clear.
+    SupervisorOnly = 2,
+}
+
+const MODES: usize = 3;
+
+/// One translation, for loads and stores.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug)]
+pub struct TlbEntry {
+    /// Page address if loads hit.
+    pub read_tag: u64,
+    /// Page address if stores hit.
+    pub write_tag: u64,
+    /// Host address less guest linear address.
+    pub addend: u64,
+    /// RAM page index.
+    pub page: u64,
+}
+
+/// One translation, for instruction fetch.
+#[derive(Clone, Copy, Debug)]
+pub struct FetchEntry {
+    tag: u64,
+    /// Host address of the page.
+    pub host: *const u8,
+    /// RAM page index.
+    pub page: usize,
+}
+
+/// What a new entry is to say.
+#[derive(Clone, Copy, Debug)]
+pub struct Translation {
+    /// Host address of the page.
+    pub host: *mut u8,
+    /// RAM page index.
+    pub page: usize,
+    /// Stores may hit.
+    pub store: bool,
+    /// Survives a CR3 load.
+    pub global: bool,
+    /// Part of a page larger than 4 KiB.
+    pub large: bool,
+}
+
+/// The tables of one vCPU.
+#[derive(Debug)]
+pub struct Tlb {
+    data: Box<[[TlbEntry; TLB_ENTRIES]; MODES]>,
+    fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
+    /// Slots filled since the last flush, `mode << 16 | index`, so that a flush costs what was filled.
+    filled: Vec<u32>,
+    filled_global: Vec<u32>,
+    /// Linear range that entries of large pages lie in.
+    large: (u64, u64),
+    /// Changes whenever a fetch translation may have changed. Never 0.
+    pub fetch_generation: u64,
+}
+
+const PAGE_MASK: u64 = !0xfff;
+
+/// A tag that no address which selects slot `index` can match.
+const fn never(index: usize) -> u64 {
+    ((index ^ 1) as u64) << 12
+}
+
+const fn empty(index: usize) -> TlbEntry {
+    TlbEntry { read_tag: never(index), write_tag: never(index), addend: 0, page: 0 }
+}
+
+/// Lists a filled slot, keeping the list bounded.
+fn note(list: &mut Vec<u32>, key: u32) {
+    if list.len() >= 4 * MODES * TLB_ENTRIES {
+        list.sort_unstable();
+        list.dedup();
+    }
+    list.push(key);
+}
+
+/// Slot of `address` in a data table.
+#[inline(always)]
+pub const fn tlb_index(address: u64) -> usize {
+    (address >> 12) as usize & (TLB_ENTRIES - 1)
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        let mut table = [empty(0); TLB_ENTRIES];
+        for (index, entry) in table.iter_mut().enumerate() {
+            *entry = empty(index);
+        }
+        let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0 };
+        Self {
+            data: Box::new([table; MODES]),
+            fetch: Box::new([none; FETCH_ENTRIES]),
+            filled: Vec::new(),
+            filled_global: Vec::new(),
+            large: (u64::MAX, 0),
+            fetch_generation: 1,
+        }
+    }
+}
+
+impl Tlb {
+    /// First entry of the table for `mode`.
+    pub fn table(&mut self, mode: TlbMode) -> *mut TlbEntry {
+        self.data[mode as usize].as_mut_ptr()
+    }
+
+    /// The entry for `address` in the table for `mode`, hit or not.
+    #[inline(always)]
+    pub fn entry(&self, mode: TlbMode, address: u64) -> &TlbEntry {
+        &self.data[mode as usize][tlb_index(address)]
+    }
+
+    /// Remembers a translation of the page of `address`.
+    pub fn fill(&mut self, mode: TlbMode, address: u64, to: &Translation) {
+        let index = tlb_index(address);
+        let base = address & PAGE_MASK;
+        let slot = &mut self.data[mode as usize][index];
+        let fresh = slot.read_tag == never(index) && slot.write_tag == never(index);
+        *slot = TlbEntry {
+            read_tag: base,
+            write_tag: if to.store { base } else { never(index) },
+            addend: (to.host as u64).wrapping_sub(base),
+            page: to.page as u64,
+        };
+        let key = (mode as u32) << 16 | index as u32;
+        // A slot may be in both lists when a global translation replaces another: flushing it early is harmless, late
+        // is not, so a non-global one is always listed.
+        match (to.global, fresh) {
+            (true, true) => note(&mut self.filled_global, key),
+            (true, false) => {}
+            (false, _) => note(&mut self.filled, key),
+        }
+        if to.large {
+            self.large = (self.large.0.min(base), self.large.1.max(base));
+        }
+    }
+
+    /// The fetch translation of the page of `address`, if remembered.
+    #[inline(always)]
+    pub fn fetch(&self, address: u64, user: bool) -> Option<&FetchEntry> {
+        let entry = &self.fetch[(address >> 12) as usize & (FETCH_ENTRIES - 1)];
+        (entry.tag == (address & PAGE_MASK | user as u64)).then_some(entry)
+    }
+
+    /// Remembers a fetch translation.
+    pub fn fill_fetch(&mut self, address: u64, user: bool, to: &Translation) {
+        let tag = address & PAGE_MASK | user as u64;
+        self.fetch[(address >> 12) as usize & (FETCH_ENTRIES - 1)] =
+            FetchEntry { tag, host: to.host, page: to.page };
+        if to.large {
+            self.large = (self.large.0.min(tag & PAGE_MASK), self.large.1.max(tag & PAGE_MASK));
+        }
+    }
+
+    /// Forgets everything.
+    pub fn flush_all(&mut self) {
+        let mut global = std::mem::take(&mut self.filled_global);
+        self.drop_slots(&global);
+        global.clear();
+        self.filled_global = global;
+        self.large = (u64::MAX, 0);
+        self.flush_non_global();
+    }
+
+    /// Forgets all but global translations (CR3 load, Intel SDM vol. 3, 4.10.4.1).
+    pub fn flush_non_global(&mut self) {
+        let mut filled = std::mem::take(&mut self.filled);
+        self.drop_slots(&filled);
+        filled.clear();
+        self.filled = filled;
+        self.flush_fetch();
+    }
+
+    /// Forgets the page of `address` (INVLPG). If it may be part of a large page, everything goes: its pieces are
+    /// spread over the tables.
+    pub fn flush_page(&mut self, address: u64) {
+        let base = address & PAGE_MASK;
+        let (low, high) = self.large;
+        // The bounds are of 4 KiB pieces; the page around them may reach 1 GiB further.
+        const GIB: u64 = 1 << 30;
+        if low <= high && base >= low & !(GIB - 1) && base <= high | (GIB - 1) {
+            self.flush_all();
+            return;
+        }
+        let index = tlb_index(address);
+        for table in self.data.iter_mut() {
+            if table[index].read_tag == base || table[index].write_tag == base {
+                table[index] = empty(index);
+            }
+        }
+        self.flush_fetch();
+    }
+
+    /// Makes every store ask again.
+    pub fn drop_write_tags(&mut self) {
+        for key in self.filled.iter().chain(&self.filled_global) {
+            let (mode, index) = ((key >> 16) as usize, (key & 0xffff) as usize);
+            self.data[mode][index].write_tag = never(index);
+        }
+    }
+
+    /// Makes stores to RAM page `page` ask again; true if some could hit until now.
+    pub fn drop_write_tags_of(&mut self, page: usize) -> bool {
+        let mut found = false;
+        for key in self.filled.iter().chain(&self.filled_global) {
+            let (mode, index) = ((key >> 16) as usize, (key & 0xffff) as usize);
+            let entry = &mut self.data[mode][index];
+            if entry.page == page as u64 && entry.write_tag != never(index) {
+                entry.write_tag = never(index);
+                found = true;
+            }
+        }
+        found
+    }
+
+    fn flush_fetch(&mut self) {
+        for entry in self.fetch.iter_mut() {
+            entry.tag = u64::MAX;
+        }
+        self.fetch_generation += 1;
+    }
+
+    fn drop_slots(&mut self, keys: &[u32]) {
+        for key in keys {
+            let (mode, index) = ((key >> 16) as usize, (key & 0xffff) as usize);
+            self.data[mode][index] = empty(index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hit(tlb: &Tlb, mode: TlbMode, address: u64) -> (bool, bool) {
+        let e = tlb.entry(mode, address);
+        (address ^ e.read_tag < 4096, address ^ e.write_tag < 4096)
+    }
+
+    fn to(page: usize, store: bool, global: bool, large: bool) -> Translation {
+        Translation { host: std::ptr::without_provenance_mut(0x10000), page, store, global, large }
+    }
+
+    #[test]
+    fn nothing_hits_an_empty_table() {
+        let tlb = Tlb::default();
+        for bits in [0, 0xfff, 0x1000, !0xfff, u64::MAX, 1 << 47, 0x8000_0000_0000_0000] {
+            for page in 0..4u64 {
+                assert_eq!(hit(&tlb, TlbMode::User, bits ^ page << 12), (false, false), "{bits:#x} {page}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cr3_load_keeps_global_pages_only() {
+        let mut tlb = Tlb::default();
+        tlb.fill(TlbMode::Supervisor, 0x5000, &to(1, true, false, false));
+        tlb.fill(TlbMode::Supervisor, 0x6000, &to(2, false, true, false));
+        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x5fff), (true, true));
+        assert_eq!(hit(&tlb, TlbMode::User, 0x5fff), (false, false));
+        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x6000), (true, false));
+        tlb.flush_non_global();
+        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x5fff), (false, false));
+        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x6000), (true, false));
+        tlb.flush_all();
+        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x6000), (false, false));
+    }
+
+    #[test]
+    fn a_non_global_page_in_a_global_slot_goes_with_cr3() {
+        let mut tlb = Tlb::default();
+        tlb.fill(TlbMode::User, 0x5000, &to(1, true, true, false));
+        tlb.fill(TlbMode::User, 0x5000 + ((TLB_ENTRIES as u64) << 12), &to(2, true, false, false));
+        tlb.flush_non_global();
+        assert_eq!(hit(&tlb, TlbMode::User, 0x5000 + ((TLB_ENTRIES as u64) << 12)), (false, false));
+        // And the other way round: a global page in a slot already listed must go with a full flush.
+        tlb.fill(TlbMode::User, 0x5000, &to(1, true, false, false));
+        tlb.fill(TlbMode::User, 0x5000, &to(1, true, true, false));
+        tlb.flush_all();
+        assert_eq!(hit(&tlb, TlbMode::User, 0x5000), (false, false));
+    }
+
+    #[test]
+    fn invlpg_drops_all_pieces_of_a_large_page() {
+        let mut tlb = Tlb::default();
+        tlb.fill(TlbMode::User, 0x20_0000, &to(1, true, false, true));
+        tlb.fill(TlbMode::User, 0x20_1000, &to(2, true, false, true));
+        tlb.flush_page(0x3f_f000);
+        assert_eq!(hit(&tlb, TlbMode::User, 0x20_0000), (false, false));
+        assert_eq!(hit(&tlb, TlbMode::User, 0x20_1000), (false, false));
+    }
+
+    #[test]
+    fn watched_pages_lose_their_write_tag() {
+        let mut tlb = Tlb::default();
+        tlb.fill(TlbMode::User, 0x5000, &to(7, true, false, false));
+        assert!(!tlb.drop_write_tags_of(8));
+        assert!(tlb.drop_write_tags_of(7) && !tlb.drop_write_tags_of(7));
+        assert_eq!(hit(&tlb, TlbMode::User, 0x5000), (true, false));
+    }
+
+    #[test]
+    fn fetch_entries_know_the_privilege() {
+        let mut tlb = Tlb::default();
+        tlb.fill_fetch(0x7123, true, &to(3, false, false, false));
+        assert!(tlb.fetch(0x7fff, true).is_some() && tlb.fetch(0x7fff, false).is_none());
+        let generation = tlb.fetch_generation;
+        tlb.flush_page(0x7000);
+        assert!(tlb.fetch(0x7fff, true).is_none() && tlb.fetch_generation != generation);
+    }
+}
