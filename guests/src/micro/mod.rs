@@ -118,7 +118,6 @@ mod tests {
         }
     }
 
-    /// The chained compression against itself done by hand: one step from FIPS 180-4's initial value.
     #[test]
     fn models_depend_on_their_count() {
         for micro in all() {

@@ -3,7 +3,7 @@
 const LCG_MUL: u64 = 6_364_136_223_846_793_005;
 const LCG_ADD: u64 = 1_442_695_040_888_963_407;
 
-/// Physical address of the guests' work area: node pointers of `memory` are not in its checksum, but its values are.
+/// Next output of the generator that the guests share (Knuth's MMIX).
 fn lcg(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(LCG_MUL).wrapping_add(LCG_ADD);
     *state
@@ -136,7 +136,7 @@ fn pagefault(n: u64) -> u64 {
         let write = i & 1 == 1;
         // Error code of the fault: P = 0, W/R (Intel SDM vol. 3, 5.7).
         sum = sum.rotate_left(1) ^ page ^ if write { 2 } else { 0 };
-        let shown = &mut pool[(page * 7 & 255) as usize];
+        let shown = &mut pool[(page * 7 % 256) as usize];
         if write {
             *shown = i;
         } else {
