@@ -4,22 +4,30 @@
 //! model of the same algorithm computes.
 
 use guests::bare::{Image, layout};
-use guests::{embedded, micro};
+use guests::initramfs::{Compression, Initramfs};
+use guests::{debian, embedded, micro};
 use iced_x86::code_asm::*;
+use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Console output and exit status (`value << 1 | 1` of the debug-exit port), or nothing without QEMU.
 fn qemu(name: &str, elf: &[u8], cmdline: &str) -> Option<(String, i32)> {
     let path = std::env::temp_dir().join(format!("gearshift-guest-{}-{name}.elf", std::process::id()));
     std::fs::write(&path, elf).unwrap();
-    let result = Command::new("timeout")
-        .args(["120", "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-M", "q35", "-m", "64"])
-        .args(["-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4", "-append", cmdline, "-kernel"])
-        .arg(&path)
-        .output();
+    let result = run(name, &["-kernel".as_ref(), path.as_os_str()], "64", cmdline);
     std::fs::remove_file(&path).unwrap();
+    result
+}
+
+fn run(name: &str, files: &[&OsStr], mebibytes: &str, cmdline: &str) -> Option<(String, i32)> {
+    let result = Command::new("timeout")
+        .args(["120", "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-M", "q35", "-m", mebibytes])
+        .args(["-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4", "-append", cmdline])
+        .args(files)
+        .stdin(Stdio::null())
+        .output();
     match result {
         Ok(output) if output.status.code() == Some(127) => skip(name),
         Ok(output) => {
@@ -32,7 +40,7 @@ fn qemu(name: &str, elf: &[u8], cmdline: &str) -> Option<(String, i32)> {
 
 #[expect(clippy::print_stderr, reason = "a test that could not run says so")]
 fn skip<T>(name: &str) -> Option<T> {
-    eprintln!("not run, no qemu-system-x86_64 here: {name}");
+    eprintln!("not run, for want of qemu-system-x86_64 or of a guest in the cache: {name}");
     None
 }
 
@@ -123,4 +131,37 @@ fn runtime_prints_numbers() {
 fn a_guest_too_large_is_refused() {
     let error = Image::new().assemble(|a, _| (0..40_000).try_for_each(|_| a.db(&[0u8; 32]))).unwrap_err();
     assert!(matches!(error, guests::bare::BuildError::TooLarge { .. }), "{error}");
+}
+
+/// The default guest, once its packages are in the cache: a command of the kernel's command line, and a script of
+/// the archive's own (here compressed), each with its status.
+#[test]
+fn debian_runs_scripts_and_powers_off() {
+    let Some(guest) = debian::cached(debian::Flavour::Cloud) else {
+        skip::<()>("debian_runs_scripts_and_powers_off");
+        return;
+    };
+    let own = Initramfs::new(&std::fs::read(&guest.busybox).unwrap())
+        .script("cat /etc/mark; echo \"pid $$\" | sed 's/pid 1$/first/'; exit 3\n")
+        .file("etc/mark", 0o644, b"from a file\n".to_vec())
+        .unwrap()
+        .build(Compression::Gzip);
+    let path = std::env::temp_dir().join(format!("gearshift-guest-{}.initrd", std::process::id()));
+    std::fs::write(&path, own).unwrap();
+    let boot = |initrd: &OsStr, more: &str| {
+        let files = ["-kernel".as_ref(), guest.kernel.as_os_str(), "-initrd".as_ref(), initrd];
+        run("debian", &files, "256", &format!("console=ttyS0 quiet {more}"))
+    };
+    let script = boot(path.as_os_str(), "");
+    std::fs::remove_file(&path).unwrap();
+    let command = boot(guest.initrd.as_os_str(), "gearshift.script=\"echo one two; ls /proc/self/comm\" x=y");
+    let (Some((script, code)), Some((command, other))) = (script, command) else { return };
+    assert_eq!((code, other), (0, 0), "{script}{command}");
+    for console in [&script, &command] {
+        assert!(console.starts_with("INIT-REACHED uptime: "), "{console}");
+        assert!(console.contains("CPUS 1\r\n"), "{console}");
+    }
+    assert!(script.contains("from a file\r\npid ") && !script.contains("first"), "{script}");
+    assert!(script.contains("GUEST-DONE status: 3\r\n"), "{script}");
+    assert!(command.contains("one two\r\n/proc/self/comm\r\nGUEST-DONE status: 0\r\n"), "{command}");
 }

@@ -33,7 +33,7 @@ pub const NAMES: [&str; LOOPS.len()] = {
 
 const FIRST_COUNT: u32 = 1024;
 /// Doubling ends here even where the TSC stands still.
-const LAST_COUNT: u32 = 1 << 30;
+const LAST_COUNT: u32 = 1 << 26;
 const NAME_WIDTH: usize = 18;
 
 pub(super) fn emit(a: &mut CodeAssembler, rt: &mut Runtime) -> Result<(), IcedError> {
