@@ -1,2 +1,77 @@
-//! Skeleton.
-fn main() {}
+//! Development tasks: `cargo xtask <task>`.
+
+mod lint;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+use guests::{debian, embedded, micro};
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of this workspace")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Obtain Debian's kernel and an initramfs through the host's apt; prints their paths
+    Fetch {
+        /// Which kernel: cloud, generic or i386
+        #[arg(long, default_value = "cloud")]
+        flavour: debian::Flavour,
+    },
+    /// Check the rules of the house that the compiler does not know
+    Lint,
+    /// Write one of our own guests, a PVH ELF, to a file
+    Guest {
+        /// "embedded" or the name of a benchmark guest
+        name: String,
+        /// Where to write it
+        out: PathBuf,
+    },
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().task {
+        Task::Fetch { flavour } => {
+            let guest = debian::fetch(flavour, &mut |line| eprintln!("{line}"))?;
+            println!("version {}", guest.version);
+            for (what, path) in
+                [("kernel", guest.kernel), ("initrd", guest.initrd), ("busybox", guest.busybox)]
+            {
+                println!("{what} {}", path.display());
+            }
+        }
+        Task::Lint => {
+            let findings = lint::run()?;
+            for finding in &findings {
+                println!("{finding}");
+            }
+            if !findings.is_empty() {
+                eprintln!("{} finding(s)", findings.len());
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Guest { name, out } => {
+            let elf = guest(&name)?;
+            fs::write(&out, elf).with_context(|| format!("cannot write {}", out.display()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn guest(name: &str) -> Result<&'static [u8]> {
+    if name == "embedded" {
+        return Ok(embedded::ELF);
+    }
+    let Some(program) = micro::find(name) else {
+        let names: Vec<_> = micro::all().map(|program| program.name).collect();
+        bail!("no guest is called {name:?}; there are embedded, {}", names.join(", "));
+    };
+    Ok(program.elf)
+}
