@@ -334,7 +334,7 @@ impl Lapic {
     #[inline]
     pub fn pending_vector(&mut self) -> Option<u8> {
         self.pull();
-        self.irr.highest().filter(|vector| *vector > self.ppr)
+        self.irr.highest().filter(|vector| vector >> 4 > self.ppr >> 4)
     }
 
     /// True if an interrupt waits that a CPU with RFLAGS.IF = 1 takes: for HLT and for STI, IRET and POPF.
