@@ -26,6 +26,7 @@ mod mode;
 mod operand;
 
 pub mod shared;
+pub mod soft;
 mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -403,6 +403,17 @@ impl Cpu {
         (u128::from(tsc) * 1_000_000 / khz) as u64
     }
 
+    /// The host TSC at which a timer of the local APIC is due.
+    pub fn deadline_tsc(&self, deadline: crate::lapic::TimerDeadline) -> u64 {
+        match deadline {
+            crate::lapic::TimerDeadline::Tsc(tsc) => tsc.wrapping_sub(self.tsc_offset),
+            crate::lapic::TimerDeadline::Ns(ns) => {
+                let ticks = (u128::from(ns) * u128::from(self.model.tsc_khz)).div_ceil(1_000_000);
+                u64::try_from(ticks).unwrap_or(u64::MAX)
+            }
+        }
+    }
+
     fn bus_read(&mut self, gpa: u64, out: &mut [u8]) {
         let mut at = gpa;
         let mut rest = out;
