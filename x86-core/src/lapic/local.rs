@@ -289,10 +289,11 @@ impl Lapic {
         std::mem::take(&mut self.init)
     }
 
-    /// The vector of a start-up message, once. A CPU that does not wait for one has to drop it.
+    /// The vector of a start-up message, once. A CPU that does not wait for one has to drop it. Nothing comes out
+    /// before the INIT in front of it was taken: both may arrive between a call of [`Self::take_init`] and this.
     pub fn take_sipi(&mut self) -> Option<u8> {
         self.pull();
-        self.sipi.take()
+        if self.init { None } else { self.sipi.take() }
     }
 
     /// True if an NMI waits.
