@@ -1,0 +1,713 @@
+//! The pair of 8259A interrupt controllers (Intel 8259A datasheet, order 231468; ICH9 datasheet 5.8).
+//!
+//! 1. Sixteen inputs: the master's IR0..7 are IRQ 0..7, the slave's are IRQ 8..15, the slave's INT goes to the
+//!    master's IR2. Ports 0x20/0x21 and 0xa0/0xa1.
+//! 2. An *edge* input latches its request on the rising edge; a *level* input requests while it is asserted. Which
+//!    is which stands in the ELCR (0x4d0/0x4d1), one bit an input; as in the ICH, ICW1's LTIM is ignored.
+//! 3. A chip asks for service when a request that is not masked has a higher priority than everything in service.
+//!    The master's wish is the INTR wire. The processor answers with an INTA cycle, [`Pic::ack`], which moves the
+//!    request from IRR to ISR and gives the vector; a request that has gone by then gives the spurious IRQ 7 or 15.
+//!
+//! DEVNOTE: on silicon a latched edge is forgotten if the input falls before INTA. Here it stays latched, as in
+//! other machine models: the vCPU may be scheduled out in between, and the interrupt would be lost for a reason
+//! the guest cannot see. Buffered mode and the 8080 vector format have no meaning on a PC and are accepted silently.
+
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use crate::seams::{IrqLine, PioDevice, Snapshot};
+use crate::util::{lock, read_bytes, write_bytes};
+
+/// Inputs that may be made level-triggered, master and slave (ICH9 13.4.10): not the timer, keyboard, cascade,
+/// RTC and FPU.
+const ELCR_WRITABLE: [u8; 2] = [0xf8, 0xde];
+const CASCADE: u8 = 2;
+
+const ICW1: u8 = 0x10;
+const ICW1_IC4: u8 = 0x01;
+const ICW1_SINGLE: u8 = 0x02;
+const ICW4_AEOI: u8 = 0x02;
+const ICW4_SFNM: u8 = 0x10;
+const OCW3: u8 = 0x08;
+
+/// Which word the next write to the odd port is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InitStep {
+    /// Never initialised: INTR stays low.
+    #[default]
+    Reset,
+    /// ICW2 comes next.
+    Icw2,
+    /// ICW3 comes next.
+    Icw3,
+    /// ICW4 comes next.
+    Icw4,
+    /// Initialised: OCW1.
+    Ready,
+}
+
+/// One 8259A.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChipState {
+    /// Inputs as they are driven now.
+    pub lines: u8,
+    /// Edges latched and not yet served.
+    pub edges: u8,
+    /// In-service register.
+    pub isr: u8,
+    /// Interrupt mask register.
+    pub imr: u8,
+    /// Level-triggered inputs.
+    pub elcr: u8,
+    /// ICW1 as last written.
+    pub icw1: u8,
+    /// Vector of IR0: ICW2, low three bits clear.
+    pub base: u8,
+    /// ICW3 as last written.
+    pub icw3: u8,
+    /// ICW4 as last written.
+    pub icw4: u8,
+    /// Place in the initialisation sequence.
+    pub step: InitStep,
+    /// Input with the lowest priority, 0..=7; the one after it has the highest.
+    pub lowest: u8,
+    /// Rotate on automatic EOI.
+    pub rotate_aeoi: bool,
+    /// Special mask mode.
+    pub special_mask: bool,
+    /// A read of the even port gives ISR, not IRR.
+    pub read_isr: bool,
+    /// The next read is a poll.
+    pub poll: bool,
+}
+
+impl ChipState {
+    fn new() -> Self {
+        Self { lowest: 7, ..Self::default() }
+    }
+
+    fn irr(&self) -> u8 {
+        (self.lines & self.elcr) | (self.edges & !self.elcr)
+    }
+
+    fn set_line(&mut self, n: u8, level: bool) {
+        let bit = 1 << n;
+        if level {
+            self.edges |= bit & !self.lines;
+            self.lines |= bit;
+        } else {
+            self.lines &= !bit;
+        }
+    }
+
+    /// Rank of the highest-priority bit of `set`: 0 is first, 8 none.
+    fn rank(&self, set: u8) -> u8 {
+        (0..8).find(|r| set & self.bit_of_rank(*r) != 0).unwrap_or(8)
+    }
+
+    fn bit_of_rank(&self, rank: u8) -> u8 {
+        1 << self.input_of_rank(rank)
+    }
+
+    fn input_of_rank(&self, rank: u8) -> u8 {
+        (self.lowest + 1 + rank) & 7
+    }
+
+    /// The input that wants service now (8259A "Fully Nested Mode", "Special Mask Mode").
+    fn pending(&self, master: bool) -> Option<u8> {
+        if self.step != InitStep::Ready {
+            return None;
+        }
+        let mut in_service = self.isr;
+        if self.special_mask {
+            in_service &= !self.imr;
+        }
+        // Special fully nested mode: a slave in service may interrupt again.
+        if master && self.icw4 & ICW4_SFNM != 0 {
+            in_service &= !(1 << CASCADE);
+        }
+        let rank = self.rank(self.irr() & !self.imr);
+        (rank < self.rank(in_service)).then(|| self.input_of_rank(rank))
+    }
+
+    /// The second INTA pulse (or a poll read) for input `n`.
+    fn serve(&mut self, n: u8) {
+        let bit = 1 << n;
+        self.edges &= !bit;
+        if self.icw4 & ICW4_AEOI == 0 {
+            self.isr |= bit;
+        } else if self.rotate_aeoi {
+            self.lowest = n;
+        }
+    }
+
+    /// Returns what the poll byte reads as (8259A "Poll Command").
+    fn poll(&mut self, master: bool) -> u8 {
+        self.poll = false;
+        match self.pending(master) {
+            Some(n) => {
+                self.serve(n);
+                0x80 | n
+            }
+            None => 0,
+        }
+    }
+
+    fn write_command(&mut self, value: u8) {
+        if value & ICW1 != 0 {
+            // 8259A "Initialization Command Words 1 and 2", items a to f.
+            *self = Self {
+                lines: self.lines,
+                elcr: self.elcr,
+                base: self.base,
+                icw3: self.icw3,
+                icw1: value,
+                step: InitStep::Icw2,
+                ..Self::new()
+            };
+        } else if value & OCW3 != 0 {
+            match value >> 5 & 3 {
+                2 => self.special_mask = false,
+                3 => self.special_mask = true,
+                _ => {}
+            }
+            match value & 3 {
+                2 => self.read_isr = false,
+                3 => self.read_isr = true,
+                _ => {}
+            }
+            self.poll = value & 0x04 != 0;
+        } else {
+            self.write_ocw2(value);
+        }
+    }
+
+    /// 8259A figure 8, "Operation Command Word Format", OCW2.
+    fn write_ocw2(&mut self, value: u8) {
+        let n = value & 7;
+        match value >> 5 {
+            0 => self.rotate_aeoi = false,
+            4 => self.rotate_aeoi = true,
+            command @ (1 | 5) => {
+                // In special mask mode the masked levels are hidden from the non-specific EOI.
+                let seen = if self.special_mask { self.isr & !self.imr } else { self.isr };
+                let rank = self.rank(seen);
+                if rank < 8 {
+                    let n = self.input_of_rank(rank);
+                    self.isr &= !(1 << n);
+                    if command == 5 {
+                        self.lowest = n;
+                    }
+                }
+            }
+            3 => self.isr &= !(1 << n),
+            7 => {
+                self.isr &= !(1 << n);
+                self.lowest = n;
+            }
+            6 => self.lowest = n,
+            _ => {}
+        }
+    }
+
+    fn write_data(&mut self, value: u8) {
+        let after_icw3 = if self.icw1 & ICW1_IC4 != 0 { InitStep::Icw4 } else { InitStep::Ready };
+        match self.step {
+            InitStep::Icw2 => {
+                self.base = value & 0xf8;
+                self.step = if self.icw1 & ICW1_SINGLE != 0 { after_icw3 } else { InitStep::Icw3 };
+            }
+            InitStep::Icw3 => {
+                self.icw3 = value;
+                self.step = after_icw3;
+            }
+            InitStep::Icw4 => {
+                self.icw4 = value & 0x1f;
+                self.step = InitStep::Ready;
+            }
+            InitStep::Reset | InitStep::Ready => self.imr = value,
+        }
+    }
+
+    fn sanitise(&mut self, chip: usize) {
+        self.lowest &= 7;
+        self.base &= 0xf8;
+        self.elcr &= ELCR_WRITABLE[chip];
+    }
+}
+
+/// State of both chips.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PicState {
+    /// IRQ 0..7.
+    pub master: ChipState,
+    /// IRQ 8..15.
+    pub slave: ChipState,
+}
+
+impl PicState {
+    fn new() -> Self {
+        Self { master: ChipState::new(), slave: ChipState::new() }
+    }
+
+    fn chip(&mut self, slave: bool) -> &mut ChipState {
+        if slave { &mut self.slave } else { &mut self.master }
+    }
+
+    /// Carries the slave's INT to the master's IR2.
+    fn cascade(&mut self) {
+        let wants = self.slave.pending(false).is_some();
+        self.master.set_line(CASCADE, wants);
+    }
+
+    /// The slave drops INT while it is being served and raises it anew for the next request: an edge.
+    fn serve_slave(&mut self, n: u8) {
+        self.slave.serve(n);
+        self.master.set_line(CASCADE, false);
+    }
+
+    fn ack(&mut self) -> Option<u8> {
+        if self.master.step != InitStep::Ready {
+            return None;
+        }
+        let Some(n) = self.master.pending(true) else {
+            return Some(self.master.base | 7);
+        };
+        self.master.serve(n);
+        if n != CASCADE {
+            return Some(self.master.base | n);
+        }
+        match self.slave.pending(false) {
+            Some(n) => {
+                self.serve_slave(n);
+                Some(self.slave.base | n)
+            }
+            None => Some(self.slave.base | 7),
+        }
+    }
+
+    fn read(&mut self, port: u16) -> u8 {
+        let slave = port & 0xff80 == 0x80;
+        match port {
+            0x20 | 0x21 | 0xa0 | 0xa1 => {
+                let chip = self.chip(slave);
+                if chip.poll {
+                    let byte = chip.poll(!slave);
+                    if slave && byte & 0x80 != 0 {
+                        self.master.set_line(CASCADE, false);
+                    }
+                    return byte;
+                }
+                match (port & 1, chip.read_isr) {
+                    (1, _) => chip.imr,
+                    (_, true) => chip.isr,
+                    (_, false) => chip.irr(),
+                }
+            }
+            0x4d0 => self.master.elcr,
+            0x4d1 => self.slave.elcr,
+            _ => 0xff,
+        }
+    }
+
+    fn write(&mut self, port: u16, value: u8) {
+        let slave = port & 0xff80 == 0x80;
+        match port {
+            0x20 | 0xa0 => self.chip(slave).write_command(value),
+            0x21 | 0xa1 => self.chip(slave).write_data(value),
+            0x4d0 => self.master.elcr = value & ELCR_WRITABLE[0],
+            0x4d1 => self.slave.elcr = value & ELCR_WRITABLE[1],
+            _ => {}
+        }
+    }
+}
+
+/// The 8259A pair.
+///
+/// Ports: 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1.
+#[derive(Debug)]
+pub struct Pic {
+    state: Mutex<PicState>,
+    intr: Arc<dyn IrqLine>,
+}
+
+impl Pic {
+    /// First ports of the three ranges to register, each two ports long.
+    pub const PORTS: [u16; 3] = [0x20, 0xa0, 0x4d0];
+
+    /// A pair after RESET; `intr` is the wire to the processors.
+    pub fn new(intr: Arc<dyn IrqLine>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(PicState::new()), intr })
+    }
+
+    /// Runs `f` on the state, then brings cascade and INTR up to date.
+    fn with<T>(&self, f: impl FnOnce(&mut PicState) -> T) -> T {
+        let mut state = lock(&self.state);
+        let result = f(&mut state);
+        state.cascade();
+        self.intr.set(state.master.pending(true).is_some());
+        result
+    }
+
+    /// Drives input `irq` (0..=15). IRQ 2 is the cascade and cannot be driven; higher numbers are ignored.
+    pub fn set_irq(&self, irq: u8, level: bool) {
+        match irq {
+            CASCADE | 16.. => {}
+            0..8 => self.with(|s| s.master.set_line(irq, level)),
+            8..16 => self.with(|s| s.slave.set_line(irq - 8, level)),
+        }
+    }
+
+    /// Input `irq` as a wire.
+    pub fn line(self: &Arc<Self>, irq: u8) -> Arc<dyn IrqLine> {
+        Arc::new(PicLine { pic: self.clone(), irq })
+    }
+
+    /// The INTA cycle: takes the highest request into service and returns its vector. If the request has gone,
+    /// the spurious vector (IR7 of the chip that was asked). `None` before the guest has initialised the master.
+    pub fn ack(&self) -> Option<u8> {
+        self.with(PicState::ack)
+    }
+
+    /// The level of INTR.
+    pub fn pending(&self) -> bool {
+        lock(&self.state).master.pending(true).is_some()
+    }
+}
+
+impl PioDevice for Pic {
+    fn pio_read(&self, port: u16, size: u8) -> u32 {
+        self.with(|s| read_bytes(port, size, |p| s.read(p)))
+    }
+
+    fn pio_write(&self, port: u16, size: u8, value: u32) {
+        self.with(|s| {
+            write_bytes(port, size, value, |p, v| {
+                s.write(p, v);
+                s.cascade();
+            })
+        });
+    }
+}
+
+impl Snapshot for Pic {
+    type State = PicState;
+
+    fn save(&self) -> PicState {
+        lock(&self.state).clone()
+    }
+
+    fn restore(&self, saved: &PicState) {
+        self.with(|s| {
+            *s = saved.clone();
+            s.master.sanitise(0);
+            s.slave.sanitise(1);
+        });
+    }
+
+    /// Devices keep driving their lines through a reset of the controller; so the levels are kept.
+    fn reset(&self) {
+        self.with(|s| {
+            let lines = [s.master.lines & !(1 << CASCADE), s.slave.lines];
+            *s = PicState::new();
+            [s.master.lines, s.slave.lines] = lines;
+        });
+    }
+}
+
+#[derive(Debug)]
+struct PicLine {
+    pic: Arc<Pic>,
+    irq: u8,
+}
+
+impl IrqLine for PicLine {
+    fn set(&self, level: bool) {
+        self.pic.set_irq(self.irq, level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rig, Rng, TestClock, TestLine, device_tests, pio_access};
+
+    struct PicRig(Arc<Pic>, Arc<TestLine>);
+
+    impl Rig for PicRig {
+        type Device = Pic;
+        const RESET_FORGETS: bool = false; // the levels of the lines stay
+
+        fn new(_: Arc<TestClock>) -> Self {
+            let intr = Arc::new(TestLine::default());
+            Self(Pic::new(intr.clone()), intr)
+        }
+        fn device(&self) -> &Pic {
+            &self.0
+        }
+        fn access(&self, rng: &mut Rng) -> u64 {
+            let seen = match rng.below(6) {
+                0 => self.0.ack().map_or(0x100, u64::from),
+                1 | 2 => {
+                    self.0.set_irq(rng.below(18) as u8, rng.below(2) == 0);
+                    0
+                }
+                3 if rng.below(10) == 0 => {
+                    init(&self.0, rng.pick(&[1, 3]));
+                    0
+                }
+                _ => pio_access(&*self.0, &[0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1], rng),
+            };
+            assert_eq!(self.1.level(), self.0.pending());
+            seen << 1 | u64::from(self.1.level())
+        }
+    }
+
+    device_tests!(PicRig);
+
+    fn out(p: &Pic, port: u16, v: u8) {
+        p.pio_write(port, 1, v.into());
+    }
+
+    /// The sequence of every PC firmware: vectors 0x30 and 0x38, all unmasked.
+    fn init(p: &Pic, icw4: u8) {
+        for (base, vector, icw3) in [(0x20, 0x30, 4), (0xa0, 0x38, 2)] {
+            out(p, base, 0x11);
+            out(p, base + 1, vector);
+            out(p, base + 1, icw3);
+            out(p, base + 1, icw4);
+            out(p, base + 1, 0);
+        }
+    }
+
+    fn pic() -> (Arc<Pic>, Arc<TestLine>) {
+        let rig = PicRig::new(TestClock::at(0));
+        init(&rig.0, 1);
+        (rig.0, rig.1)
+    }
+
+    fn isr(p: &Pic, base: u16) -> u8 {
+        out(p, base, 0x0b);
+        p.pio_read(base, 1) as u8
+    }
+
+    fn irr(p: &Pic, base: u16) -> u8 {
+        out(p, base, 0x0a);
+        p.pio_read(base, 1) as u8
+    }
+
+    #[test]
+    fn silent_until_initialised() {
+        let rig = PicRig::new(TestClock::at(0));
+        rig.0.set_irq(1, true);
+        assert!(!rig.1.level());
+        assert_eq!(rig.0.ack(), None);
+        // "Initialization Command Words", item a: an input must rise after ICW1 to be seen.
+        init(&rig.0, 1);
+        assert!(!rig.1.level());
+        rig.0.set_irq(1, false);
+        rig.0.set_irq(1, true);
+        assert!(rig.1.level());
+    }
+
+    #[test]
+    fn edge_is_latched_and_served_once() {
+        let (p, intr) = pic();
+        p.set_irq(4, true);
+        assert!(intr.level());
+        assert_eq!(irr(&p, 0x20), 0x10);
+        assert_eq!(p.ack(), Some(0x34));
+        assert!(!intr.level());
+        assert_eq!((irr(&p, 0x20), isr(&p, 0x20)), (0, 0x10));
+        out(&p, 0x20, 0x20);
+        assert_eq!(isr(&p, 0x20), 0);
+        assert!(!intr.level(), "the line is still high, but there was no new edge");
+        p.set_irq(4, false);
+        p.set_irq(4, true);
+        p.set_irq(4, false);
+        assert_eq!(p.ack(), Some(0x34), "a pulse is kept");
+    }
+
+    #[test]
+    fn fully_nested_priorities() {
+        let (p, intr) = pic();
+        p.set_irq(5, true);
+        assert_eq!(p.ack(), Some(0x35));
+        p.set_irq(6, true);
+        assert!(!intr.level(), "lower priority waits");
+        p.set_irq(3, true);
+        assert_eq!(p.ack(), Some(0x33), "higher priority interrupts");
+        out(&p, 0x20, 0x20);
+        assert_eq!(isr(&p, 0x20), 0x20, "non-specific EOI ends the highest");
+        assert!(!intr.level());
+        out(&p, 0x20, 0x65);
+        assert_eq!(p.ack(), Some(0x36));
+    }
+
+    #[test]
+    fn cascade_needs_both_eois() {
+        let (p, intr) = pic();
+        p.set_irq(12, true);
+        p.set_irq(9, true);
+        assert_eq!(p.ack(), Some(0x39));
+        assert_eq!((isr(&p, 0x20), isr(&p, 0xa0)), (4, 2));
+        assert!(!intr.level());
+        out(&p, 0xa0, 0x20);
+        assert!(!intr.level(), "the master's IR2 is still in service");
+        out(&p, 0x20, 0x20);
+        assert_eq!(p.ack(), Some(0x3c));
+        // IRQ 8..15 stand between IRQ 1 and IRQ 3.
+        p.set_irq(3, true);
+        assert!(!intr.level());
+        p.set_irq(1, true);
+        assert_eq!(p.ack(), Some(0x31));
+    }
+
+    #[test]
+    fn special_fully_nested_mode_lets_the_slave_interrupt_itself() {
+        for (icw4, nested) in [(0x01, false), (0x11, true)] {
+            let (p, intr) = pic();
+            init(&p, icw4);
+            p.set_irq(12, true);
+            assert_eq!(p.ack(), Some(0x3c));
+            p.set_irq(8, true);
+            assert_eq!(intr.level(), nested);
+        }
+    }
+
+    #[test]
+    fn spurious_vectors_leave_no_trace() {
+        let (p, intr) = pic();
+        p.set_irq(3, true);
+        out(&p, 0x21, 0xff); // masked between INTR and INTA
+        assert!(!intr.level());
+        assert_eq!(p.ack(), Some(0x37));
+        assert_eq!(isr(&p, 0x20), 0);
+        out(&p, 0x21, 0x08);
+        p.set_irq(10, true);
+        out(&p, 0xa1, 0xff);
+        // The master's IR2 was latched as an edge and stands: INTA reaches a slave with nothing to say.
+        assert_eq!(p.ack(), Some(0x3f));
+        assert_eq!((isr(&p, 0x20), isr(&p, 0xa0)), (4, 0));
+    }
+
+    #[test]
+    fn level_inputs_request_while_asserted() {
+        let (p, intr) = pic();
+        p.pio_write(0x4d0, 2, 0xffff);
+        assert_eq!(p.pio_read(0x4d0, 2), 0xdef8, "ICH9 13.4.10: IRQ 0, 1, 2, 8, 13 stay edge");
+        p.set_irq(11, true);
+        assert_eq!(p.ack(), Some(0x3b));
+        out(&p, 0xa0, 0x20);
+        out(&p, 0x20, 0x20);
+        assert!(intr.level(), "still asserted: requested again");
+        p.set_irq(11, false);
+        p.set_irq(5, true);
+        p.set_irq(5, false);
+        assert_eq!(irr(&p, 0x20) & 0x20, 0, "a level request goes with the level");
+    }
+
+    #[test]
+    fn automatic_eoi_and_rotation() {
+        let (p, _) = pic();
+        init(&p, 3);
+        p.set_irq(4, true);
+        assert_eq!(p.ack(), Some(0x34));
+        assert_eq!(isr(&p, 0x20), 0);
+        out(&p, 0x20, 0x80); // rotate in AEOI mode
+        p.set_irq(1, true);
+        assert_eq!(p.ack(), Some(0x31));
+        p.set_irq(1, false);
+        p.set_irq(1, true);
+        p.set_irq(6, true);
+        assert_eq!(p.ack(), Some(0x36), "IR1 has become the lowest");
+        assert_eq!(p.ack(), Some(0x31));
+    }
+
+    #[test]
+    fn automatic_eoi_on_the_slave_keeps_the_second_request() {
+        let (p, intr) = pic();
+        init(&p, 3);
+        p.set_irq(9, true);
+        p.set_irq(10, true);
+        assert_eq!(p.ack(), Some(0x39));
+        assert_eq!(p.ack(), Some(0x3a));
+        assert!(!intr.level());
+    }
+
+    /// "Specific Rotation" and "Automatic Rotation", OCW2 figure 8.
+    #[test]
+    fn priority_commands() {
+        let (p, _) = pic();
+        out(&p, 0x20, 0xc0 | 4); // set priority: IR4 lowest, IR5 highest
+        p.set_irq(5, true);
+        p.set_irq(0, true);
+        assert_eq!(p.ack(), Some(0x35));
+        out(&p, 0x20, 0xa0); // rotate on non-specific EOI: IR5 lowest, IR6 highest
+        p.set_irq(6, true);
+        p.set_irq(5, false);
+        p.set_irq(5, true);
+        assert_eq!(p.ack(), Some(0x36));
+        out(&p, 0x20, 0xe0 | 6); // rotate on specific EOI
+        assert_eq!(p.ack(), Some(0x30));
+        out(&p, 0x20, 0x20);
+        assert_eq!(p.ack(), Some(0x35));
+    }
+
+    #[test]
+    fn special_mask_mode_admits_lower_levels() {
+        let (p, intr) = pic();
+        p.set_irq(3, true);
+        assert_eq!(p.ack(), Some(0x33));
+        p.set_irq(6, true);
+        out(&p, 0x21, 0x08);
+        assert!(!intr.level());
+        out(&p, 0x20, 0x68); // ESMM | SMM
+        assert_eq!(p.ack(), Some(0x36));
+        out(&p, 0x20, 0x20);
+        assert_eq!(isr(&p, 0x20), 0x08, "masked levels are hidden from the non-specific EOI");
+        out(&p, 0x20, 0x48); // ESMM
+        p.set_irq(6, false);
+        p.set_irq(6, true);
+        assert!(!intr.level());
+    }
+
+    #[test]
+    fn poll_command_serves_a_request() {
+        let (p, intr) = pic();
+        out(&p, 0x20, 0x0c);
+        assert_eq!(p.pio_read(0x20, 1), 0, "nothing to serve");
+        p.set_irq(5, true);
+        out(&p, 0x20, 0x0c);
+        assert_eq!(p.pio_read(0x20, 1), 0x85);
+        assert!(!intr.level());
+        assert_eq!(isr(&p, 0x20), 0x20);
+        p.set_irq(8, true);
+        out(&p, 0xa0, 0x0c);
+        assert_eq!(p.pio_read(0xa0, 1), 0x80);
+        assert_eq!(isr(&p, 0xa0), 1);
+    }
+
+    #[test]
+    fn single_mode_and_missing_icw4() {
+        let (p, intr) = pic();
+        out(&p, 0x20, 0x12); // single, no ICW4
+        out(&p, 0x21, 0x47);
+        out(&p, 0x21, 0xfe); // already OCW1
+        p.set_irq(1, true);
+        assert!(!intr.level());
+        p.set_irq(0, true);
+        assert_eq!(p.ack(), Some(0x40));
+    }
+
+    #[test]
+    fn wires_reach_their_input() {
+        let (p, intr) = pic();
+        p.line(2).set(true);
+        p.line(16).set(true);
+        assert!(!intr.level());
+        p.line(14).set(true);
+        assert_eq!(p.ack(), Some(0x3e));
+    }
+}

@@ -1,0 +1,101 @@
+//! Ports that must merely exist: POST codes, the I/O delay port and the DMA page registers.
+//!
+//! Firmware writes its progress to port 0x80; Linux writes there (or to 0xed) to let an ISA bus cycle pass. The
+//! DMA page registers 0x81..0x8f are plain storage (ICH9 13.2); there is no DMA controller behind them.
+
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use crate::seams::{PioDevice, Snapshot};
+use crate::util::{lock, read_bytes, write_bytes};
+
+/// Saved state: the bytes at ports 0x80..=0x8f.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostState {
+    /// Byte n is port 0x80 + n.
+    pub bytes: [u8; 16],
+}
+
+/// Ports 0x80..=0x8f and 0xed.
+#[derive(Debug, Default)]
+pub struct Post(Mutex<PostState>);
+
+impl Post {
+    /// First port and length of the two ranges to register. Port 0x92 and the rest of the ICH's second DMA page
+    /// belong to others.
+    pub const PORTS: [(u16, u16); 2] = [(0x80, 16), (0xed, 1)];
+
+    /// All bytes zero.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The last POST code written to port 0x80.
+    pub fn code(&self) -> u8 {
+        lock(&self.0).bytes[0]
+    }
+}
+
+impl PioDevice for Post {
+    fn pio_read(&self, port: u16, size: u8) -> u32 {
+        let state = lock(&self.0);
+        read_bytes(port, size, |p| if p & 0xfff0 == 0x80 { state.bytes[usize::from(p & 15)] } else { 0xff })
+    }
+
+    fn pio_write(&self, port: u16, size: u8, value: u32) {
+        let mut state = lock(&self.0);
+        write_bytes(port, size, value, |p, v| {
+            if p & 0xfff0 == 0x80 {
+                state.bytes[usize::from(p & 15)] = v;
+            }
+        });
+    }
+}
+
+impl Snapshot for Post {
+    type State = PostState;
+
+    fn save(&self) -> PostState {
+        lock(&self.0).clone()
+    }
+
+    fn restore(&self, state: &PostState) {
+        *lock(&self.0) = state.clone();
+    }
+
+    fn reset(&self) {
+        *lock(&self.0) = PostState::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rig, Rng, TestClock, device_tests, pio_access};
+
+    struct PostRig(Arc<Post>);
+
+    impl Rig for PostRig {
+        type Device = Post;
+        fn new(_: Arc<TestClock>) -> Self {
+            Self(Post::new())
+        }
+        fn device(&self) -> &Post {
+            &self.0
+        }
+        fn access(&self, rng: &mut Rng) -> u64 {
+            pio_access(&*self.0, &[0x80, 0x81, 0x87, 0x8f, 0xed], rng)
+        }
+    }
+
+    device_tests!(PostRig);
+
+    #[test]
+    fn code_is_kept_and_delay_port_is_nothing() {
+        let post = Post::new();
+        post.pio_write(0x80, 1, 0x42);
+        post.pio_write(0xed, 1, 0x99);
+        assert_eq!((post.code(), post.pio_read(0xed, 1)), (0x42, 0xff));
+    }
+}

@@ -1,0 +1,152 @@
+//! What devices ask of the machine, and what they offer it.
+//!
+//! # Locks
+//!
+//! A device calls out of itself in two ways.
+//!
+//! * **With its lock held**: [`IrqLine::set`] and every method of [`IoapicHost`]. Two threads that change one line
+//!   must not have their changes arrive in the wrong order, and a snapshot that holds a device's lock must find
+//!   the interrupt either in the device or behind it, never in between.
+//! * **With no lock held**: [`TimerHost::rearm`], [`MachineControl`] and the sinks of [`crate::output`]. Their
+//!   order does not matter, and the implementer may hold its own lock while it calls back
+//!   [`TimedDevice::deadline`].
+//!
+//! Hence the order of locks, each may be taken while those to its left are held:
+//!
+//! > UART, PIT, RTC, i8042, ACPI PM → PIC → IOAPIC → the implementer's own (local APIC, INTR wire, …)
+//!
+//! An implementer of `IrqLine` or `IoapicHost` must not call a device that stands to its left, nor the one that is
+//! calling. In particular a local APIC must not call [`crate::ioapic::Ioapic::eoi`] or [`crate::pic::Pic::ack`]
+//! with its own lock held, since both may deliver to that same local APIC.
+//!
+//! # Restore
+//!
+//! The clock first, then PIC and IOAPIC, then the devices that drive them: `restore` drives the device's outputs
+//! to the saved level, and a controller that already holds this level sees no edge.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// A wire into an interrupt controller (or the INTR wire to the processors).
+///
+/// `true` is *asserted*, whatever the electrical polarity. Called with the caller's lock held; see the
+/// [module docs](self). Setting the level that is already set is allowed and has no effect.
+pub trait IrqLine: Send + Sync + Debug {
+    /// Drives the wire.
+    fn set(&self, level: bool);
+}
+
+/// One wire soldered to several inputs: ISA lines reach both the 8259 pair and the IOAPIC.
+#[derive(Debug)]
+pub struct IrqFanout(Vec<Arc<dyn IrqLine>>);
+
+impl IrqFanout {
+    /// Joins `targets`; they are driven in this order.
+    pub fn new(targets: Vec<Arc<dyn IrqLine>>) -> Self {
+        Self(targets)
+    }
+}
+
+impl IrqLine for IrqFanout {
+    fn set(&self, level: bool) {
+        for target in &self.0 {
+            target.set(level);
+        }
+    }
+}
+
+/// Where an IOAPIC pin leads, as the MSI it would send (Intel SDM vol. 3, 11.11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoapicRoute {
+    /// MSI address, `0xfee0_0000` with destination and destination mode.
+    pub address: u64,
+    /// MSI data: vector, delivery mode, level, trigger mode.
+    pub data: u32,
+    /// Level-triggered: the vector's EOI must come back through [`crate::ioapic::Ioapic::eoi`].
+    pub level: bool,
+    /// The pin is masked. The route still stands: a level interrupt delivered before the mask was set owes its
+    /// EOI, so an in-kernel local APIC must keep watching the vector.
+    pub masked: bool,
+}
+
+/// The far side of the IOAPIC. Called with the IOAPIC's lock held; see the [module docs](self).
+pub trait IoapicHost: Send + Sync + Debug {
+    /// Delivers one interrupt message (Intel SDM vol. 3, 11.11).
+    fn send(&self, address: u64, data: u32);
+
+    /// A pin's route changed, or was set by `restore` or `reset`. Never called for a write that leaves the route
+    /// as it was. A host whose local APICs see every EOI themselves may ignore it.
+    fn route_changed(&self, pin: u8, route: IoapicRoute) {
+        let _ = (pin, route);
+    }
+}
+
+/// VM time: nanoseconds since the VM was started, monotonic, standing still while the VM is paused.
+pub trait Clock: Send + Sync + Debug {
+    /// The present moment.
+    fn now(&self) -> u64;
+}
+
+/// A device that wants to be called at a given VM time.
+pub trait TimedDevice: Send + Sync + Debug {
+    /// When [`expire`](Self::expire) is next wanted, in ns of VM time; may lie in the past. `None`: not at all.
+    fn deadline(&self) -> Option<u64>;
+
+    /// Does what is due at `now`. Calls that come early, late or twice are harmless. One call need not catch up
+    /// with everything: the caller asks for the deadline again.
+    fn expire(&self, now: u64);
+}
+
+/// The thread that waits for the earliest deadline of all timed devices.
+pub trait TimerHost: Send + Sync + Debug {
+    /// Some device's deadline may have moved earlier: look at all of them again. Called with no device lock held.
+    fn rearm(&self);
+}
+
+/// Power and reset, as the chipset asks for them. Requests are posted: none of these may wait for vCPUs.
+/// Called with no device lock held, on the vCPU thread that made the access.
+pub trait MachineControl: Send + Sync + Debug {
+    /// The guest entered ACPI S5.
+    fn power_off(&self);
+    /// The guest asked for a platform reset.
+    fn reset(&self);
+    /// The guest wrote `value` to the debug-exit port; the process ends with
+    /// [`exit_status(value)`](crate::debug_port::exit_status).
+    fn debug_exit(&self, value: u8);
+}
+
+/// A device on the port I/O bus. `port` is absolute, `size` is 1, 2 or 4 and the access lies wholly within the
+/// range the device was registered for. Unused ports read all ones.
+pub trait PioDevice: Send + Sync + Debug {
+    /// Reads `size` bytes, zero-extended.
+    fn pio_read(&self, port: u16, size: u8) -> u32;
+    /// Writes the low `size` bytes of `value`.
+    fn pio_write(&self, port: u16, size: u8, value: u32);
+}
+
+/// A device on the memory bus. `offset` counts from the start of the registered range, `size` is 1, 2, 4 or 8 and
+/// the access lies wholly within the range. Unused offsets read all ones.
+pub trait MmioDevice: Send + Sync + Debug {
+    /// Reads `size` bytes, zero-extended.
+    fn mmio_read(&self, offset: u64, size: u8) -> u64;
+    /// Writes the low `size` bytes of `value`.
+    fn mmio_write(&self, offset: u64, size: u8, value: u64);
+}
+
+/// Save, restore and reset, the same for every device.
+pub trait Snapshot {
+    /// All that the guest can observe, as plain data. Times in it are ns or ticks of VM time.
+    type State: Clone + PartialEq + Debug + Serialize + DeserializeOwned;
+
+    /// Copies the state out.
+    fn save(&self) -> Self::State;
+
+    /// Takes `state` over and drives the device's outputs accordingly. Values no device could have saved (a
+    /// damaged file) are brought into range; they never panic later.
+    fn restore(&self, state: &Self::State);
+
+    /// Platform reset: what the RESET pin does. Outputs are driven to their reset level.
+    fn reset(&self);
+}
