@@ -4,8 +4,8 @@
 //!    on: SCI_EN reads 1 and there is no SMI command port. Writing SLP_EN with [`SLP_TYP_S5`] powers off.
 //! 2. The PM timer counts at [`PM_TIMER_HZ`] from the VM's start, 32 bits wide (the FADT must set `TMR_VAL_EXT`). It
 //!    is a function of the clock, exact at every read.
-//! 3. SCI is a level: a status bit whose enable bit is set. Sources are the timer's carry, the global lock release
-//!    and the buttons, [`AcpiPm::press_power_button`].
+//! 3. SCI is a level: a status bit whose enable bit is set. Sources are the timer's carry and the power
+//!    button, [`AcpiPm::press_power_button`].
 //!
 //! DEVNOTE: there is no general-purpose event block; nothing here raises such events yet, and the FADT may say so by
 //! a length of 0. Sleep states other than S5 are not offered and their SLP_TYP values are ignored.
@@ -48,7 +48,6 @@ const ENABLE_BITS: u16 = TMR | GBL | PWRBTN | SLPBTN | RTC;
 
 const SCI_EN: u16 = 1 << 0;
 const BM_RLD: u16 = 1 << 1;
-const GBL_RLS: u16 = 1 << 2;
 const SLP_TYP: u16 = 7 << 10;
 const SLP_EN: u16 = 1 << 13;
 
@@ -106,8 +105,7 @@ impl AcpiPmState {
             2..4 => self.enable = (self.enable & keep | bits) & ENABLE_BITS,
             4..6 => {
                 self.control = (self.control & keep | bits) & (BM_RLD | SLP_TYP);
-                // Releasing the global lock raises the firmware's SMI; there is no firmware to answer.
-                let _ = bits & GBL_RLS;
+                // GBL_RLS would raise an SMI for the firmware; there is none to answer.
                 return bits & SLP_EN != 0 && self.control & SLP_TYP == u16::from(SLP_TYP_S5) << 10;
             }
             _ => {}
@@ -369,7 +367,7 @@ mod tests {
         assert_eq!(p.dev.pio_read(0x600, 2), 0);
     }
 
-    /// 4.8.3.2.1 and table 7.x: only SLP_EN with the type of S5 powers off.
+    /// 4.8.3.2.1: only SLP_EN with the type of S5 powers off.
     #[test]
     fn sleep_control() {
         let p = pm();

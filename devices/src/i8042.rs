@@ -339,7 +339,7 @@ mod tests {
     }
 
     impl Kbc {
-        fn kbc() -> Self {
+        fn ready() -> Self {
             let (irq, control) = (Arc::new(TestLine::default()), Arc::new(TestControl::default()));
             Self { dev: I8042::new(irq.clone(), control.clone()), irq, control }
         }
@@ -364,7 +364,7 @@ mod tests {
     impl Rig for Kbc {
         type Device = I8042;
         fn new(_: Arc<TestClock>) -> Self {
-            Self::kbc()
+            Self::ready()
         }
         fn device(&self) -> &I8042 {
             &self.dev
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn reset_commands() {
-        let k = Kbc::kbc();
+        let k = Kbc::ready();
         k.command(0xfe);
         assert_eq!(k.control.take(), [Request::Reset]);
         k.command(0xff);
@@ -426,7 +426,7 @@ mod tests {
     /// What drivers/input/serio/i8042.c asks at start, in its order.
     #[test]
     fn linux_probe() {
-        let k = Kbc::kbc();
+        let k = Kbc::ready();
         assert_eq!(k.status() & 0x01, 0, "nothing to flush");
         k.command(0xaa);
         assert_eq!(k.answers(), [0x55]);
@@ -468,7 +468,7 @@ mod tests {
 
     #[test]
     fn each_byte_is_an_edge_of_irq_1() {
-        let k = Kbc::kbc();
+        let k = Kbc::ready();
         k.data(0xf2);
         assert_eq!(k.irq.rises(), 1);
         k.answers();
@@ -477,7 +477,7 @@ mod tests {
 
     #[test]
     fn a20_and_output_port() {
-        let k = Kbc::kbc();
+        let k = Kbc::ready();
         assert!(k.dev.a20());
         k.command(0xdd);
         assert!(!k.dev.a20());
@@ -490,7 +490,7 @@ mod tests {
 
     #[test]
     fn status_tells_command_from_data_and_self_test() {
-        let k = Kbc::kbc();
+        let k = Kbc::ready();
         k.command(0xae);
         assert_eq!(k.status(), 0x1c);
         k.data(0xf4);
@@ -499,7 +499,7 @@ mod tests {
 
     #[test]
     fn queue_is_bounded() {
-        let k = Kbc::kbc();
+        let k = Kbc::ready();
         (0..1000).for_each(|_| k.data(0xf2));
         assert_eq!(k.answers().len(), QUEUE);
     }

@@ -120,7 +120,7 @@ impl Counter {
         if tick < at || self.held.is_some() {
             return;
         }
-        let middle = self.mode == 3 && self.elapsed(at) % self.period() != 0;
+        let middle = self.mode == 3 && !self.elapsed(at).is_multiple_of(self.period());
         self.next = None;
         // The half-cycle that starts at `at` in mode 3 may be the low one: then the cycle began before it.
         let start = if middle { at - high_ticks(count) as i64 } else { at };
@@ -361,5 +361,5 @@ fn from_bcd(v: u16) -> u32 {
 }
 
 fn to_bcd(v: u16) -> u16 {
-    v % 10 | v / 10 % 10 << 4 | v / 100 % 10 << 8 | v / 1000 % 10 << 12
+    (0..4).fold(0, |bcd, digit| bcd | ((v / 10u16.pow(digit) % 10) << (4 * digit)))
 }

@@ -167,7 +167,7 @@ impl Pit {
         match port {
             0x40..=0x42 => state.counters[usize::from(port - 0x40)].read(tick(now)),
             PORT_61 => {
-                let refresh = (ticks_at(now, PIT_HZ) / REFRESH_TICKS & 1) as u8;
+                let refresh = ((ticks_at(now, PIT_HZ) / REFRESH_TICKS) & 1) as u8;
                 let out = u8::from(state.counters[2].out(tick(now)));
                 state.port_61 | refresh << 4 | out << 5
             }

@@ -56,7 +56,7 @@ pub(super) fn to_unix(m: &Moment) -> i64 {
 }
 
 pub(super) fn encode(value: u8, b: u8) -> u8 {
-    if b & B_BINARY != 0 { value } else { value % 10 | (value / 10 % 10) << 4 }
+    if b & B_BINARY != 0 { value } else { (value % 10) | ((value / 10 % 10) << 4) }
 }
 
 pub(super) fn decode(raw: u8, b: u8) -> u8 {
@@ -67,7 +67,7 @@ pub(super) fn encode_hour(hour: u8, b: u8) -> u8 {
     if b & B_24H != 0 {
         return encode(hour, b);
     }
-    let twelve = if hour % 12 == 0 { 12 } else { hour % 12 };
+    let twelve = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
     encode(twelve, b) | if hour >= 12 { PM } else { 0 }
 }
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::seams::{Clock, IrqLine, PioDevice, Snapshot, TimedDevice, TimerHost};
 use crate::util::{NS, lock, ns_of_tick, read_bytes, ticks_at, write_bytes};
-use calendar::{B_24H, B_BINARY, Moment};
+use calendar::{B_24H, Moment};
 
 /// First of the two ports: index, then data.
 pub const RTC_PORT: u16 = 0x70;

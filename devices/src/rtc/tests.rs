@@ -1,6 +1,6 @@
 //! Tests against the MC146818 datasheet.
 
-use super::calendar::{from_unix, next_alarm, to_unix};
+use super::calendar::{B_BINARY, from_unix, next_alarm, to_unix};
 use super::*;
 use crate::testing::{Rig, Rng, TestClock, TestLine, TestTimers, device_tests, pio_access};
 

@@ -394,5 +394,4 @@ impl Snapshot for Uart {
 }
 
 #[cfg(test)]
-#[path = "uart_tests.rs"]
 mod tests;
