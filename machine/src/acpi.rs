@@ -95,8 +95,7 @@ fn fadt(facs: u64, dsdt: u64, hw: &AcpiHardware) -> impl Aml {
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // Neither button nor RTC wake-up is in the fixed hardware.
-        .flag(Flags::PwrButton)
+        // The power button is in the fixed hardware; sleep button and RTC wake-up are not.
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)
@@ -292,6 +291,7 @@ mod tests {
         assert_eq!(word(109) & 2, 0, "8042 in IAPC_BOOT_ARCH");
         let flags = u32_at(&fadt, 112);
         assert_eq!((flags >> 8 & 1, flags >> 10 & 1, flags >> 20 & 1), (1, 1, 0), "{flags:#x}");
+        assert_eq!(flags >> 4 & 3, 0b10, "fixed power button, no sleep button");
         assert_eq!(fadt[116..128], [1, 8, 0, 1, 0xf9, 0xc, 0, 0, 0, 0, 0, 0], "RESET_REG");
         assert_eq!(fadt[128], 6);
         assert_eq!((fadt[148], fadt[149], u64_at(&fadt, 152)), (1, 32, 0x600), "X_PM1a_EVT_BLK");

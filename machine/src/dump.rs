@@ -27,8 +27,8 @@ impl fmt::Display for CpuDump {
 
 fn write_state(f: &mut fmt::Formatter<'_>, s: &CpuState) -> fmt::Result {
     const NAMES: [&str; 16] = [
-        "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14",
-        "R15",
+        "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13",
+        "R14", "R15",
     ];
     for (names, values) in NAMES.chunks(4).zip(s.gpr.chunks(4)) {
         for (name, value) in names.iter().zip(values) {
@@ -51,7 +51,10 @@ fn write_state(f: &mut fmt::Formatter<'_>, s: &CpuState) -> fmt::Result {
     for (name, segment) in all {
         let Segment { selector, base, limit, attributes, unusable } = segment;
         let note = if *unusable { " unusable" } else { "" };
-        writeln!(f, "  {name:4} {selector:04x} base={base:016x} limit={limit:08x} attr={attributes:04x}{note}")?;
+        writeln!(
+            f,
+            "  {name:4} {selector:04x} base={base:016x} limit={limit:08x} attr={attributes:04x}{note}"
+        )?;
     }
     writeln!(f, "  GDTR base={:016x} limit={:04x}", s.gdtr.base, s.gdtr.limit)?;
     writeln!(f, "  IDTR base={:016x} limit={:04x}", s.idtr.base, s.idtr.limit)?;
@@ -74,7 +77,8 @@ mod tests {
         state.gpr[15] = 0xdead_beef;
         state.control.cr2 = 0x1234;
         let text = CpuDump { vcpu: 3, reason: "triple fault".into(), state: Some(state) }.to_string();
-        for expected in ["vCPU 3: triple fault", "R15=00000000deadbeef", "CR2=0000000000001234", "CS   f000"] {
+        for expected in ["vCPU 3: triple fault", "R15=00000000deadbeef", "CR2=0000000000001234", "CS   f000"]
+        {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }
         assert!(CpuDump { vcpu: 0, reason: "x".into(), state: None }.to_string().contains("no state"));

@@ -71,8 +71,7 @@ impl Timers {
     pub(crate) fn pause(&self) {
         let mut state = self.shared.lock();
         state.paused = true;
-        let _idle =
-            self.shared.idle.wait_while(state, |s| s.busy).unwrap_or_else(PoisonError::into_inner);
+        let _idle = self.shared.idle.wait_while(state, |s| s.busy).unwrap_or_else(PoisonError::into_inner);
     }
 
     /// Ends the thread.

@@ -50,10 +50,19 @@ pub enum VcpuThreadError {
 /// What a vCPU thread is told. Each carries the channel for its acknowledgement.
 enum Command {
     /// Run, with this TSC offset from now on.
-    Run { tsc_offset: u64, done: SyncSender<Result<(), AccelError>> },
-    Pause { done: SyncSender<()> },
-    Save { done: SyncSender<Result<CpuState, AccelError>> },
-    Stats { done: SyncSender<VcpuStats> },
+    Run {
+        tsc_offset: u64,
+        done: SyncSender<Result<(), AccelError>>,
+    },
+    Pause {
+        done: SyncSender<()>,
+    },
+    Save {
+        done: SyncSender<Result<CpuState, AccelError>>,
+    },
+    Stats {
+        done: SyncSender<VcpuStats>,
+    },
     Stop,
 }
 

@@ -66,7 +66,7 @@ fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
     const TABLE: u64 = 0x1000;
     let (pdpt, directories) = (layout::PAGE_TABLES + TABLE, layout::PAGE_TABLES + 2 * TABLE);
     write(ram, layout::PAGE_TABLES, &words(&[pdpt | PRESENT_WRITABLE]))?;
-    let pointers: Vec<u64> = (0..4).map(|i| directories + i * TABLE | PRESENT_WRITABLE).collect();
+    let pointers: Vec<u64> = (0..4).map(|i| (directories + i * TABLE) | PRESENT_WRITABLE).collect();
     write(ram, pdpt, &words(&pointers))?;
     let pages: Vec<u64> = (0..4 * 512).map(|i| i << 21 | LARGE | PRESENT_WRITABLE).collect();
     write(ram, directories, &words(&pages))

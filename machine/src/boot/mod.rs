@@ -15,7 +15,7 @@ mod image;
 mod linux64;
 mod pvh;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use accel_api::{CpuState, GuestRam};
 

@@ -63,7 +63,7 @@ fn bzimage() -> Vec<u8> {
 }
 
 /// An ELF file with one segment of 4 KiB in the file and 8 KiB in memory at 2 MiB, and perhaps a PVH note.
-fn elf(pvh: bool) -> Vec<u8> {
+pub(crate) fn elf(pvh: bool) -> Vec<u8> {
     let mut image = vec![0; 0x2000];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"\x7fELF\x02\x01\x01");
