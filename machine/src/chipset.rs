@@ -1,8 +1,8 @@
 //! The devices of the PC and the wires between them.
 //!
 //! ```text
-//! UART, PIT, RTC, i8042, PM ──line──┬─▶ 8259 pair ──INTR──▶ InterruptCell ─▶ LINT0 of vCPU 0
-//!                                   └─▶ IOAPIC ────MSI────▶ InterruptCell ─▶ local APICs
+//! UART, PIT, RTC, i8042, PM ──┬─▶ 8259 pair ──INTR─▶ InterruptCell ─▶ LINT0 of vCPU 0
+//!                             └─▶ IOAPIC ────MSI───▶ InterruptCell ─▶ local APICs
 //! ```
 //!
 //! Every ISA line reaches both controllers, as on the board: line n is pin n of the IOAPIC, but for line 0, which is

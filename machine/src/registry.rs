@@ -1,9 +1,9 @@
 //! The backends there are, and the choice among them.
 //!
-//! 1. A [`Registry`] is a value. [`Registry::builtin`] lists what was compiled in (cargo features); a program that embeds
-//!    the machine adds its own with [`Registry::register`].
-//! 2. [`AccelChoice::Auto`] probes all and takes the best by [`Quality`](accel_api::Quality); a list takes the first that works, and says of each
-//!    it passed over why; a single name is taken or refused, never replaced.
+//! 1. A [`Registry`] is a value. [`Registry::builtin`] lists what was compiled in (cargo features); a program that
+//!    embeds the machine adds its own with [`Registry::register`].
+//! 2. [`AccelChoice::Auto`] probes all and takes the best by [`Quality`](accel_api::Quality). A list takes the first
+//!    that works, and says of each it passed over why. A single name is taken or refused, never replaced.
 
 use std::fmt;
 use std::str::FromStr;

@@ -4,7 +4,7 @@
 //!    every command is acknowledged through a channel of its own. Neither side polls.
 //! 2. A command to a running vCPU is followed by a kick. The kick is sticky, so that it does not matter whether it
 //!    comes before, in or after `run`: the command is in the channel by then, and the channel is read after each return.
-//! 3. Whatever ends the guest is posted to [`Control`], which kicks all vCPUs; each finds the end and parks. A parked
+//! 3. Whatever ends the guest is posted to one cell, which kicks all vCPUs; each finds the end and parks. A parked
 //!    vCPU still answers commands, so that the state in which a guest died can be saved.
 
 use std::io;

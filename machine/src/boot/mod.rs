@@ -1,8 +1,8 @@
 //! Booting a kernel without firmware: its file goes into guest memory, vCPU 0 gets the state its boot protocol asks
 //! for.
 //!
-//! 1. A kernel is a bzImage, entered by Linux's 64-bit boot protocol ([`bzimage`]), or an ELF file. An ELF file with a
-//!    PVH note is entered as PVH says ([`pvh`]), any other as a `vmlinux` by the 64-bit protocol ([`linux64`]).
+//! 1. A kernel is a bzImage, entered by Linux's 64-bit boot protocol (`bzimage`), or an ELF file. An ELF file with a
+//!    PVH note is entered as PVH says (`pvh`), any other as a `vmlinux` by the 64-bit protocol (`linux64`).
 //! 2. Files are untrusted: every offset, size and address in them is checked before it is used.
 //! 3. Files are read straight into guest memory, and nothing of them is kept.
 //! 4. The lowest 640 KiB hold what the protocols hand over, at the addresses of [`layout`].
