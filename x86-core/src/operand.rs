@@ -231,7 +231,7 @@ impl Cpu {
 }
 
 /// Address-size mask of a memory operand.
-fn address_mask(ins: &Instruction) -> u64 {
+pub(crate) fn address_mask(ins: &Instruction) -> u64 {
     let of = |r: Register| match r.size() {
         2 => 0xffff,
         4 => 0xffff_ffff,
@@ -242,7 +242,11 @@ fn address_mask(ins: &Instruction) -> u64 {
     } else if ins.memory_index() != Register::None {
         of(ins.memory_index())
     } else {
-        u64::MAX
+        match ins.memory_displ_size() {
+            2 => 0xffff,
+            4 => 0xffff_ffff,
+            _ => u64::MAX,
+        }
     }
 }
 
