@@ -154,9 +154,15 @@ pub unsafe fn crc32(crc: u32, data: u64, bytes: usize) -> u32 {
             1 => {
                 asm!("crc32 {c:e}, {d}", c = inout(reg) crc, d = in(reg_byte) data as u8, options(pure, nomem, nostack))
             }
-            2 => asm!("crc32 {c:e}, {d:x}", c = inout(reg) crc, d = in(reg) data, options(pure, nomem, nostack)),
-            4 => asm!("crc32 {c:e}, {d:e}", c = inout(reg) crc, d = in(reg) data, options(pure, nomem, nostack)),
-            _ => asm!("crc32 {c:r}, {d:r}", c = inout(reg) crc, d = in(reg) data, options(pure, nomem, nostack)),
+            2 => {
+                asm!("crc32 {c:e}, {d:x}", c = inout(reg) crc, d = in(reg) data, options(pure, nomem, nostack))
+            }
+            4 => {
+                asm!("crc32 {c:e}, {d:e}", c = inout(reg) crc, d = in(reg) data, options(pure, nomem, nostack))
+            }
+            _ => {
+                asm!("crc32 {c:r}, {d:r}", c = inout(reg) crc, d = in(reg) data, options(pure, nomem, nostack))
+            }
         }
     }
     crc as u32
@@ -201,7 +207,8 @@ mod tests {
         if host_has(Feature::Sse42) {
             // SAFETY: the host has SSE4.2.
             // "123456789", the check value of CRC-32C.
-            let crc = unsafe { crc32(crc32(u32::MAX, u64::from_le_bytes(*b"12345678"), 8), u64::from(b'9'), 1) };
+            let crc =
+                unsafe { crc32(crc32(u32::MAX, u64::from_le_bytes(*b"12345678"), 8), u64::from(b'9'), 1) };
             assert_eq!(!crc, 0xe306_9283);
         }
     }
