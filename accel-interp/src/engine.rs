@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // starts chains of handlers and patches links in ops that the store keeps
 
 use accel_api::{PAGE_SIZE, PageFlag};
+use x86_core::soft::Executor;
 use x86_core::{Cpu, Exec, Fault, exec, lines};
 use x86_core::{Mode, seg};
 
@@ -65,62 +66,10 @@ enum Found {
 }
 
 impl Engine {
-    pub(crate) fn new() -> Self {
-        let none = Jump { rip: 0, epoch: 0, first: std::ptr::null_mut() };
-        Self {
-            store: Store::default(),
-            jumps: Box::new([none; JUMPS]),
-            epoch: 1,
-            seen: Context::default(),
-            missed: 0,
-            fault: Fault::UD,
-            link: std::ptr::null_mut(),
-            scratch: Lowered::default(),
-            stats: Stats::default(),
-        }
-    }
-
     /// The jump cache entry for `rip`.
     #[inline(always)]
     pub(crate) fn jump_entry(&self, rip: u64) -> &Jump {
         &self.jumps[jump_index(rip)]
-    }
-
-    /// Runs guest code until the budget is spent or the vCPU asks to leave. RIP is exact on return.
-    ///
-    /// # Errors
-    /// The fault of the instruction at RIP.
-    pub(crate) fn execute(&mut self, cpu: &mut Cpu) -> Exec {
-        self.link = std::ptr::null_mut();
-        while cpu.budget > 0 && !cpu.leave {
-            self.stats.lookups += 1;
-            let first = match self.find(cpu)? {
-                Found::Block(first) => first,
-                Found::Single => {
-                    self.link = std::ptr::null_mut();
-                    cpu.budget -= 1;
-                    self.step(cpu)?;
-                    continue;
-                }
-            };
-            if !self.link.is_null() {
-                // SAFETY: the branch lies in a block of the store, which is emptied only in `find`, which clears `link`
-                // then; no chain runs.
-                unsafe { (*self.link).imm = first as u64 };
-                self.link = std::ptr::null_mut();
-            }
-            // SAFETY: `first` begins a block that the store keeps, its handler takes these three; the references are not
-            // used until it returns.
-            let exit = unsafe {
-                let handler = (*first).handler;
-                let engine: *mut Self = self;
-                handler(cpu, first, engine)
-            };
-            if exit == Exit::Fault {
-                return Err(self.fault);
-            }
-        }
-        Ok(())
     }
 
     /// Decodes and executes the instruction at RIP on its own.
@@ -204,8 +153,65 @@ impl Engine {
         cpu.vm.code_watched(page, cpu.id as usize);
     }
 
-    /// Drops the blocks of `page`. No chain may be running.
-    pub(crate) fn drop_page(&mut self, page: usize) {
+    /// Drops everything. No chain may be running.
+    pub(crate) fn flush(&mut self) {
+        self.stats.flushes += 1;
+        self.link = std::ptr::null_mut();
+        self.store.clear();
+        self.epoch += 1;
+    }
+}
+
+impl Executor for Engine {
+    fn new() -> Self {
+        let none = Jump { rip: 0, epoch: 0, first: std::ptr::null_mut() };
+        Self {
+            store: Store::default(),
+            jumps: Box::new([none; JUMPS]),
+            epoch: 1,
+            seen: Context::default(),
+            missed: 0,
+            fault: Fault::UD,
+            link: std::ptr::null_mut(),
+            scratch: Lowered::default(),
+            stats: Stats::default(),
+        }
+    }
+
+    fn execute(&mut self, cpu: &mut Cpu) -> Exec {
+        self.link = std::ptr::null_mut();
+        while cpu.budget > 0 && !cpu.leave {
+            self.stats.lookups += 1;
+            let first = match self.find(cpu)? {
+                Found::Block(first) => first,
+                Found::Single => {
+                    self.link = std::ptr::null_mut();
+                    cpu.budget -= 1;
+                    self.step(cpu)?;
+                    continue;
+                }
+            };
+            if !self.link.is_null() {
+                // SAFETY: the branch lies in a block of the store, which is emptied only in `find`, which clears `link`
+                // then; no chain runs.
+                unsafe { (*self.link).imm = first as u64 };
+                self.link = std::ptr::null_mut();
+            }
+            // SAFETY: `first` begins a block that the store keeps, its handler takes these three; the references are not
+            // used until it returns.
+            let exit = unsafe {
+                let handler = (*first).handler;
+                let engine: *mut Self = self;
+                handler(cpu, first, engine)
+            };
+            if exit == Exit::Fault {
+                return Err(self.fault);
+            }
+        }
+        Ok(())
+    }
+
+    fn code_stale(&mut self, page: usize) {
         self.stats.dropped_pages += 1;
         self.link = std::ptr::null_mut();
         self.store.drop_page(page, |first| {
@@ -214,15 +220,7 @@ impl Engine {
         });
     }
 
-    /// Drops everything. No chain may be running.
-    pub(crate) fn flush(&mut self) {
-        self.stats.flushes += 1;
-        self.link = std::ptr::null_mut();
-        self.store.clear();
-        self.epoch += 1;
-    }
-
-    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
+    fn counters(&self) -> Vec<(&'static str, u64)> {
         let Stats { decoded, lookups, single_steps, dropped_pages, flushes } = self.stats;
         vec![
             ("blocks", self.store.blocks() as u64),

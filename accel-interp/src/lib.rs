@@ -12,3 +12,48 @@ mod handlers;
 mod lower;
 mod op;
 mod store;
+
+use std::sync::Arc;
+
+use accel_api::{AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Probe, Quality, VmSpec};
+use x86_core::soft::{MAX_VCPUS, SoftVm, features};
+
+use crate::engine::Engine;
+
+/// The name users choose it by.
+pub const ID: AccelId = AccelId("interp");
+
+/// The interpreter works wherever the program does.
+pub fn probe() -> Probe {
+    Probe::Available {
+        quality: Quality::Interpreted,
+        detail: "interprets every guest instruction".to_owned(),
+    }
+}
+
+/// Makes the interpreter.
+///
+/// # Errors
+/// None; the signature is that of every backend.
+pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
+    Ok(Arc::new(Interp { caps: AccelCaps { features: features(), max_vcpus: MAX_VCPUS } }))
+}
+
+#[derive(Debug)]
+struct Interp {
+    caps: AccelCaps,
+}
+
+impl Accelerator for Interp {
+    fn id(&self) -> AccelId {
+        ID
+    }
+
+    fn caps(&self) -> &AccelCaps {
+        &self.caps
+    }
+
+    fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn AccelVm>, AccelError> {
+        Ok(SoftVm::<Engine>::new(ID, spec)?)
+    }
+}

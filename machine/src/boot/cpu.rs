@@ -24,6 +24,9 @@ const DATA: u16 = Segment::PRESENT | Segment::CODE_OR_DATA | 3;
 pub fn firmware_state(id: u32) -> CpuState {
     let mut state = CpuState::reset(id);
     state.msrs.mtrr = mtrrs();
+    if id == 0 {
+        state.lapic = state.lapic.with_virtual_wire();
+    }
     state
 }
 

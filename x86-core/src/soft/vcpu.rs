@@ -12,7 +12,7 @@ use accel_api::{
 
 use super::Executor;
 use crate::alu::flag;
-use crate::exec::sse;
+use crate::exec::sse::mxcsr;
 use crate::lapic::TimerDeadline;
 use crate::shared::request;
 use crate::{Cpu, Exec, Fault, Shutdown, exec, host_tsc, vector};
@@ -248,9 +248,9 @@ fn step(cpu: &mut Cpu) -> Exec {
 impl<E: Executor> Vcpu for SoftVcpu<E> {
     fn run(&mut self) -> Result<Exit, AccelError> {
         self.cpu.shared.set_running(true);
-        sse::enter(&mut self.cpu);
+        mxcsr::enter(&mut self.cpu);
         let exit = self.run_loop();
-        sse::leave(&mut self.cpu);
+        mxcsr::leave(&mut self.cpu);
         self.cpu.shared.set_running(false);
         Ok(exit)
     }
