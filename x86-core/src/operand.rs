@@ -13,6 +13,8 @@ pub fn gpr_place(register: Register) -> Option<(usize, usize)> {
     let number = register.number();
     match register {
         Register::AH | Register::CH | Register::DH | Register::BH => Some(((number & 3) * 8 + 1, 1)),
+        // iced numbers byte registers on: AH to BH are 4 to 7, SPL is 8.
+        r if r.is_gpr8() && number >= 8 => Some(((number - 4) * 8, 1)),
         r if r.is_gpr() => Some((number * 8, r.size())),
         _ => None,
     }
@@ -267,4 +269,22 @@ fn usable(s: &Segment, write: bool) -> bool {
     let code = s.attributes & 8 != 0;
     let rw = s.attributes & 2 != 0;
     !s.unusable && if write { !code && rw } else { !code || rw }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_registers_have_their_places() {
+        let place = |r| gpr_place(r).unwrap();
+        assert_eq!(place(Register::AL), (0, 1));
+        assert_eq!(place(Register::AH), (1, 1));
+        assert_eq!(place(Register::BH), (3 * 8 + 1, 1));
+        assert_eq!(place(Register::SPL), (4 * 8, 1));
+        assert_eq!(place(Register::DIL), (7 * 8, 1));
+        assert_eq!(place(Register::R8L), (8 * 8, 1));
+        assert_eq!(place(Register::R15L), (15 * 8, 1));
+        assert_eq!(place(Register::R15W), (15 * 8, 2));
+    }
 }
