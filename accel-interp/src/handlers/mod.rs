@@ -10,8 +10,8 @@ pub(crate) mod alu;
 pub(crate) mod branch;
 pub(crate) mod data;
 pub(crate) mod stack;
+pub(crate) mod vector;
 
-use x86_core::Mode;
 use x86_core::alu::Word;
 
 use crate::engine::code_base;
@@ -136,11 +136,6 @@ fn moved(s: Step, rip: u64) -> Exit {
             Exit::Lookup
         }
     }
-}
-
-/// Linear addresses equal RIP only in 64-bit mode, which is where fast handlers are used.
-pub(crate) fn fast_mode(mode: Mode) -> bool {
-    mode == Mode::Long
 }
 
 /// The handler of an op that stands for no instruction.
