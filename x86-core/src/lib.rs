@@ -20,6 +20,7 @@ mod decode;
 mod event;
 pub mod exec;
 mod fault;
+mod fpu_regs;
 pub mod lapic;
 mod mem;
 mod memory_map;
@@ -44,6 +45,7 @@ pub use decode::*;
 pub use event::*;
 
 pub use fault::*;
+pub use fpu_regs::*;
 pub use mem::*;
 pub use memory_map::*;
 pub use mode::*;

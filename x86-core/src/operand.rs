@@ -8,16 +8,31 @@ use crate::mode::Mode;
 use crate::{Cpu, Ea, Exec, Fault};
 use accel_api::{Segment, gpr};
 
-/// Byte offset in [`Cpu::gpr`] and width of a general register; AH, CH, DH and BH lie one byte in.
-pub fn gpr_place(register: Register) -> Option<(usize, usize)> {
-    let number = register.number();
-    match register {
-        Register::AH | Register::CH | Register::DH | Register::BH => Some(((number & 3) * 8 + 1, 1)),
-        // iced numbers byte registers on: AH to BH are 4 to 7, SPL is 8.
-        r if r.is_gpr8() && number >= 8 => Some(((number - 4) * 8, 1)),
-        r if r.is_gpr() => Some((number * 8, r.size())),
-        _ => None,
+/// Byte offset in [`Cpu::gpr`] and width of each register by iced's number for it; width 0 for those that are not
+/// general ones.
+const PLACES: [(u8, u8); 256] = {
+    let mut places = [(0, 0); 256];
+    let mut n = 0u8;
+    while n < 16 {
+        // iced lists AL, CL, DL, BL, AH, CH, DH, BH, SPL, ..., R15L.
+        let byte = if n < 4 { 0 } else { 4 };
+        places[Register::AL as usize + byte + n as usize] = (8 * n, 1);
+        if n < 4 {
+            places[Register::AH as usize + n as usize] = (8 * n + 1, 1);
+        }
+        places[Register::AX as usize + n as usize] = (8 * n, 2);
+        places[Register::EAX as usize + n as usize] = (8 * n, 4);
+        places[Register::RAX as usize + n as usize] = (8 * n, 8);
+        n += 1;
     }
+    places
+};
+
+/// Byte offset in [`Cpu::gpr`] and width of a general register; AH, CH, DH and BH lie one byte in.
+#[inline(always)]
+pub fn gpr_place(register: Register) -> Option<(usize, usize)> {
+    let (place, size) = PLACES[register as usize & 0xff];
+    (size != 0).then_some((place.into(), size.into()))
 }
 
 /// Index into [`Cpu::segs`] of a segment register.
@@ -286,5 +301,12 @@ mod tests {
         assert_eq!(place(Register::R8L), (8 * 8, 1));
         assert_eq!(place(Register::R15L), (15 * 8, 1));
         assert_eq!(place(Register::R15W), (15 * 8, 2));
+        for register in Register::values() {
+            let size = gpr_place(register).map(|(_, size)| size);
+            assert_eq!(size, register.is_gpr().then(|| register.size()), "{register:?}");
+            if register.is_gpr() && size != Some(1) {
+                assert_eq!(place(register).0, 8 * register.number(), "{register:?}");
+            }
+        }
     }
 }

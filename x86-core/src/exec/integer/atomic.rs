@@ -1,5 +1,5 @@
 //! XADD, CMPXCHG, CMPXCHG8B, CMPXCHG16B.
-#![allow(unsafe_code)] // CMPXCHG16B runs on guest RAM through a host pointer
+#![allow(unsafe_code)] // CMPXCHG16B on guest RAM through a host pointer, CMPXCHG between registers
 
 use std::arch::asm;
 use std::sync::PoisonError;
@@ -30,8 +30,7 @@ fn xadd<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     cpu.write_op(ins, 1, old)
 }
 
-/// CMPXCHG. The destination is written in any case, with what it held if the comparison failed
-/// (Intel SDM vol. 2A, CMPXCHG).
+/// CMPXCHG. Memory is written in any case, with what it held if the comparison failed (Intel SDM vol. 2A, CMPXCHG).
 fn cmpxchg<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     let new: W = cpu.read_op(ins, 1)?;
     let expected: W = cpu.reg(gpr::RAX);
@@ -45,6 +44,27 @@ fn cmpxchg<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     if !flags.zf() {
         cpu.set_reg(gpr::RAX, old);
     }
+    Ok(())
+}
+
+/// CMPXCHG of 32 bits. Between registers the manual writes the destination also when the comparison fails, which would clear its
+/// upper half; processors differ from it, so the host's decides.
+fn cmpxchg32(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    if ins.op0_kind() != OpKind::Register {
+        return cmpxchg::<u32>(cpu, ins);
+    }
+    let to = ins.op0_register().number() & 15;
+    let source = cpu.read_gpr(ins.op1_register());
+    let mut accumulator = cpu.gpr[gpr::RAX];
+    let mut destination = cpu.gpr[to];
+    (accumulator as u32).sub(destination as u32, &mut cpu.flags);
+    // SAFETY: computes in the named registers only.
+    unsafe {
+        asm!("cmpxchg {d:e}, {s:e}", d = inout(reg) destination, s = in(reg) source, inout("rax") accumulator,
+            options(pure, nomem, nostack));
+    }
+    cpu.gpr[gpr::RAX] = accumulator;
+    cpu.gpr[to] = destination;
     Ok(())
 }
 
@@ -119,7 +139,7 @@ pub(super) fn register(table: &mut Table) {
     codes! { table;
         Cmpxchg_rm8_r8 => cmpxchg::<u8>;
         Cmpxchg_rm16_r16 => cmpxchg::<u16>;
-        Cmpxchg_rm32_r32 => cmpxchg::<u32>;
+        Cmpxchg_rm32_r32 => cmpxchg32;
         Cmpxchg_rm64_r64 => cmpxchg::<u64>;
         Cmpxchg8b_m64 => cmpxchg8b;
         Cmpxchg16b_m128 => cmpxchg16b;

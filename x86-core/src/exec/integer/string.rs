@@ -8,6 +8,8 @@
 //!    executor comes back. With TF set it does so after every element, for the trap.
 #![allow(unsafe_code)] // chunks are copied in guest RAM through host pointers
 
+use std::arch::asm;
+
 use accel_api::gpr;
 use iced_x86::{Instruction, OpKind};
 
@@ -221,9 +223,22 @@ unsafe fn fill<W: Word>(host: *mut u8, value: W, bytes: usize) {
         unsafe { host.write_bytes(first, bytes) };
         return;
     }
-    for at in (0..bytes).step_by(W::BYTES) {
-        // SAFETY: the caller's promise.
-        unsafe { host_store(host.add(at), value) };
+    let count = bytes / W::BYTES;
+    let value = value.to_u64();
+    macro_rules! rep {
+        ($text:literal) => {
+            asm!($text, inout("rdi") host => _, inout("rcx") count => _, in("rax") value,
+                options(nostack, preserves_flags))
+        };
+    }
+    // SAFETY: the caller's promise; DF is clear between functions.
+    unsafe {
+        match W::BYTES {
+            1 => rep!("rep stosb"),
+            2 => rep!("rep stosw"),
+            4 => rep!("rep stosd"),
+            _ => rep!("rep stosq"),
+        }
     }
 }
 
