@@ -12,6 +12,8 @@ mod handlers;
 mod lower;
 mod op;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
