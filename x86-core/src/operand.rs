@@ -45,7 +45,7 @@ impl Cpu {
     pub fn read_gpr(&self, register: Register) -> u64 {
         match gpr_place(register) {
             Some((place, size)) => {
-                let value = self.gpr[place / 8 & 15] >> (place % 8 * 8);
+                let value = self.gpr[(place / 8) & 15] >> (place % 8 * 8);
                 if size == 8 { value } else { value & ((1 << (8 * size)) - 1) }
             }
             None => 0,
@@ -55,7 +55,7 @@ impl Cpu {
     /// Writes a general register as named, AH to BH included.
     pub fn write_gpr(&mut self, register: Register, value: u64) {
         let Some((place, size)) = gpr_place(register) else { return };
-        let slot = &mut self.gpr[place / 8 & 15];
+        let slot = &mut self.gpr[(place / 8) & 15];
         *slot = match size {
             8 => value,
             4 => value & 0xffff_ffff,
