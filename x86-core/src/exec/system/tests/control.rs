@@ -91,7 +91,8 @@ fn conditional_branches() {
         }
     }
     // (mode, code, RCX, ZF, taken, RCX after)
-    let cases: &[(Mode, &[u8], u64, bool, bool, u64)] = &[
+    type Case = (Mode, &'static [u8], u64, bool, bool, u64);
+    let cases: &[Case] = &[
         (Mode::Long, &[0xe2, 0x10], 1 << 32, false, true, 0xffff_ffff),
         (Mode::Long, &[0xe2, 0x10], 1, false, false, 0),
         (Mode::Long, &[0x67, 0xe2, 0x10], 1 << 32, false, true, 0xffff_ffff),
