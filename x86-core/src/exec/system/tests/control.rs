@@ -200,6 +200,36 @@ fn virtual_8086_flags() {
     assert_eq!(run(&mut c, &[0x66, 0x9c]), Err(Fault::GP0)); // not the 32-bit form
 }
 
+/// 21.3.3 and table 21-2: with VME, INT n whose bit in the redirection map is clear goes through the vector table at 0.
+#[test]
+fn redirected_interrupts() {
+    // IOPL, redirected: vector table; not redirected: #GP(0) below IOPL 3, the protected-mode handler at IOPL 3.
+    for (iopl, bit, to_table) in [(0u64, 0u8, true), (3, 0, true), (0, 1, false), (3, 1, false)] {
+        let mut c = cpu_with_tables(Mode::Protected32, 0);
+        set_gate(&mut c, 0x21, gate(CODE0, HANDLER, 14, 3, 0), 0);
+        poke(&mut c, 0x21 * 4, &[0x34, 0x12, 0x00, 0x03]);
+        c.tr.limit = 0xff;
+        poke(&mut c, TSS + 0x66, &[0x88, 0]);
+        poke(&mut c, TSS + 0x68 + 0x21 / 8, &[bit << 1]);
+        c.set_rflags(flag::VM | iopl << 12 | flag::IF | flag::VIF);
+        c.segs = [crate::virtual8086_segment(0); 6];
+        c.cr4 |= bits::CR4_VME;
+        let result = run(&mut c, &[0xcd, 0x21]);
+        if to_table {
+            assert_eq!((result, c.mode, c.rip), (Ok(()), Mode::Virtual8086, 0x1234));
+            assert_eq!((c.segs[crate::cpu::seg::CS].base, c.gpr[gpr::RSP]), (0x3000, STACK - 6));
+            let pushed = u64::from(word(&mut c, STACK - 2));
+            assert_eq!(pushed & (flag::IF | flag::IOPL), flag::IF | flag::IOPL);
+            let kept = if iopl == 3 { flag::VIF } else { flag::IF };
+            assert_eq!(c.rflags() & (flag::IF | flag::VIF), kept);
+        } else if iopl == 3 {
+            assert_eq!((result, c.mode, c.rip), (Ok(()), Mode::Protected32, HANDLER));
+        } else {
+            assert_eq!(result, Err(Fault::GP0));
+        }
+    }
+}
+
 /// STI: interrupts stay shut for one instruction, but only if they were shut before. CLI and STI obey IOPL.
 #[test]
 fn interrupt_flag() {
