@@ -4,6 +4,9 @@
 //! ([`crate::travel`]), where the state goes through `save` and `load` between instructions.
 
 pub mod arithmetic;
+pub mod io;
+pub mod memory;
+pub mod smc;
 
 /// `conformance!(name, accelerator)`: a module `name` with a test for each check, where `accelerator` is an expression
 /// of type `Arc<dyn Accelerator>`.
@@ -48,8 +51,13 @@ macro_rules! __conformance_checks {
     () => {
         $crate::__conformance_tests! {
             arithmetic:
-                add_sub_flags multiply_divide shifts control_flow strings sse x87 other_modes
-                ;
+                add_sub_flags multiply_divide shifts control_flow strings sse x87 other_modes;
+            io: ports string_ports string_port_fault port_permissions mmio_sizes mmio_instructions mmio_pieces
+                read_only_slot;
+            memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
+                other_paging_modes addressing;
+            smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
+                cross_modifying;
         }
     };
 }

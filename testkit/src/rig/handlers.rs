@@ -13,7 +13,7 @@ pub(super) fn handlers(a: &mut CodeAssembler) -> Asm {
         let with_error = matches!(vector, 8 | 10..=14 | 17 | 21);
         // Each stub is 16 bytes: PUSH imm32 twice and JMP rel32 are 15.
         if with_error {
-            a.db(&[0x66, 0x0f, 0x1f, 0x44, 0x00])?;
+            a.db(&[0x0f, 0x1f, 0x44, 0x00, 0x00])?;
         } else {
             a.db(&[0x68, 0, 0, 0, 0])?;
         }
