@@ -4,6 +4,9 @@
 //! instructions and no arithmetic.
 #![allow(unsafe_code)] // inline assembly; every block is pure register arithmetic
 
+pub mod bit;
+pub mod wide;
+
 use std::arch::asm;
 
 /// RFLAGS bits of the arithmetic flags.

@@ -8,14 +8,31 @@ use crate::mode::Mode;
 use crate::{Cpu, Ea, Exec, Fault};
 use accel_api::{Segment, gpr};
 
-/// Byte offset in [`Cpu::gpr`] and width of a general register; AH, CH, DH and BH lie one byte in.
-pub fn gpr_place(register: Register) -> Option<(usize, usize)> {
-    let number = register.number();
-    match register {
-        Register::AH | Register::CH | Register::DH | Register::BH => Some(((number & 3) * 8 + 1, 1)),
-        r if r.is_gpr() => Some((number * 8, r.size())),
-        _ => None,
+/// Byte offset in [`Cpu::gpr`] and width of each register by iced's number for it; width 0 for those that are not
+/// general ones.
+const PLACES: [(u8, u8); 256] = {
+    let mut places = [(0, 0); 256];
+    let mut n = 0u8;
+    while n < 16 {
+        // iced lists AL, CL, DL, BL, AH, CH, DH, BH, SPL, ..., R15L.
+        let byte = if n < 4 { 0 } else { 4 };
+        places[Register::AL as usize + byte + n as usize] = (8 * n, 1);
+        if n < 4 {
+            places[Register::AH as usize + n as usize] = (8 * n + 1, 1);
+        }
+        places[Register::AX as usize + n as usize] = (8 * n, 2);
+        places[Register::EAX as usize + n as usize] = (8 * n, 4);
+        places[Register::RAX as usize + n as usize] = (8 * n, 8);
+        n += 1;
     }
+    places
+};
+
+/// Byte offset in [`Cpu::gpr`] and width of a general register; AH, CH, DH and BH lie one byte in.
+#[inline(always)]
+pub fn gpr_place(register: Register) -> Option<(usize, usize)> {
+    let (place, size) = PLACES[register as usize & 0xff];
+    (size != 0).then_some((place.into(), size.into()))
 }
 
 /// Index into [`Cpu::segs`] of a segment register.
@@ -45,7 +62,7 @@ impl Cpu {
     pub fn read_gpr(&self, register: Register) -> u64 {
         match gpr_place(register) {
             Some((place, size)) => {
-                let value = self.gpr[place / 8 & 15] >> (place % 8 * 8);
+                let value = self.gpr[(place / 8) & 15] >> (place % 8 * 8);
                 if size == 8 { value } else { value & ((1 << (8 * size)) - 1) }
             }
             None => 0,
@@ -55,7 +72,7 @@ impl Cpu {
     /// Writes a general register as named, AH to BH included.
     pub fn write_gpr(&mut self, register: Register, value: u64) {
         let Some((place, size)) = gpr_place(register) else { return };
-        let slot = &mut self.gpr[place / 8 & 15];
+        let slot = &mut self.gpr[(place / 8) & 15];
         *slot = match size {
             8 => value,
             4 => value & 0xffff_ffff,
@@ -231,7 +248,7 @@ impl Cpu {
 }
 
 /// Address-size mask of a memory operand.
-fn address_mask(ins: &Instruction) -> u64 {
+pub(crate) fn address_mask(ins: &Instruction) -> u64 {
     let of = |r: Register| match r.size() {
         2 => 0xffff,
         4 => 0xffff_ffff,
@@ -242,7 +259,11 @@ fn address_mask(ins: &Instruction) -> u64 {
     } else if ins.memory_index() != Register::None {
         of(ins.memory_index())
     } else {
-        u64::MAX
+        match ins.memory_displ_size() {
+            2 => 0xffff,
+            4 => 0xffff_ffff,
+            _ => u64::MAX,
+        }
     }
 }
 
@@ -263,4 +284,29 @@ fn usable(s: &Segment, write: bool) -> bool {
     let code = s.attributes & 8 != 0;
     let rw = s.attributes & 2 != 0;
     !s.unusable && if write { !code && rw } else { !code || rw }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_registers_have_their_places() {
+        let place = |r| gpr_place(r).unwrap();
+        assert_eq!(place(Register::AL), (0, 1));
+        assert_eq!(place(Register::AH), (1, 1));
+        assert_eq!(place(Register::BH), (3 * 8 + 1, 1));
+        assert_eq!(place(Register::SPL), (4 * 8, 1));
+        assert_eq!(place(Register::DIL), (7 * 8, 1));
+        assert_eq!(place(Register::R8L), (8 * 8, 1));
+        assert_eq!(place(Register::R15L), (15 * 8, 1));
+        assert_eq!(place(Register::R15W), (15 * 8, 2));
+        for register in Register::values() {
+            let size = gpr_place(register).map(|(_, size)| size);
+            assert_eq!(size, register.is_gpr().then(|| register.size()), "{register:?}");
+            if register.is_gpr() && size != Some(1) {
+                assert_eq!(place(register).0, 8 * register.number(), "{register:?}");
+            }
+        }
+    }
 }

@@ -148,7 +148,7 @@ impl Cpu {
             }
             if large {
                 // The PAT bit (12) is not part of the address; what lies between it and the page size is reserved.
-                reserved |= if levels == 2 { 1 << 21 } else { (1 << shift) - 1 & !0x1fff };
+                reserved |= if levels == 2 { 1 << 21 } else { ((1 << shift) - 1) & !0x1fff };
             }
             if entry & reserved != 0 {
                 return Err(code::PRESENT | code::RESERVED);
