@@ -78,7 +78,7 @@ impl Cpu {
         state.tsc_offset = self.tsc_offset;
     }
 
-    /// Loads MXCSR. While guest code runs the caller also loads the host's ([`crate::exec::host_mxcsr`]).
+    /// Loads MXCSR. While guest code runs the caller also loads the host's ([`crate::exec::mxcsr::enter`]).
     pub fn set_mxcsr(&mut self, value: u32) {
         const MASKS: u32 = 0x1f80;
         self.fpu.mxcsr = value;

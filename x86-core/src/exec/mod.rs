@@ -15,6 +15,8 @@ use iced_x86::{Code, Instruction};
 
 use crate::{Cpu, Exec, Fault};
 
+pub use sse::{Float, Shape, VecForm, VecOp, load16, mxcsr, store16, vec_op};
+
 /// Semantics of one instruction.
 pub type ExecFn = fn(&mut Cpu, &Instruction) -> Exec;
 
