@@ -3,13 +3,13 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
-use accel_api::{CpuModel, DescriptorTable, FpuState, InjectedEvent, MpState, Msrs, Segment, VcpuBus, Ymm};
+use accel_api::{CpuModel, DescriptorTable, InjectedEvent, MpState, Msrs, Segment, VcpuBus, Ymm};
 
 use crate::alu::{ArithFlags, flag};
 use crate::lapic::Lapic;
 use crate::mode::{Mode, bits};
 use crate::shared::{VcpuShared, VmShared};
-use crate::{MemoryMap, Tlb, TlbEntry, TlbMode};
+use crate::{FpuRegs, MemoryMap, Tlb, TlbEntry, TlbMode};
 
 /// Indices into [`Cpu::segs`], in encoding order.
 #[allow(missing_docs)] // the registers' own names
@@ -62,9 +62,8 @@ pub struct Cpu {
     /// XMM0 to XMM15, with the upper halves of YMM.
     pub vector: VectorFile,
 
-    /// x87 and MXCSR. Its `ymm` is not used here (see [`Cpu::vector`]); MXCSR's sticky flags are in the host's MXCSR
-    /// while guest code runs.
-    pub fpu: FpuState,
+    /// x87, MMX and MXCSR. MXCSR's sticky flags are in the host's MXCSR while guest code runs.
+    pub fpu: FpuRegs,
     /// LDTR.
     pub ldtr: Segment,
     /// TR.
@@ -163,7 +162,7 @@ impl Cpu {
             system_flags: 0,
             segs: [Segment::real(0); 6],
             vector: VectorFile::default(),
-            fpu: FpuState::reset(),
+            fpu: FpuRegs::reset(),
             ldtr: state.segments.ldtr,
             tr: state.segments.tr,
             gdtr: DescriptorTable::default(),

@@ -19,6 +19,7 @@ mod cpu;
 mod decode;
 pub mod exec;
 mod fault;
+mod fpu_regs;
 pub mod lapic;
 mod mem;
 mod memory_map;
@@ -38,6 +39,7 @@ pub use cpu::*;
 pub use decode::*;
 
 pub use fault::*;
+pub use fpu_regs::*;
 pub use mem::*;
 pub use memory_map::*;
 pub use mode::*;

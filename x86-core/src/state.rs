@@ -1,10 +1,10 @@
 //! Between the working state and the neutral one.
 
-use accel_api::{ControlRegs, CpuState, DebugRegs, Events, FpuState, Segments};
+use accel_api::{ControlRegs, CpuState, DebugRegs, Events, Segments};
 
 use crate::cpu::seg;
 use crate::mode::bits;
-use crate::{Cpu, Tlb};
+use crate::{Cpu, FpuRegs, Tlb};
 
 impl Cpu {
     /// Replaces the whole state but the local APIC's.
@@ -37,7 +37,7 @@ impl Cpu {
         (self.cr0, self.cr2, self.cr3, self.cr4, self.xcr0) = (*cr0, *cr2, *cr3, *cr4, *xcr0);
         (self.dr, self.dr6, self.dr7) = (*dr, *dr6, *dr7);
         self.vector.0 = fpu.ymm;
-        self.fpu = fpu.clone();
+        self.fpu = FpuRegs::from_state(fpu);
         self.set_mxcsr(fpu.mxcsr);
         self.msrs = msrs.clone();
         self.efer = msrs.efer;
@@ -65,7 +65,9 @@ impl Cpu {
         state.control =
             ControlRegs { cr0: self.cr0, cr2: self.cr2, cr3: self.cr3, cr4: self.cr4, xcr0: self.xcr0 };
         state.debug = DebugRegs { dr: self.dr, dr6: self.dr6, dr7: self.dr7 };
-        state.fpu = FpuState { ymm: self.vector.0, ..self.fpu.clone() };
+        state.fpu.ymm = self.vector.0;
+        state.fpu.xstate_bv = self.state_in_use();
+        self.fpu.to_state(&mut state.fpu);
         state.msrs = self.msrs.clone();
         state.msrs.efer = self.efer;
         state.events = Events {

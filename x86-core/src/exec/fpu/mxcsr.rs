@@ -1,0 +1,16 @@
+//! MXCSR between [`Cpu`] and the host's register.
+//!
+//! While guest code runs the host's MXCSR collects the guest's sticky flags. Whoever reads the guest's MXCSR collects
+//! them first, and whoever replaces it loads the host's; this is the one place of this family that knows.
+
+use crate::Cpu;
+
+/// Brings the sticky flags that the host has collected into `cpu.fpu.mxcsr`.
+#[inline(always)]
+pub(super) fn collect(_: &mut Cpu) {}
+
+/// Replaces the guest's MXCSR.
+#[inline(always)]
+pub(super) fn replace(cpu: &mut Cpu, value: u32) {
+    cpu.set_mxcsr(value);
+}
