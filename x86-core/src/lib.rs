@@ -17,6 +17,7 @@ pub mod alu;
 mod code_map;
 mod cpu;
 mod decode;
+mod event;
 pub mod exec;
 mod fault;
 mod fpu_regs;
@@ -25,11 +26,14 @@ mod mem;
 mod memory_map;
 mod mode;
 mod operand;
+mod segment;
 
 pub mod shared;
 mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod testing_tables;
 
 mod tlb;
 mod walk;
@@ -37,13 +41,16 @@ mod walk;
 pub use code_map::*;
 pub use cpu::*;
 pub use decode::*;
+pub use event::*;
 
 pub use fault::*;
 pub use fpu_regs::*;
 pub use mem::*;
 pub use memory_map::*;
 pub use mode::*;
+pub(crate) use operand::within;
 pub use operand::*;
+pub use segment::*;
 
 pub use tlb::*;
 pub use walk::*;

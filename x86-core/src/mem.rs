@@ -211,9 +211,16 @@ impl Cpu {
     ///
     /// # Errors
     /// #PF or #GP.
+    #[inline]
     pub fn system_load<W: Word>(&mut self, la: u64) -> Exec<W> {
+        let mode = self.system_mode();
+        let entry = self.tlb.entry(mode, la);
+        if la ^ entry.read_tag <= PAGE_SIZE - W::BYTES as u64 {
+            // SAFETY: as in `load`.
+            return Ok(unsafe { host_load(la.wrapping_add(entry.addend) as *const u8) });
+        }
         let mut bytes = [0; 8];
-        self.load_bytes_as(self.system_mode(), Ea::data(la), &mut bytes[..W::BYTES])?;
+        self.load_bytes_as(mode, Ea::data(la), &mut bytes[..W::BYTES])?;
         Ok(W::from_u64(u64::from_le_bytes(bytes)))
     }
 
@@ -223,6 +230,27 @@ impl Cpu {
     /// #PF or #GP; nothing is written then.
     pub fn system_store<W: Word>(&mut self, la: u64, value: W) -> Exec {
         self.store_bytes_as(self.system_mode(), Ea::data(la), &value.to_u64().to_le_bytes()[..W::BYTES])
+    }
+
+    /// Changes one byte of a descriptor table as the processor does to mark segments accessed and tasks busy: locked,
+    /// whatever the CPL. `op` may run more than once.
+    ///
+    /// # Errors
+    /// #PF or #GP; nothing is written then.
+    pub fn system_update(&mut self, la: u64, op: impl Fn(u8) -> u8) -> Exec {
+        match self.target(self.system_mode(), Ea::data(la), AccessKind::Write)? {
+            Target::Ram(span) => {
+                // SAFETY: the span covers at least one byte of writable RAM.
+                unsafe { rmw_host(span.host, true, |old: u8| Ok((op(old), ())))? };
+                self.wrote(span, 1);
+            }
+            Target::Bus(gpa) => {
+                let mut byte = [0];
+                self.bus_read(gpa, &mut byte);
+                self.bus_write(gpa, &[op(byte[0])]);
+            }
+        }
+        Ok(())
     }
 
     /// Stores with the privilege of `cpl`, for stacks of a level not yet entered.

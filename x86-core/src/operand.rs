@@ -268,7 +268,7 @@ pub(crate) fn address_mask(ins: &Instruction) -> u64 {
 }
 
 /// Limit check, expand-down segments included (Intel SDM vol. 3, 5.3).
-fn within(s: &Segment, offset: u64, size: usize) -> bool {
+pub(crate) fn within(s: &Segment, offset: u64, size: usize) -> bool {
     let last = offset.wrapping_add(size as u64 - 1);
     let expand_down = s.attributes & 0x1c == 0x14;
     if expand_down {

@@ -1,0 +1,232 @@
+//! Delivery of faults, traps and interrupts to the guest (Intel SDM vol. 3, chapter 6).
+//!
+//! 1. [`Cpu::raise`] and [`Cpu::deliver`] are for executors: an event goes in, and either RIP stands at the guest's
+//!    handler or the CPU has shut down. Faults met on the way are delivered instead, or make a double fault.
+//! 2. `deliver_once` tries one event. It changes no register before all checks and stack writes have succeeded, so the
+//!    event that is delivered in its place sees the state as it was.
+//! 3. `long.rs` is 64-bit mode and compatibility mode, `legacy.rs` protected mode, virtual-8086 mode and real mode.
+//! 4. `reset.rs` is what INIT and start-up messages do.
+//!
+//! Task gates are refused with the #GP of a gate of the wrong type; hardware task switches do not exist yet.
+
+mod legacy;
+mod long;
+mod reset;
+#[cfg(test)]
+mod tests;
+
+use accel_api::{EventKind, InjectedEvent, MpState};
+
+use crate::alu::flag;
+use crate::mode::Mode;
+use crate::{Cpu, Exec, Fault, vector};
+
+/// A fault while a double fault was being delivered (Intel SDM vol. 3, 6.15): the vCPU has stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shutdown;
+
+/// Bits of DR6 (Intel SDM vol. 3, 17.2.3).
+#[allow(missing_docs)] // the manual's names
+pub mod dr6 {
+    pub const BD: u64 = 1 << 13;
+    pub const BS: u64 = 1 << 14;
+}
+
+/// One event with everything that delivery needs to know of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delivery {
+    pub(crate) vector: u8,
+    pub(crate) error_code: Option<u32>,
+    /// RIP to push.
+    pub(crate) return_rip: u64,
+    /// INT n, INT3, INTO: the gate's DPL counts, and faults on the way do not have EXT set.
+    pub(crate) software: bool,
+    /// RFLAGS to push.
+    pub(crate) rflags: u64,
+}
+
+/// Classes of exceptions (Intel SDM vol. 3, table 6-4).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Benign,
+    Contributory,
+    PageFault,
+    DoubleFault,
+}
+
+const fn class(exception: u8) -> Class {
+    match exception {
+        vector::DE | vector::TS | vector::NP | vector::SS | vector::GP => Class::Contributory,
+        vector::PF => Class::PageFault,
+        vector::DF => Class::DoubleFault,
+        _ => Class::Benign,
+    }
+}
+
+/// Exceptions that report an instruction which will be tried again: RF is set in the flags they push (17.3.1.1).
+const fn is_fault(exception: u8) -> bool {
+    !matches!(exception, vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF | vector::MC)
+}
+
+impl Cpu {
+    /// Delivers a fault that the instruction at [`Cpu::rip`] raised. For #PF, CR2 takes [`Cpu::fault_address`].
+    ///
+    /// # Errors
+    /// Triple fault.
+    pub fn raise(&mut self, fault: Fault) -> Result<(), Shutdown> {
+        if fault.vector() == vector::PF {
+            self.cr2 = self.fault_address;
+        }
+        let (vector, error_code) = (fault.vector(), fault.error_code());
+        self.deliver(InjectedEvent { vector, kind: EventKind::Exception, error_code })
+    }
+
+    /// Delivers an event between instructions: the return address is [`Cpu::rip`], for software interrupts behind the
+    /// instruction there. RIP and `next_rip` are then at the handler.
+    ///
+    /// # Errors
+    /// Triple fault.
+    pub fn deliver(&mut self, event: InjectedEvent) -> Result<(), Shutdown> {
+        let mut return_rip = self.rip;
+        let mut rflags = self.rflags();
+        let mut software = false;
+        let mut first = Class::Benign;
+        match event.kind {
+            EventKind::ExternalInterrupt => {}
+            EventKind::Nmi => self.nmi_masked = true,
+            EventKind::Exception => {
+                first = class(event.vector);
+                if is_fault(event.vector) {
+                    rflags |= flag::RF;
+                }
+            }
+            EventKind::Software { length } => {
+                return_rip = self.rip.wrapping_add(length.into());
+                software = true;
+            }
+        }
+        let InjectedEvent { vector, error_code, kind: _ } = event;
+        match self.deliver_once(&Delivery { vector, error_code, return_rip, software, rflags }) {
+            Ok(()) => Ok(()),
+            Err(second) => self.deliver_nested(first, second),
+        }
+    }
+
+    /// Delivers `fault`, which came up while an exception of class `first` was being delivered (Intel SDM vol. 3, table
+    /// 6-5).
+    #[cold]
+    fn deliver_nested(&mut self, mut first: Class, mut fault: Fault) -> Result<(), Shutdown> {
+        loop {
+            if fault.vector() == vector::PF {
+                self.cr2 = self.fault_address;
+            }
+            let second = class(fault.vector());
+            let (event, of_class) = match (first, second) {
+                (Class::DoubleFault, Class::Contributory | Class::PageFault) => {
+                    self.mp = MpState::Shutdown;
+                    self.leave = true;
+                    return Err(Shutdown);
+                }
+                (Class::Contributory, Class::Contributory)
+                | (Class::PageFault, Class::Contributory | Class::PageFault) => {
+                    (Fault::with_code(vector::DF, 0), Class::DoubleFault)
+                }
+                _ => (fault, second),
+            };
+            let rf = if is_fault(event.vector()) { flag::RF } else { 0 };
+            let delivery = Delivery {
+                vector: event.vector(),
+                error_code: event.error_code(),
+                return_rip: self.rip,
+                software: false,
+                rflags: self.rflags() | rf,
+            };
+            match self.deliver_once(&delivery) {
+                Ok(()) => return Ok(()),
+                Err(next) => (first, fault) = (of_class, next),
+            }
+        }
+    }
+
+    /// Delivers one event, or changes nothing. Faults carry EXT if the event is not the program's own doing.
+    pub(crate) fn deliver_once(&mut self, event: &Delivery) -> Exec {
+        let result = match self.mode {
+            Mode::Real => self.deliver_real(event, self.idtr.base, u64::from(self.idtr.limit)),
+            _ if self.long_mode() => self.deliver_long(event),
+            _ => self.deliver_protected(event),
+        };
+        if let Err(fault) = result {
+            return Err(if event.software { fault } else { with_ext(fault) });
+        }
+        if event.vector == vector::DB {
+            // GD would make the handler trap on its own look at DR6 (17.2.4); BTF and LBR go as well (17.4.4).
+            const GD: u64 = 1 << 13;
+            const LBR_BTF: u64 = 3;
+            self.dr7 &= !GD;
+            self.msrs.debugctl &= !LBR_BTF;
+        }
+        self.shadow = false;
+        if self.mp == MpState::Halted {
+            self.mp = MpState::Running;
+        }
+        self.rip = self.next_rip;
+        self.update_mode();
+        Ok(())
+    }
+
+    /// INT n, INT3 and INTO, with the return address behind the instruction.
+    pub(crate) fn software_interrupt(&mut self, vector: u8) -> Exec {
+        self.deliver_once(&Delivery {
+            vector,
+            error_code: None,
+            return_rip: self.next_rip,
+            software: true,
+            rflags: self.rflags(),
+        })
+    }
+
+    /// INT1: a #DB that no privilege check holds back (Intel SDM vol. 3, 6.4.4).
+    pub(crate) fn hardware_like_interrupt(&mut self, vector: u8) -> Exec {
+        self.deliver_once(&Delivery {
+            vector,
+            error_code: None,
+            return_rip: self.next_rip,
+            software: false,
+            rflags: self.rflags(),
+        })
+    }
+
+    /// Delivers a debug trap behind an instruction that has completed, [`Cpu::rip`] at the next one; `causes` are bits
+    /// of DR6 (Intel SDM vol. 3, 17.2.3). After single-stepping: [`dr6::BS`].
+    ///
+    /// # Errors
+    /// Triple fault.
+    pub fn debug_trap(&mut self, causes: u64) -> Result<(), Shutdown> {
+        self.dr6 |= causes;
+        self.raise(Fault::DB)
+    }
+
+    /// The single-step trap that TF asks for after each instruction (Intel SDM vol. 3, 17.3.1.4).
+    ///
+    /// # Errors
+    /// Triple fault.
+    pub fn single_step_trap(&mut self) -> Result<(), Shutdown> {
+        self.debug_trap(dr6::BS)
+    }
+
+    /// RFLAGS at the handler's first instruction. AC, IOPL and the arithmetic flags stay.
+    fn enter_handler(&mut self, clear_if: bool) {
+        self.system_flags &= !(flag::TF | flag::NT | flag::RF | flag::VM);
+        if clear_if {
+            self.system_flags &= !flag::IF;
+        }
+    }
+}
+
+/// Sets EXT in an error code made of a selector (Intel SDM vol. 3, 6.13).
+fn with_ext(fault: Fault) -> Fault {
+    match (fault.vector(), fault.error_code()) {
+        (vector::TS..=vector::GP, Some(code)) => Fault::with_code(fault.vector(), code | 1),
+        _ => fault,
+    }
+}
