@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, RflagsBits};
 
-use super::case::{Case, End, Outcome, WINDOW};
+use super::case::{Case, End, Outcome, Raised, WINDOW};
 
 /// One thing that differs.
 #[derive(Clone, PartialEq, Debug)]
@@ -29,8 +29,9 @@ pub fn differences(ins: &Instruction, case: &Case, native: &Outcome, soft: &Outc
     let mut add = |what: &str, native: String, soft: String| {
         found.push(Difference { what: what.to_string(), native, soft });
     };
-    if native.end != soft.end {
-        add("end", end(&native.end), end(&soft.end));
+    let ends = (visible(&native.end), visible(&soft.end));
+    if ends.0 != ends.1 {
+        add("end", end(&ends.0), end(&ends.1));
     }
     let hex = |value: u64| format!("{value:#x}");
     let (n, s) = (&native.state, &soft.state);
@@ -80,6 +81,18 @@ pub fn differences(ins: &Instruction, case: &Case, native: &Outcome, soft: &Outc
         }
     }
     found
+}
+
+/// Linux shows user code no difference between absent and present pages of the kernel's half: their page faults all
+/// have P set.
+fn visible(end: &End) -> End {
+    const TASK_END: u64 = (1 << 47) - 4096;
+    match end {
+        End::Fault(raised) if raised.vector == 14 && raised.address >= TASK_END => {
+            End::Fault(Raised { error: raised.error | 1, ..*raised })
+        }
+        other => other.clone(),
+    }
 }
 
 /// Whether flags that the manual leaves undefined differ after the instruction.

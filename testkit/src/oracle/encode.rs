@@ -13,7 +13,7 @@ fn branch_target(rng: &mut Rng, short: bool) -> u64 {
 }
 
 /// A random encoding of `code` at [`START`]; `None` when these operands cannot be encoded, or never can.
-pub fn encode(rng: &mut Rng, code: Code) -> Option<Vec<u8>> {
+pub(super) fn encode(rng: &mut Rng, code: Code) -> Option<Vec<u8>> {
     let op_code = code.op_code();
     let mut ins = Instruction::default();
     ins.set_code(code);
@@ -185,7 +185,7 @@ fn operand(
 }
 
 /// Some address in or near the window.
-pub fn window_address(rng: &mut Rng) -> u64 {
+fn window_address(rng: &mut Rng) -> u64 {
     WINDOW + rng.below(2 * 4096)
 }
 

@@ -4,7 +4,7 @@ use iced_x86::{
     Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
 };
 
-use super::case::{CODE, Case, START, State, WINDOW, WINDOW_SIZE, WRITABLE};
+use super::case::{CODE, Case, MAX_BYTES, START, State, WINDOW, WINDOW_SIZE, WRITABLE};
 use super::encode::encode;
 use super::rng::Rng;
 
@@ -35,8 +35,7 @@ impl Generator {
     /// A case with an encoding of `code`; `None` when this time none came about. At times it is another instruction,
     /// or none: the caller looks at the bytes.
     pub fn case(&mut self, rng: &mut Rng, code: Code) -> Option<Case> {
-        let bytes = encode(rng, code)?;
-        let ins = Decoder::with_ip(64, &bytes, START, x86_core::DECODER_OPTIONS).decode();
+        let (bytes, ins) = whole(encode(rng, code)?);
         let mut state = State::new();
         for register in &mut state.gpr {
             *register = rng.integer();
@@ -79,6 +78,16 @@ impl Generator {
         branch(rng, ins, case);
         compare_and_exchange(rng, ins, case);
     }
+}
+
+/// Cuts `bytes` to the instruction they begin with; if there is none, what stands behind them in memory belongs to them.
+fn whole(mut bytes: Vec<u8>) -> (Vec<u8>, Instruction) {
+    bytes.resize(MAX_BYTES, 0xcc);
+    let ins = Decoder::with_ip(64, &bytes, START, x86_core::DECODER_OPTIONS).decode();
+    if !ins.is_invalid() {
+        bytes.truncate(ins.len());
+    }
+    (bytes, ins)
 }
 
 /// Values that make the instruction do something: small counts, divisions that do not overflow.

@@ -6,6 +6,6 @@ use super::case::Case;
 use super::compare::Difference;
 
 /// Why `found` is to be expected, if it is.
-pub fn known(_ins: &Instruction, _case: &Case, _found: &[Difference]) -> Option<&'static str> {
+pub(super) fn known(_ins: &Instruction, _case: &Case, _found: &[Difference]) -> Option<&'static str> {
     None
 }

@@ -27,7 +27,9 @@ pub(super) fn minimise(
     best.attempt(|case| case.state.fpu.fcw = fpu.fcw);
     best.attempt(|case| case.state.fpu.fsw &= 0x3800);
     best.attempt(|case| case.state.fpu.fsw = 0);
-    best.attempt(|case| case.state.fpu.ftw = 0xff);
+    if best.case.state.fpu.ftw != 0 {
+        best.attempt(|case| case.state.fpu.ftw = 0xff);
+    }
     for i in 0..8 {
         best.attempt(|case| case.state.fpu.st[i] = [0; 10]);
     }

@@ -141,11 +141,10 @@ impl Soft {
         self.cpu.fault_address = 0;
         let cpu = &mut self.cpu;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            host_mxcsr::enter(cpu);
-            let result = execute(cpu);
-            host_mxcsr::leave(cpu);
-            result
+            exec::mxcsr::enter(cpu);
+            execute(cpu)
         }));
+        exec::mxcsr::leave(&mut self.cpu);
         let end = match result {
             Ok(Ok(())) => End::Done,
             Ok(Err(fault)) => End::Fault(self.raised(fault)),
@@ -185,26 +184,4 @@ fn execute(cpu: &mut Cpu) -> Exec {
         }
     }
     panic!("the instruction does not end");
-}
-
-/// MXCSR shared with the host while guest code runs: the guest's, all exceptions masked.
-mod host_mxcsr {
-    use std::arch::asm;
-    use x86_core::Cpu;
-
-    const MASKS: u32 = 0x1f80;
-    const FLAGS: u32 = 0x3f;
-
-    pub(super) fn enter(cpu: &mut Cpu) {
-        let value = cpu.fpu.mxcsr | MASKS;
-        // SAFETY: all exceptions are masked and no reserved bit is set.
-        unsafe { asm!("ldmxcsr [{}]", in(reg) &value, options(nostack, readonly)) };
-    }
-
-    pub(super) fn leave(cpu: &mut Cpu) {
-        let (mut value, host) = (0u32, MASKS);
-        // SAFETY: stores to a local and loads the ABI's default.
-        unsafe { asm!("stmxcsr [{}]", "ldmxcsr [{}]", in(reg) &mut value, in(reg) &host, options(nostack)) };
-        cpu.fpu.mxcsr |= value & FLAGS;
-    }
 }
