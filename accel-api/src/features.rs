@@ -118,6 +118,11 @@ impl CpuFeatures {
         self.0[word as usize]
     }
 
+    /// Features either set has.
+    pub fn union(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] | other.0[i]))
+    }
+
     /// Features both sets have.
     pub fn intersection(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] & other.0[i]))

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::LapicState;
+
 /// Indices into [`CpuState::gpr`], in encoding order.
 #[allow(missing_docs)] // the registers' own names
 pub mod gpr {
@@ -328,7 +330,7 @@ impl CpuState {
             },
             events: Events::default(),
             mp: if id == 0 { MpState::Running } else { MpState::WaitForSipi },
-            lapic: LapicState::reset(id),
+            lapic: LapicState::reset(id, id == 0),
             tsc_offset: 0,
         }
     }
@@ -425,25 +427,6 @@ fn collect(out: &mut Vec<Difference>, path: String, left: &serde_json::Value, ri
             out.push(Difference { path, left: text(left), right: text(right) });
         }
     }
-}
-
-/// Local APIC (Intel SDM vol. 3, 11).
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct LapicState {
-    /// IA32_APIC_BASE: address, enable, x2APIC enable, BSP.
-    pub apic_base: u64,
-    /// APIC id.
-    pub id: u32,
-}
-
-impl LapicState {
-    /// State after power-up of the local APIC of vCPU `id`.
-    pub fn reset(id: u32) -> Self {
-        let bsp = if id == 0 { 1 << 8 } else { 0 };
-        Self { apic_base: 0xfee0_0000 | 1 << 11 | bsp, id }
-    }
-
-    fn normalise(&mut self) {}
 }
 
 #[cfg(test)]

@@ -1,1 +1,56 @@
-//! Skeleton.
+//! The machine model: a PC that runs on any accelerator.
+//!
+//! 1. [`MachineBuilder`] describes a machine: vCPUs, memory, CPU model, kernel, console, and the
+//!    [`Accelerator`](accel_api::Accelerator) that executes it. [`Registry`] knows the accelerators there are.
+//! 2. [`Machine`] runs it. Each vCPU has a thread ([`vcpu_thread`]), which calls into the devices through
+//!    [`bus`]; the timers share one thread; the console's output has another.
+//! 3. Interrupts go from the devices through an [`InterruptCell`] to the accelerator, which can be exchanged behind it.
+//! 4. Time is the host's TSC, for guest and devices alike ([`clock`]).
+//! 5. However the guest ends, it is posted to one cell, and [`Machine::wait`] returns it as [`GuestEnd`].
+//!
+//! ```no_run
+//! use machine::{AccelChoice, Machine, Registry};
+//!
+//! let chosen = Registry::builtin().choose(&AccelChoice::Auto)?;
+//! let machine = Machine::builder()
+//!     .accelerator(chosen.accelerator)
+//!     .kernel("/boot/vmlinuz")
+//!     .cmdline("console=ttyS0")
+//!     .console(std::io::stdout())
+//!     .start()?;
+//! println!("{}", machine.wait());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod acpi;
+pub mod boot;
+mod builder;
+pub mod bus;
+mod chipset;
+pub mod clock;
+mod control;
+mod dump;
+#[cfg(test)]
+mod fake;
+mod host;
+mod interrupts;
+pub mod memory_map;
+mod registry;
+mod timers;
+pub mod vcpu_thread;
+mod vm;
+#[cfg(test)]
+mod vm_tests;
+
+pub use boot::Source;
+pub use builder::{DEFAULT_MODEL, MachineBuilder};
+pub use chipset::{ChipsetError, Sink};
+pub use clock::TscFrequency;
+pub use control::GuestEnd;
+pub use dump::CpuDump;
+pub use interrupts::InterruptCell;
+pub use registry::{AccelChoice, ChooseError, Chosen, CreateFn, Descriptor, ProbeFn, Registry};
+pub use vm::{ConsoleInput, Machine, MachineError};
+
+/// Most vCPUs one machine can have.
+pub const MAX_VCPUS: u32 = 64;

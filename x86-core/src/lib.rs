@@ -29,6 +29,7 @@ mod operand;
 mod segment;
 
 pub mod shared;
+pub mod soft;
 mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -4,6 +4,8 @@
 //! access an aligned datum: the guest's own ordering rules (TSO, Intel SDM vol. 3, 9.2) then follow from the host's.
 #![allow(unsafe_code)] // guest RAM is reached through host pointers that the TLB and the memory map hand out
 
+use std::arch::asm;
+use std::arch::x86_64::__m128i;
 use std::sync::PoisonError;
 
 use accel_api::{IoSize, PAGE_SIZE, PageFlag};
@@ -79,12 +81,39 @@ pub unsafe fn host_store<W: Word>(host: *mut u8, value: W) {
     unsafe { host.cast::<Unaligned<W>>().write_volatile(Unaligned(value)) }
 }
 
+/// One load of 16 bytes from guest RAM.
+///
+/// # Safety
+/// `host` must be valid for 16 bytes.
+#[inline(always)]
+pub unsafe fn host_load16(host: *const u8) -> [u64; 2] {
+    let value: __m128i;
+    // SAFETY: valid by the caller's promise; MOVUPS has no alignment. The bytes are valid for both types.
+    unsafe {
+        asm!("movups {v}, [{p}]", v = out(xmm_reg) value, p = in(reg) host,
+            options(nostack, preserves_flags, readonly));
+        std::mem::transmute(value)
+    }
+}
+
+/// One store of 16 bytes to guest RAM.
+///
+/// # Safety
+/// `host` must be valid for 16 bytes.
+#[inline(always)]
+pub unsafe fn host_store16(host: *mut u8, value: [u64; 2]) {
+    // SAFETY: as in `host_load16`.
+    unsafe {
+        let value: __m128i = std::mem::transmute(value);
+        asm!("movups [{p}], {v}", v = in(xmm_reg) value, p = in(reg) host, options(nostack, preserves_flags));
+    }
+}
+
 /// One atomic compare-and-exchange, locked, at any alignment. Returns what was there.
 ///
 /// # Safety
 /// `host` must be valid for `W::BYTES` bytes.
 pub unsafe fn host_cmpxchg<W: Word>(host: *mut u8, old: W, new: W) -> W {
-    use std::arch::asm;
     let mut seen = old.to_u64();
     let new = new.to_u64();
     // SAFETY: one locked instruction on memory valid by the caller's promise.
@@ -442,6 +471,17 @@ impl Cpu {
     pub fn tsc_to_ns(&self, tsc: u64) -> u64 {
         let khz = u128::from(self.model.tsc_khz.max(1));
         (u128::from(tsc) * 1_000_000 / khz) as u64
+    }
+
+    /// The host TSC at which a timer of the local APIC is due.
+    pub fn deadline_tsc(&self, deadline: crate::lapic::TimerDeadline) -> u64 {
+        match deadline {
+            crate::lapic::TimerDeadline::Tsc(tsc) => tsc.wrapping_sub(self.tsc_offset),
+            crate::lapic::TimerDeadline::Ns(ns) => {
+                let ticks = (u128::from(ns) * u128::from(self.model.tsc_khz)).div_ceil(1_000_000);
+                u64::try_from(ticks).unwrap_or(u64::MAX)
+            }
+        }
     }
 
     fn bus_read(&mut self, gpa: u64, out: &mut [u8]) {

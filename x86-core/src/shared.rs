@@ -19,10 +19,12 @@ pub mod request {
     pub const INTERRUPT: u32 = 2;
     /// Pages of decoded code were written: [`super::VcpuShared::take_stale_pages`].
     pub const CODE: u32 = 4;
-    /// The dirty flags were cleared, or somebody decodes new code: stores must ask again.
+    /// Somebody decodes new code, stores to which must ask from now on: [`super::VcpuShared::take_watched_pages`].
     pub const WRITES: u32 = 8;
     /// The memory map changed.
     pub const REMAP: u32 = 16;
+    /// The dirty flags are about to be cleared: every store must ask again.
+    pub const DIRTY: u32 = 32;
 }
 
 /// The part of a vCPU that other threads use.

@@ -6,7 +6,7 @@
 
 mod fpu;
 mod integer;
-mod sse;
+pub mod sse;
 mod system;
 
 use std::sync::LazyLock;

@@ -289,10 +289,11 @@ impl Lapic {
         std::mem::take(&mut self.init)
     }
 
-    /// The vector of a start-up message, once. A CPU that does not wait for one has to drop it.
+    /// The vector of a start-up message, once. A CPU that does not wait for one has to drop it. Nothing comes out
+    /// before the INIT in front of it was taken: both may arrive between a call of [`Self::take_init`] and this.
     pub fn take_sipi(&mut self) -> Option<u8> {
         self.pull();
-        self.sipi.take()
+        if self.init { None } else { self.sipi.take() }
     }
 
     /// True if an NMI waits.
@@ -334,7 +335,7 @@ impl Lapic {
     #[inline]
     pub fn pending_vector(&mut self) -> Option<u8> {
         self.pull();
-        self.irr.highest().filter(|vector| *vector > self.ppr)
+        self.irr.highest().filter(|vector| vector >> 4 > self.ppr >> 4)
     }
 
     /// True if an interrupt waits that a CPU with RFLAGS.IF = 1 takes: for HLT and for STI, IRET and POPF.

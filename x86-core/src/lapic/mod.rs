@@ -39,6 +39,7 @@ mod tests;
 mod timer;
 mod vectors;
 
+pub use accel_api::LapicState;
 pub use bus::{ApicBus, VcpuKick};
 pub use inbox::LapicInbox;
 pub use local::{ApicHost, GpFault, Lapic, LapicConfig};
@@ -47,6 +48,6 @@ pub use registers::{
     BASE_BSP, BASE_ENABLED, BASE_X2APIC, DEFAULT_BASE, MMIO_SIZE, MSR_APIC_BASE, MSR_TSC_DEADLINE,
     MSR_X2APIC_FIRST, MSR_X2APIC_LAST,
 };
-pub use state::{LapicState, LapicStateError};
+pub use state::LapicStateError;
 pub use timer::{Now, TimerDeadline};
 pub use vectors::VectorSet;

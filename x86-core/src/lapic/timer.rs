@@ -4,6 +4,8 @@
 //! when it is read. The input clock is 1 GHz, so that a tick before the divider is a nanosecond of VM time, as in
 //! KVM's local APIC. TSC-deadline mode compares with the guest's TSC instead and knows no nanoseconds.
 
+use accel_api::{MIN_PERIOD_NS, current_count, divide_shift};
+
 /// The time at which something happens to a local APIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
@@ -41,10 +43,6 @@ impl Mode {
         }
     }
 }
-
-/// A periodic timer interrupts at most this often, in nanoseconds (KVM's default limit). A guest that asks for
-/// more gets its interrupts coalesced; the current count is not affected.
-const MIN_PERIOD_NS: u64 = 200_000;
 
 #[derive(Clone, Debug)]
 pub(super) struct Timer {
@@ -212,16 +210,4 @@ impl Timer {
         }
         self.expiry_ns.map(TimerDeadline::Ns)
     }
-}
-
-/// The power of two that a divide configuration register divides by: bits 3, 1 and 0 (Intel SDM vol. 3,
-/// figure 11-10).
-pub(super) const fn divide_shift(divide: u32) -> u32 {
-    ((divide & 3 | divide >> 1 & 4) + 1) & 7
-}
-
-/// The count that has `remaining_ns` left: it goes down at the end of each divided tick.
-pub(super) fn current_count(remaining_ns: u64, divide: u32) -> u32 {
-    let ticks = remaining_ns.div_ceil(1 << divide_shift(divide));
-    u32::try_from(ticks).unwrap_or(u32::MAX)
 }

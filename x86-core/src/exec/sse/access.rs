@@ -1,13 +1,10 @@
 //! Memory operands of SSE instructions: 2 to 16 bytes into a zero-extended 128-bit value, and back.
 #![allow(unsafe_code)] // guest RAM is reached through the TLB's host pointers, as in `mem.rs`
 
-use std::arch::asm;
-use std::arch::x86_64::__m128i;
-
 use accel_api::PAGE_SIZE;
 use iced_x86::Instruction;
 
-use crate::{Cpu, Ea, Exec, Fault, tlb_index};
+use crate::{Cpu, Ea, Exec, Fault, host_load16, host_store16, tlb_index};
 
 /// A 128-bit operand, lowest lane first.
 pub(super) type Xmm = [u64; 2];
@@ -53,14 +50,8 @@ pub fn load16(cpu: &mut Cpu, ea: Ea) -> Exec<[u64; 2]> {
     let entry = unsafe { &*cpu.data_tlb.add(tlb_index(ea.la)) };
     if ea.la ^ entry.read_tag <= PAGE_SIZE - 16 {
         let host = ea.la.wrapping_add(entry.addend) as *const u8;
-        let value: __m128i;
         // SAFETY: the entry maps the whole page to RAM, and the 16 bytes lie in it.
-        unsafe {
-            asm!("movups {v}, [{p}]", v = out(xmm_reg) value, p = in(reg) host,
-                options(nostack, preserves_flags, readonly));
-        }
-        // SAFETY: both are 16 bytes without invalid values.
-        return Ok(unsafe { std::mem::transmute::<__m128i, [u64; 2]>(value) });
+        return Ok(unsafe { host_load16(host) });
     }
     load16_slow(cpu, ea)
 }
@@ -75,12 +66,8 @@ pub fn store16(cpu: &mut Cpu, ea: Ea, value: [u64; 2]) -> Exec {
     let entry = unsafe { &*cpu.data_tlb.add(tlb_index(ea.la)) };
     if ea.la ^ entry.write_tag <= PAGE_SIZE - 16 {
         let host = ea.la.wrapping_add(entry.addend) as *mut u8;
-        // SAFETY: both are 16 bytes without invalid values.
-        let value = unsafe { std::mem::transmute::<[u64; 2], __m128i>(value) };
         // SAFETY: as in `load16`; a write tag stands only for writable RAM.
-        unsafe {
-            asm!("movups [{p}], {v}", v = in(xmm_reg) value, p = in(reg) host, options(nostack, preserves_flags));
-        }
+        unsafe { host_store16(host, value) };
         return Ok(());
     }
     store16_slow(cpu, ea, value)

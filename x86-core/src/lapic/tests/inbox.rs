@@ -2,8 +2,20 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::*;
+
+/// No test waits longer than this for another thread to get on: it fails then.
+const STALL: Duration = Duration::from_secs(20);
+
+fn wait_until(done: impl Fn() -> bool) {
+    let limit = Instant::now() + STALL;
+    while !done() {
+        assert!(Instant::now() < limit, "something was lost");
+        thread::yield_now();
+    }
+}
 
 /// Senders on several threads, each with vectors of its own, post one only after the owner has seen the last: each
 /// arrives once, with its trigger mode, and whoever sleeps is woken by a kick.
@@ -35,13 +47,9 @@ fn every_vector_arrives_once() {
                     if sender == 0 {
                         let nmis = nmis_seen.load(Ordering::Acquire);
                         bus.inject_nmi(0);
-                        while nmis_seen.load(Ordering::Acquire) == nmis {
-                            thread::yield_now();
-                        }
+                        wait_until(|| nmis_seen.load(Ordering::Acquire) != nmis);
                     }
-                    while seen[usize::from(vector)].load(Ordering::Acquire) == before {
-                        thread::yield_now();
-                    }
+                    wait_until(|| seen[usize::from(vector)].load(Ordering::Acquire) != before);
                 }
             });
         }
@@ -61,13 +69,65 @@ fn every_vector_arrives_once() {
                 idle = false;
             }
             if idle {
-                thread::park();
+                let since = Instant::now();
+                thread::park_timeout(STALL);
+                assert!(since.elapsed() < STALL, "a kick was lost");
             }
         }
     });
     assert_eq!(lapic.pending_vector(), None);
     let total: usize = seen.iter().map(|count| count.load(Ordering::Relaxed)).sum();
     assert_eq!(total, SENDERS * ROUNDS);
+}
+
+/// Senders and a draining owner at full speed on the bits of one word: what is posted is drained once, no more, no
+/// less, and not before there is a flag for it.
+#[test]
+fn bursts_into_one_word() {
+    const SENDERS: usize = 2;
+    const BURST: usize = 30;
+    const ROUNDS: usize = 20_000;
+    let inbox = LapicInbox::new(0);
+    let drained: [AtomicUsize; 64] = std::array::from_fn(|_| AtomicUsize::new(0));
+    let running = AtomicUsize::new(SENDERS);
+    thread::scope(|scope| {
+        for sender in 0..SENDERS {
+            let (inbox, drained, running) = (&inbox, &drained, &running);
+            scope.spawn(move || {
+                let mine = sender * BURST..(sender + 1) * BURST;
+                let all =
+                    |round| drained[mine.clone()].iter().all(|count| count.load(Ordering::Acquire) == round);
+                for round in 1..=ROUNDS {
+                    for vector in mine.clone() {
+                        inbox.post_vector(64 + vector as u8, false);
+                    }
+                    wait_until(|| all(round));
+                }
+                running.fetch_sub(1, Ordering::Release);
+            });
+        }
+        let (mut last_work, mut idle) = (Instant::now(), 0u64);
+        while running.load(Ordering::Acquire) != 0 {
+            if !inbox.has_work() {
+                assert!(last_work.elapsed() < 2 * STALL, "the senders have given up");
+                // Mostly spinning, to drain while the bits are still coming in.
+                idle += 1;
+                if idle.is_multiple_of(64) {
+                    thread::yield_now();
+                }
+                continue;
+            }
+            last_work = Instant::now();
+            let incoming = inbox.drain();
+            for (vector, count) in drained.iter().enumerate() {
+                count.fetch_add(usize::from(incoming.vectors.contains(64 + vector as u8)), Ordering::AcqRel);
+            }
+        }
+    });
+    for (vector, count) in drained.iter().enumerate() {
+        let expected = if vector < SENDERS * BURST { ROUNDS } else { 0 };
+        assert_eq!(count.load(Ordering::Relaxed), expected, "vector {vector}");
+    }
 }
 
 /// INIT with start-up behind it, raced against the owner: a start-up is never seen without its INIT before it.
@@ -84,14 +144,13 @@ fn init_and_start_up_keep_their_order() {
             for round in 0..ROUNDS {
                 inbox.post_init();
                 inbox.post_sipi(round as u8);
-                while started.load(Ordering::Acquire) == round {
-                    thread::yield_now();
-                }
+                wait_until(|| started.load(Ordering::Acquire) != round);
             }
             stop.store(true, Ordering::Release);
         });
         let mut waiting = false;
-        while !stop.load(Ordering::Acquire) {
+        let limit = Instant::now() + 10 * STALL;
+        while !stop.load(Ordering::Acquire) && Instant::now() < limit {
             if lapic.take_init() {
                 lapic.init();
                 waiting = true;

@@ -153,7 +153,10 @@ fn start_of_a_processor() {
     rig.xapic_ipi(0, 1, 0x500 | TRIGGER);
     rig.xapic_ipi(0, 1, 0x600 | ASSERT | 0x9f);
     rig.xapic_ipi(0, 1, 0x600 | ASSERT | 0x9e);
+    rig.lapics[1].pull();
+    rig.xapic_ipi(0, 1, 0x600 | ASSERT | 0x9d);
     let lapic = &mut rig.lapics[1];
+    assert_eq!(lapic.take_sipi(), None, "INIT comes first");
     assert!(lapic.take_init());
     lapic.init();
     assert!(!lapic.take_init(), "the de-assert is none");

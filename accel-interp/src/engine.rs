@@ -1,0 +1,260 @@
+//! Finds, decodes, links and drops blocks, and runs chains of them.
+#![allow(unsafe_code)] // starts chains of handlers and patches links in ops that the store keeps
+
+use accel_api::{PAGE_SIZE, PageFlag};
+use x86_core::soft::Executor;
+use x86_core::{Cpu, Exec, Fault, exec, lines};
+use x86_core::{Mode, seg};
+
+use crate::lower::{self, Lowered};
+use crate::op::{Exit, Op};
+use crate::store::{Key, Store};
+
+/// Entries of the jump cache; a power of two.
+const JUMPS: usize = 4096;
+
+/// A block by the linear address of its first byte: what indirect jumps, returns and jumps to other pages look at.
+#[derive(Clone, Copy)]
+pub(crate) struct Jump {
+    pub rip: u64,
+    /// [`Engine::epoch`] when it was filled in.
+    pub epoch: u64,
+    pub first: *mut Op,
+}
+
+/// The interpreter of one vCPU.
+pub(crate) struct Engine {
+    store: Store,
+    pub jumps: Box<[Jump; JUMPS]>,
+    /// Stands for everything a jump cache entry depends on but RIP: translations, privilege, mode, dropped blocks. Never
+    /// repeats.
+    pub epoch: u64,
+    seen: Context,
+    /// Address that the TLB did not know.
+    pub missed: u64,
+    /// Fault to be raised.
+    pub fault: Fault,
+    /// Same-page branch that wants to be linked to where the chain ended.
+    pub link: *mut Op,
+    scratch: Lowered,
+    stats: Stats,
+}
+
+/// What an epoch stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Context {
+    fetch_generation: u64,
+    mode: u8,
+    user: bool,
+    drops: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Stats {
+    decoded: u64,
+    lookups: u64,
+    single_steps: u64,
+    dropped_pages: u64,
+    flushes: u64,
+}
+
+/// What there is to run at an address.
+enum Found {
+    Block(*mut Op),
+    /// An instruction that no block can hold: it crosses into another page, or lies outside RAM.
+    Single,
+}
+
+impl Engine {
+    /// The jump cache entry for `rip`.
+    #[inline(always)]
+    pub(crate) fn jump_entry(&self, rip: u64) -> &Jump {
+        &self.jumps[jump_index(rip)]
+    }
+
+    /// Decodes and executes the instruction at RIP on its own.
+    ///
+    /// # Errors
+    /// Its fault; RIP stays.
+    pub(crate) fn step(&mut self, cpu: &mut Cpu) -> Exec {
+        self.stats.single_steps += 1;
+        let ins = cpu.decode_at(cpu.rip)?;
+        cpu.next_rip = ins.next_ip();
+        exec::lookup(ins.code())(cpu, &ins)?;
+        cpu.rip = cpu.next_rip;
+        Ok(())
+    }
+
+    /// The block at RIP, decoded if need be; sets [`Cpu::code_page`].
+    fn find(&mut self, cpu: &mut Cpu) -> Exec<Found> {
+        let rip = cpu.rip;
+        let context = Context {
+            fetch_generation: cpu.tlb.fetch_generation,
+            mode: mode_key(cpu),
+            user: cpu.cpl == 3,
+            drops: self.stats.dropped_pages + self.stats.flushes,
+        };
+        if context != self.seen {
+            self.seen = context;
+            self.epoch += 1;
+        }
+        let la = cpu.code_address(rip);
+        cpu.code_page = la & !(PAGE_SIZE - 1);
+        let known = self.jump_entry(la);
+        if known.rip == la && known.epoch == self.epoch {
+            return Ok(Found::Block(known.first));
+        }
+        let Some(page) = cpu.code_page_at(la)? else { return Ok(Found::Single) };
+        let key = Key::new(page.index, la & (PAGE_SIZE - 1), context.mode);
+        let first = match self.store.find(key) {
+            Some(first) => first,
+            None => match self.decode(cpu, key, page.index)? {
+                Some(first) => first,
+                None => return Ok(Found::Single),
+            },
+        };
+        // The fetch may have evicted nothing, but decoding may have emptied the store.
+        self.jumps[jump_index(la)] = Jump { rip: la, epoch: self.epoch, first };
+        Ok(Found::Block(first))
+    }
+
+    #[cold]
+    fn decode(&mut self, cpu: &mut Cpu, key: Key, page: usize) -> Exec<Option<*mut Op>> {
+        if self.store.full() {
+            self.flush();
+            self.seen.drops += 1;
+        }
+        self.watch(cpu, page);
+        let mut lowered = std::mem::take(&mut self.scratch);
+        let result = lower::block(cpu, &mut self.store, &mut lowered);
+        let first = match result {
+            Ok(()) if lowered.ops.is_empty() => None,
+            Ok(()) => {
+                self.stats.decoded += lowered.instructions as u64;
+                cpu.vm.code.add(page, lines(lowered.start, lowered.bytes));
+                Some(self.store.insert(key, &lowered.ops))
+            }
+            Err(fault) => {
+                self.scratch = lowered;
+                return Err(fault);
+            }
+        };
+        self.scratch = lowered;
+        Ok(first)
+    }
+
+    /// Makes stores to `page` visible to us from now on, before its bytes are read.
+    fn watch(&mut self, cpu: &mut Cpu, page: usize) {
+        if self.store.has_page(page) && cpu.vm.flags.get(page).contains(PageFlag::CODE) {
+            return;
+        }
+        cpu.vm.flags.set(page, PageFlag::CODE);
+        cpu.tlb.drop_write_tags_of(page);
+        cpu.vm.code_watched(page, cpu.id as usize);
+    }
+
+    /// Drops everything. No chain may be running.
+    pub(crate) fn flush(&mut self) {
+        self.stats.flushes += 1;
+        self.link = std::ptr::null_mut();
+        self.store.clear();
+        self.epoch += 1;
+    }
+}
+
+impl Executor for Engine {
+    fn new() -> Self {
+        let none = Jump { rip: 0, epoch: 0, first: std::ptr::null_mut() };
+        Self {
+            store: Store::default(),
+            jumps: Box::new([none; JUMPS]),
+            epoch: 1,
+            seen: Context::default(),
+            missed: 0,
+            fault: Fault::UD,
+            link: std::ptr::null_mut(),
+            scratch: Lowered::default(),
+            stats: Stats::default(),
+        }
+    }
+
+    fn execute(&mut self, cpu: &mut Cpu) -> Exec {
+        self.link = std::ptr::null_mut();
+        while cpu.budget > 0 && !cpu.leave {
+            self.stats.lookups += 1;
+            let first = match self.find(cpu)? {
+                Found::Block(first) => first,
+                Found::Single => {
+                    self.link = std::ptr::null_mut();
+                    cpu.budget -= 1;
+                    self.step(cpu)?;
+                    continue;
+                }
+            };
+            if !self.link.is_null() {
+                // SAFETY: the branch lies in a block of the store, which is emptied only in `find`, which clears `link`
+                // then; no chain runs.
+                unsafe { (*self.link).imm = first as u64 };
+                self.link = std::ptr::null_mut();
+            }
+            // SAFETY: `first` begins a block that the store keeps, its handler takes these three; the references are not
+            // used until it returns.
+            let exit = unsafe {
+                let handler = (*first).handler;
+                let engine: *mut Self = self;
+                handler(cpu, first, engine)
+            };
+            if exit == Exit::Fault {
+                return Err(self.fault);
+            }
+        }
+        Ok(())
+    }
+
+    fn code_stale(&mut self, page: usize) {
+        self.stats.dropped_pages += 1;
+        self.link = std::ptr::null_mut();
+        self.store.drop_page(page, |first| {
+            // SAFETY: a block of the store; no chain runs. Links into it stay and meet this handler.
+            unsafe { (*first).handler = crate::handlers::retired };
+        });
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let Stats { decoded, lookups, single_steps, dropped_pages, flushes } = self.stats;
+        vec![
+            ("blocks", self.store.blocks() as u64),
+            ("instructions_decoded", decoded),
+            ("block_lookups", lookups),
+            ("single_steps", single_steps),
+            ("code_pages_dropped", dropped_pages),
+            ("cache_flushes", flushes),
+        ]
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("counters", &self.counters()).finish_non_exhaustive()
+    }
+}
+
+#[inline(always)]
+fn jump_index(rip: u64) -> usize {
+    (rip ^ rip >> 12) as usize & (JUMPS - 1)
+}
+
+/// What of the CPU's state a block is decoded for.
+fn mode_key(cpu: &Cpu) -> u8 {
+    // Real and virtual-8086 mode decode alike, and so do both widths of 16-bit code.
+    match cpu.mode {
+        Mode::Long => 2,
+        Mode::Protected32 => 1,
+        Mode::Real | Mode::Virtual8086 | Mode::Protected16 => 0,
+    }
+}
+
+/// Linear address less RIP: the base of CS outside 64-bit mode.
+pub(crate) fn code_base(cpu: &Cpu) -> u64 {
+    if cpu.mode == Mode::Long { 0 } else { cpu.segs[seg::CS].base }
+}

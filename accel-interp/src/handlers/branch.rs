@@ -1,0 +1,207 @@
+//! Branches, and comparisons fused with the conditional branch behind them.
+//!
+//! A direct branch within its page is linked to its target once that is decoded. One to another page, and every
+//! indirect one, asks the jump cache, since what lies at an address there can change under it.
+
+use accel_api::gpr::RSP;
+use x86_core::Cpu;
+use x86_core::alu::Word;
+
+use super::alu::{Alu, Cmp, Form, Test};
+use super::data::by_condition;
+use super::{handler, hit, miss};
+use crate::op::{Exit, Handler, Op, Step};
+
+/// Ends the block by the branch of this op, which retires `retired` instructions.
+#[inline(always)]
+fn take(s: Step, retired: u8) -> Exit {
+    let op = s.op();
+    if !s.spend(op.count + retired) {
+        return s.lookup(target(s));
+    }
+    if op.imm != 0 {
+        // SAFETY: `Engine::execute` linked it to a block of the same store, which is emptied only as a whole.
+        return unsafe { s.jump(op.imm as *const Op) };
+    }
+    unlinked(s)
+}
+
+#[inline(always)]
+fn target(s: Step) -> u64 {
+    s.cpu().code_page.wrapping_add_signed(i64::from(s.op().disp))
+}
+
+#[inline(always)]
+fn unlinked(s: Step) -> Exit {
+    let to = target(s);
+    if (0..4096).contains(&s.op().disp) {
+        s.engine().link = s.this().cast_mut();
+        return s.lookup(to);
+    }
+    go(s, to)
+}
+
+/// Goes on at `rip`, through the jump cache if it knows.
+#[inline(always)]
+fn go(s: Step, rip: u64) -> Exit {
+    let engine = s.engine();
+    let entry = engine.jump_entry(rip);
+    if entry.rip == rip && entry.epoch == engine.epoch {
+        s.cpu().code_page = rip & !0xfff;
+        // SAFETY: an entry of this epoch points at a block of the store.
+        return unsafe { s.jump(entry.first) };
+    }
+    s.lookup(rip)
+}
+
+/// Ends the block at the computed address `rip`, which is canonical.
+#[inline(always)]
+fn indirect(s: Step, rip: u64) -> Exit {
+    if !s.spend(s.op().count + 1) {
+        return s.lookup(rip);
+    }
+    go(s, rip)
+}
+
+handler! {
+    /// JMP, and the end of a block that is long enough.
+    fn jmp(s) {
+        take(s, 1)
+    }
+
+    /// The block goes on elsewhere without a branch.
+    fn fall(s) {
+        take(s, 0)
+    }
+
+    /// The same outside 64-bit mode.
+    fn fall_legacy(s) {
+        s.spend(s.op().count);
+        let base = crate::engine::code_base(s.cpu());
+        s.lookup(s.cpu().code_page.wrapping_add(u64::from(s.op().offset)).wrapping_sub(base) & 0xffff_ffff)
+    }
+
+    fn jcc<; const CC: u8>(s) {
+        if s.flags().condition(CC) {
+            return take(s, 1);
+        }
+        s.next()
+    }
+
+    fn call(s) {
+        let back = s.cpu().code_page + u64::from(s.op().src);
+        let rsp = s.cpu().gpr[RSP].wrapping_sub(8);
+        hit!(s, store u64, rsp, back);
+        s.cpu().gpr[RSP] = rsp;
+        take(s, 1)
+    }
+
+    /// RET, with the bytes to release in the immediate.
+    fn ret(s) {
+        let rsp = s.cpu().gpr[RSP];
+        let rip = hit!(s, load u64, rsp);
+        if !Cpu::canonical(rip) {
+            return s.slow();
+        }
+        s.cpu().gpr[RSP] = rsp.wrapping_add(8).wrapping_add(s.op().imm);
+        indirect(s, rip)
+    }
+
+    fn jmp_reg(s) {
+        let rip = s.get::<u64>(s.op().src);
+        if !Cpu::canonical(rip) {
+            return s.slow();
+        }
+        indirect(s, rip)
+    }
+
+    fn jmp_mem<; const X: bool>(s) {
+        let rip = hit!(s, load u64, s.ea::<X>());
+        if !Cpu::canonical(rip) {
+            return s.slow();
+        }
+        indirect(s, rip)
+    }
+
+    fn call_reg(s) {
+        let rip = s.get::<u64>(s.op().src);
+        if !Cpu::canonical(rip) {
+            return s.slow();
+        }
+        let back = s.cpu().code_page + s.op().imm;
+        let rsp = s.cpu().gpr[RSP].wrapping_sub(8);
+        hit!(s, store u64, rsp, back);
+        s.cpu().gpr[RSP] = rsp;
+        indirect(s, rip)
+    }
+
+    fn call_mem<; const X: bool>(s) {
+        let rip = hit!(s, load u64, s.ea::<X>());
+        if !Cpu::canonical(rip) {
+            return s.slow();
+        }
+        let back = s.cpu().code_page + s.op().imm;
+        let rsp = s.cpu().gpr[RSP].wrapping_sub(8);
+        hit!(s, store u64, rsp, back);
+        s.cpu().gpr[RSP] = rsp;
+        indirect(s, rip)
+    }
+
+    fn fused_reg_reg<O: Alu, W: Word; const CC: u8>(s) {
+        let op = s.op();
+        fused::<O, W, CC>(s, s.get(op.dst), s.get(op.src))
+    }
+
+    fn fused_reg_imm<O: Alu, W: Word; const CC: u8>(s) {
+        let op = s.op();
+        fused::<O, W, CC>(s, s.get(op.dst), W::from_u64(op.small() as u64))
+    }
+}
+
+/// Compares, keeps the flags and branches on them.
+#[inline(always)]
+fn fused<O: Alu, W: Word, const CC: u8>(s: Step, a: W, b: W) -> Exit {
+    let mut f = *s.flags();
+    let r = O::flags(a, b, &mut f);
+    *s.flags() = f;
+    // Known from the operands for the common conditions, which the host then compares and branches on directly.
+    let holds = match CC & !1 {
+        2 if O::COMPARES => a.to_u64() < b.to_u64(),
+        4 => r.to_u64() == 0,
+        6 if O::COMPARES => a.to_u64() <= b.to_u64(),
+        8 => r.to_i64() < 0,
+        12 if O::COMPARES => a.to_i64() < b.to_i64(),
+        14 if O::COMPARES => a.to_i64() <= b.to_i64(),
+        cc => f.condition(cc),
+    } != (CC & 1 != 0);
+    if holds {
+        return take(s, 2);
+    }
+    s.next()
+}
+
+fn fused_of<O: Alu>(form: Form, size: usize, cc: u8) -> Option<Handler> {
+    match (form, size) {
+        (Form::RegReg, 1) => by_condition!(cc, CC => fused_reg_reg::<O, u8, CC>),
+        (Form::RegReg, 4) => by_condition!(cc, CC => fused_reg_reg::<O, u32, CC>),
+        (Form::RegReg, 8) => by_condition!(cc, CC => fused_reg_reg::<O, u64, CC>),
+        (Form::RegImm, 1) => by_condition!(cc, CC => fused_reg_imm::<O, u8, CC>),
+        (Form::RegImm, 4) => by_condition!(cc, CC => fused_reg_imm::<O, u32, CC>),
+        (Form::RegImm, 8) => by_condition!(cc, CC => fused_reg_imm::<O, u64, CC>),
+        _ => None,
+    }
+}
+
+/// The handler of a comparison and the conditional branch behind it.
+pub(crate) fn compare_and_branch(m: iced_x86::Mnemonic, form: Form, size: usize, cc: u8) -> Option<Handler> {
+    use iced_x86::Mnemonic as M;
+    match m {
+        M::Cmp => fused_of::<Cmp>(form, size, cc),
+        M::Test => fused_of::<Test>(form, size, cc),
+        _ => None,
+    }
+}
+
+pub(crate) fn conditional(cc: u8) -> Option<Handler> {
+    by_condition!(cc, CC => jcc::<CC>)
+}

@@ -1,0 +1,94 @@
+//! bzImage files (Linux, Documentation/arch/x86/boot.rst).
+
+use accel_api::GuestRam;
+use linux_loader::bootparam::setup_header;
+use vm_memory::ByteValued;
+
+use super::BootError;
+use super::image::Image;
+use super::linux64::LinuxKernel;
+use crate::memory_map::{EXTENDED, MemoryMap};
+
+/// Where the setup header is in the file.
+const HEADER: u64 = 0x1f1;
+/// Where its magic is in the file.
+const MAGIC: u64 = 0x202;
+/// LOADED_HIGH in loadflags: the kernel proper goes to 1 MiB or above.
+const LOADED_HIGH: u8 = 1;
+/// XLF_KERNEL_64 in xloadflags: there is a 64-bit entry at 0x200.
+const KERNEL_64: u16 = 1;
+/// Boot protocol 2.12, Linux 3.8: the first with xloadflags.
+const WITH_XLOADFLAGS: u16 = 0x20c;
+
+pub(super) fn is_bzimage(image: &Image) -> Result<bool, BootError> {
+    let mut magic = [0; 4];
+    if image.check(MAGIC, 4).is_err() {
+        return Ok(false);
+    }
+    image.read(MAGIC, &mut magic)?;
+    Ok(&magic == b"HdrS")
+}
+
+/// Loads the protected-mode part and gives the setup header, completed but for what depends on the machine.
+pub(super) fn load(ram: &GuestRam, map: &MemoryMap, image: &Image) -> Result<LinuxKernel, BootError> {
+    let header = read_header(image)?;
+    let sectors = match header.setup_sects {
+        0 => 4,
+        n => u64::from(n),
+    };
+    let offset = (sectors + 1) * 512;
+    let promised = u64::from(header.syssize) * 16;
+    // Signatures may follow. The size is in paragraphs, so the last one may be short of up to 15 bytes.
+    image.check(offset, promised.saturating_sub(15))?;
+    let len = image.len().saturating_sub(offset).min(promised);
+    if len <= 0x200 {
+        return Err(image.damaged("it holds no code"));
+    }
+    let need = len.max(u64::from(header.init_size));
+    let gpa = place(&header, need, map.low_end()).ok_or_else(|| BootError::KernelTooLarge {
+        name: image.name().to_owned(),
+        end: EXTENDED.saturating_add(need),
+        room: map.low_end(),
+    })?;
+    image.copy_to(ram, gpa, offset, len)?;
+    let header = setup_header { code32_start: gpa as u32, ..header };
+    let initrd_limit = u64::from(header.initrd_addr_max) + 1;
+    Ok(LinuxKernel {
+        header,
+        entry: gpa + 0x200,
+        end: gpa + need,
+        initrd_limit: initrd_limit.min(map.low_end()),
+        cmdline_max: u64::from(header.cmdline_size),
+    })
+}
+
+fn read_header(image: &Image) -> Result<setup_header, BootError> {
+    let mut header = setup_header::default();
+    // The byte before the magic is the second of a short jump over the header: so it tells the header's end.
+    let mut jump = [0];
+    image.read(MAGIC - 1, &mut jump)?;
+    let room = header.as_slice().len();
+    let len = (usize::from(jump[0]) + (MAGIC - HEADER) as usize).min(room);
+    image.read(HEADER, &mut header.as_mut_slice()[..len])?;
+    if header.boot_flag != 0xaa55 {
+        return Err(image.damaged("its boot sector has no signature"));
+    }
+    if header.version < WITH_XLOADFLAGS || header.xloadflags & KERNEL_64 == 0 {
+        return Err(image.unsupported("it has no 64-bit entry; give an x86-64 kernel, Linux 3.8 or later"));
+    }
+    if header.loadflags & LOADED_HIGH == 0 {
+        return Err(image.unsupported("it is a zImage; give a bzImage"));
+    }
+    Ok(header)
+}
+
+/// Where `need` bytes go: where the kernel prefers, else as low as its alignment lets it.
+fn place(header: &setup_header, need: u64, low_end: u64) -> Option<u64> {
+    let fits = |gpa: &u64| *gpa >= EXTENDED && gpa.checked_add(need).is_some_and(|end| end <= low_end);
+    let preferred = Some(header.pref_address).filter(fits);
+    preferred.or_else(|| {
+        let alignment = u64::from(header.kernel_alignment);
+        let movable = header.relocatable_kernel != 0 && alignment.is_power_of_two();
+        movable.then(|| EXTENDED.next_multiple_of(alignment)).filter(fits)
+    })
+}

@@ -1,0 +1,145 @@
+//! Why a guest cannot be booted: the thing, the reason, the remedy.
+
+use std::fmt;
+use std::io;
+
+use crate::memory_map::MIB;
+
+/// What a file is meant to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The kernel.
+    Kernel,
+    /// The initial RAM disk.
+    Initrd,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+        })
+    }
+}
+
+/// Why a guest cannot be booted.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The file cannot be opened.
+    #[error("cannot open {role} `{name}`: {source}")]
+    Open {
+        /// What it is meant to be.
+        role: Role,
+        /// Its name.
+        name: String,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// A folder, pipe or device.
+    #[error("{role} `{name}` is {found}, not a regular file: give the path of a file")]
+    NotAFile {
+        /// What it is meant to be.
+        role: Role,
+        /// Its name.
+        name: String,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {role} `{name}`: {source}")]
+    Read {
+        /// What it is meant to be.
+        role: Role,
+        /// Its name.
+        name: String,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file ends before what its header promises.
+    #[error(
+        "{role} `{name}` is truncated: its header promises {need} bytes, it has {have}; copy or download it again"
+    )]
+    Truncated {
+        /// What it is meant to be.
+        role: Role,
+        /// Its name.
+        name: String,
+        /// Bytes promised.
+        need: u64,
+        /// Bytes there.
+        have: u64,
+    },
+    /// No kernel.
+    #[error("kernel `{name}` is {found}, not a bzImage or x86-64 ELF kernel: {remedy}")]
+    NotAKernel {
+        /// Its name.
+        name: String,
+        /// What it was recognised as.
+        found: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A kernel this machine cannot enter.
+    #[error("kernel `{name}` cannot be booted here: {why}")]
+    Unsupported {
+        /// Its name.
+        name: String,
+        /// What is in the way, and what would help.
+        why: &'static str,
+    },
+    /// A header contradicts itself or the file.
+    #[error("kernel `{name}` is damaged: {why}; copy or download it again")]
+    Damaged {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The kernel does not fit into memory.
+    #[error(
+        "kernel `{name}` needs memory up to {} MiB, the machine's ends at {} MiB: give it more",
+        end.div_ceil(MIB), room / MIB
+    )]
+    KernelTooLarge {
+        /// Its name.
+        name: String,
+        /// First address after it.
+        end: u64,
+        /// First address after the RAM it may use.
+        room: u64,
+    },
+    /// The initial RAM disk does not fit into memory.
+    #[error(
+        "initrd `{name}` of {len} bytes does not fit: {room} bytes are left beside the kernel; give the machine more \
+         memory"
+    )]
+    InitrdTooLarge {
+        /// Its name.
+        name: String,
+        /// Its bytes.
+        len: u64,
+        /// Bytes there are.
+        room: u64,
+    },
+    /// The kernel takes fewer bytes.
+    #[error("the command line has {len} bytes, the kernel takes {max}: shorten it")]
+    CmdlineTooLong {
+        /// Bytes given.
+        len: u64,
+        /// Bytes it takes.
+        max: u64,
+    },
+    /// A NUL would end the command line early.
+    #[error("the command line contains a NUL byte: remove it")]
+    CmdlineNul,
+    /// The memory handed in does not match its map.
+    #[error("there is no RAM at {gpa:#x}, where the boot protocol needs some")]
+    NoRam {
+        /// Guest-physical address.
+        gpa: u64,
+    },
+}

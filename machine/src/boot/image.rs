@@ -1,0 +1,208 @@
+//! Kernel and initrd files: where they come from, bounds-checked reads, what they are if they are no kernel.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::PathBuf;
+
+use accel_api::GuestRam;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::{BootError, Role};
+
+/// Where a kernel or an initial RAM disk comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A file of the host.
+    Path(PathBuf),
+    /// Bytes in this process.
+    Bytes {
+        /// What messages call it.
+        name: String,
+        /// The contents.
+        bytes: Cow<'static, [u8]>,
+    },
+}
+
+impl Source {
+    /// Bytes in this process; `name` is for messages.
+    pub fn bytes(name: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
+        Self::Bytes { name: name.into(), bytes: bytes.into() }
+    }
+
+    /// What messages call it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Path(path) => path.display().to_string(),
+            Self::Bytes { name, .. } => name.clone(),
+        }
+    }
+}
+
+impl<P: Into<PathBuf>> From<P> for Source {
+    fn from(path: P) -> Self {
+        Self::Path(path.into())
+    }
+}
+
+#[derive(Debug)]
+enum Data<'a> {
+    File(File),
+    Bytes(&'a [u8]),
+}
+
+/// A source opened for reading. All reads are checked against its length.
+#[derive(Debug)]
+pub(super) struct Image<'a> {
+    role: Role,
+    name: String,
+    data: Data<'a>,
+    len: u64,
+}
+
+impl<'a> Image<'a> {
+    pub(super) fn open(role: Role, source: &'a Source) -> Result<Self, BootError> {
+        let name = source.name();
+        let (data, len) = match source {
+            Source::Bytes { bytes, .. } => (Data::Bytes(bytes.as_ref()), bytes.len() as u64),
+            Source::Path(path) => {
+                let failed = |source| BootError::Open { role, name: name.clone(), source };
+                // Before opening: a pipe without a writer would block.
+                let meta = std::fs::metadata(path).map_err(failed)?;
+                let kind = meta.file_type();
+                if !kind.is_file() {
+                    let found = match () {
+                        _ if kind.is_dir() => "a folder",
+                        _ if kind.is_fifo() => "a pipe",
+                        _ => "a device or socket",
+                    };
+                    return Err(BootError::NotAFile { role, name, found });
+                }
+                let file = File::open(path).map_err(failed)?;
+                (Data::File(file), meta.len())
+            }
+        };
+        Ok(Self { role, name, data, len })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Checks that `len` bytes at `offset` are in the file.
+    pub(super) fn check(&self, offset: u64, len: u64) -> Result<(), BootError> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            end => Err(BootError::Truncated {
+                role: self.role,
+                name: self.name.clone(),
+                need: end.unwrap_or(u64::MAX),
+                have: self.len,
+            }),
+        }
+    }
+
+    /// Fills `buf` from `offset` on.
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BootError> {
+        self.check(offset, buf.len() as u64)?;
+        match &self.data {
+            Data::File(file) => file.read_exact_at(buf, offset).map_err(|e| self.failed(e)),
+            Data::Bytes(bytes) => {
+                let start = offset as usize;
+                buf.copy_from_slice(&bytes[start..start + buf.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies `len` bytes at `offset` to guest memory at `gpa`, without a buffer in between.
+    pub(super) fn copy_to(&self, ram: &GuestRam, gpa: u64, offset: u64, len: u64) -> Result<(), BootError> {
+        self.check(offset, len)?;
+        let to = GuestAddress(gpa);
+        if !ram.memory().check_range(to, len as usize) {
+            return Err(BootError::NoRam { gpa });
+        }
+        match &self.data {
+            Data::File(file) => {
+                let mut file = file.try_clone().map_err(|e| self.failed(e))?;
+                file.seek(SeekFrom::Start(offset)).map_err(|e| self.failed(e))?;
+                // The range is RAM, so what fails is the file: it may have shrunk since.
+                ram.memory()
+                    .read_exact_volatile_from(to, &mut file, len as usize)
+                    .map_err(|e| self.failed(io::Error::other(e)))
+            }
+            Data::Bytes(bytes) => {
+                let start = offset as usize;
+                ram.memory()
+                    .write_slice(&bytes[start..start + len as usize], to)
+                    .map_err(|_| BootError::NoRam { gpa })
+            }
+        }
+    }
+
+    pub(super) fn damaged(&self, why: &'static str) -> BootError {
+        BootError::Damaged { name: self.name.clone(), why }
+    }
+
+    pub(super) fn unsupported(&self, why: &'static str) -> BootError {
+        BootError::Unsupported { name: self.name.clone(), why }
+    }
+
+    fn failed(&self, source: io::Error) -> BootError {
+        BootError::Read { role: self.role, name: self.name.clone(), source }
+    }
+}
+
+/// Says what a file that is no kernel is.
+pub(super) fn not_a_kernel(image: &Image) -> Result<BootError, BootError> {
+    let mut start = [0; 512];
+    let have = image.len().min(512) as usize;
+    image.read(0, &mut start[..have])?;
+    let (found, remedy) = recognise(&start[..have]);
+    Ok(BootError::NotAKernel { name: image.name().to_owned(), found, remedy })
+}
+
+/// Names a file by how it starts, and says what to do about it.
+fn recognise(start: &[u8]) -> (&'static str, &'static str) {
+    const DECOMPRESS: &str = "decompress it first, or give the bzImage (vmlinuz) it came with";
+    const IS_INITRD: &str = "give it as the initrd";
+    const MAYBE_INITRD: &str = "if it is an initrd, give it as that; if it is a kernel, decompress it first";
+    const INSTALL: &str = "take the vmlinuz out of it";
+    const NO_IDEA: &str = "give a vmlinuz, for example from /boot";
+    let magics: [(&[u8], &str, &str); 12] = [
+        (b"070701", "a cpio archive (initrd)", IS_INITRD),
+        (b"070702", "a cpio archive (initrd)", IS_INITRD),
+        (b"\x1f\x8b", "gzip-compressed data", MAYBE_INITRD),
+        (b"\xfd7zXZ\0", "xz-compressed data", MAYBE_INITRD),
+        (b"\x28\xb5\x2f\xfd", "zstd-compressed data", MAYBE_INITRD),
+        (b"BZh", "bzip2-compressed data", MAYBE_INITRD),
+        (b"\x02\x21\x4c\x18", "lz4-compressed data", DECOMPRESS),
+        (b"!<arch>\n", "an ar archive (a Debian package?)", INSTALL),
+        (b"\xed\xab\xee\xdb", "an RPM package", INSTALL),
+        (b"QFI\xfb", "a qcow2 disk image", INSTALL),
+        (b"#!", "a script", NO_IDEA),
+        (b"MZ", "a Windows or EFI program without a Linux boot header", NO_IDEA),
+    ];
+    if start.is_empty() {
+        return ("empty", NO_IDEA);
+    }
+    if start.get(0x38..0x3c) == Some(b"ARM\x64") {
+        return ("a kernel for arm64", "give one for x86-64");
+    }
+    if let Some((_, found, remedy)) = magics.into_iter().find(|(magic, ..)| start.starts_with(magic)) {
+        return (found, remedy);
+    }
+    if start.get(510..512) == Some(&[0x55, 0xaa]) {
+        return ("a boot sector or disk image", INSTALL);
+    }
+    let text = |&b: &u8| matches!(b, b'\t' | b'\n' | b'\r' | b' '..=b'~');
+    if start.iter().all(text) {
+        return ("a text file", NO_IDEA);
+    }
+    ("of no kind known here", NO_IDEA)
+}

@@ -1,0 +1,328 @@
+//! Loading good, bad and mutated kernels into small memories.
+
+use accel_api::{CpuState, GuestRam, gpr};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::memory_map::{ACPI_AREA, MIB};
+
+struct Loaded {
+    ram: GuestRam,
+    result: Result<CpuState, BootError>,
+}
+
+impl Loaded {
+    fn read<const N: usize>(&self, gpa: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.ram.memory().read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
+        bytes
+    }
+    fn u32(&self, gpa: u64) -> u32 {
+        u32::from_le_bytes(self.read(gpa))
+    }
+    fn u64(&self, gpa: u64) -> u64 {
+        u64::from_le_bytes(self.read(gpa))
+    }
+    fn state(&self) -> &CpuState {
+        self.result.as_ref().expect("boots")
+    }
+    fn error(self) -> String {
+        self.result.expect_err("refused").to_string()
+    }
+}
+
+fn boot(mib: u64, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Loaded {
+    let map = MemoryMap::new(mib * MIB).unwrap();
+    let ram = GuestRam::new(&map.ram_regions()).unwrap();
+    let kernel = Source::bytes("test-kernel", kernel.to_vec());
+    let initrd = initrd.map(|bytes| Source::bytes("test-initrd", bytes.to_vec()));
+    let spec = BootSpec { kernel: &kernel, initrd: initrd.as_ref(), cmdline, rsdp: ACPI_AREA };
+    let result = load(&ram, &map, &spec);
+    Loaded { ram, result }
+}
+
+/// A bzImage with one setup sector and 8 KiB of code that starts with `code`; it prefers 16 MiB.
+fn bzimage() -> Vec<u8> {
+    let mut image = vec![0; 1024 + 8192];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]);
+    put(0x1f4, &(8192u32 / 16).to_le_bytes());
+    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    put(0x202, b"HdrS");
+    put(0x206, &0x20fu16.to_le_bytes());
+    put(0x211, &[1]);
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes());
+    put(0x230, &0x20_0000u32.to_le_bytes());
+    put(0x234, &[1]);
+    put(0x236, &1u16.to_le_bytes());
+    put(0x238, &2047u32.to_le_bytes());
+    put(0x258, &0x100_0000u64.to_le_bytes());
+    put(0x260, &0x10_0000u32.to_le_bytes());
+    put(0x400 + 0x200, b"64-bit entry");
+    image
+}
+
+/// An ELF file with one segment of 4 KiB in the file and 8 KiB in memory at 2 MiB, and perhaps a PVH note.
+pub(crate) fn elf(pvh: bool) -> Vec<u8> {
+    let mut image = vec![0; 0x2000];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &2u16.to_le_bytes());
+    put(18, &62u16.to_le_bytes());
+    put(24, &0x20_0100u64.to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(54, &56u16.to_le_bytes());
+    put(56, &[2]);
+    let mut segment = |at: usize, kind: u32, fields: [u64; 6]| {
+        put(at, &kind.to_le_bytes());
+        for (i, field) in fields.into_iter().enumerate() {
+            put(at + 8 + 8 * i, &field.to_le_bytes());
+        }
+    };
+    segment(64, 1, [0x1000, 0x20_0000, 0x20_0000, 0x1000, 0x2000, 0x1000]);
+    if pvh {
+        segment(120, 4, [0x200, 0, 0, 48, 48, 4]);
+        // Some other note first.
+        put(0x200, &[4, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0]);
+        put(0x20c, b"GNU\0buildid\0");
+        put(0x20c + 12, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
+        put(0x20c + 24, b"Xen\0\x50\x01\x20\0");
+    }
+    put(0x1100, b"code");
+    image
+}
+
+/// Documentation/arch/x86/boot.rst, "64-bit Boot Protocol" and "Zero Page".
+#[test]
+fn bzimage_gets_a_zero_page_and_long_mode() {
+    let initrd = [0x5a; 5000];
+    let b = boot(64, &bzimage(), Some(&initrd), "console=ttyS0 quiet");
+    let state = b.state();
+    assert_eq!(state.rip, 0x100_0200);
+    assert_eq!(&b.read::<12>(state.rip), b"64-bit entry");
+    assert_eq!(state.gpr[gpr::RSI], layout::ZERO_PAGE);
+    assert_eq!(state.rflags & 1 << 9, 0, "interrupts off");
+    assert_eq!((state.segments.cs.selector, state.segments.ds.selector), (0x10, 0x18));
+    assert_ne!(state.segments.cs.attributes & accel_api::Segment::LONG, 0);
+    assert_eq!(state.msrs.efer, 0x500);
+    assert_eq!((state.control.cr0 & 0x8000_0001, state.control.cr4), (0x8000_0001, 1 << 5));
+
+    let zp = layout::ZERO_PAGE;
+    assert_eq!(b.u64(zp + 0x70), ACPI_AREA, "acpi_rsdp_addr");
+    assert_eq!(b.read::<1>(zp + 0x210), [0xff], "type_of_loader");
+    assert_eq!(b.u32(zp + 0x202), u32::from_le_bytes(*b"HdrS"));
+    let cmdline = u64::from(b.u32(zp + 0x228));
+    assert_eq!(&b.read::<20>(cmdline), b"console=ttyS0 quiet\0");
+    let (at, len) = (b.u32(zp + 0x218), b.u32(zp + 0x21c));
+    assert_eq!((at, len), (64 * MIB as u32 - 8192, 5000));
+    assert_eq!(b.read::<5000>(at.into()), initrd);
+    let [entries] = b.read(zp + 0x1e8);
+    let ram: u64 = (0..u64::from(entries))
+        .map(|i| zp + 0x2d0 + 20 * i)
+        .filter(|&e| b.u32(e + 16) == 1)
+        .map(|e| b.u64(e + 8))
+        .sum();
+    assert_eq!(ram, 0x9_fc00 + 63 * MIB);
+
+    // The descriptor behind CS says what the hidden part says (Intel SDM vol. 3, 3.4.5).
+    assert_eq!(b.u64(state.gdtr.base + 0x10) >> 40 & 0xf0ff, u64::from(state.segments.cs.attributes));
+    assert_eq!(b.u64(state.gdtr.base + 0x18) >> 40 & 0xf0ff, u64::from(state.segments.ds.attributes));
+}
+
+/// Intel SDM vol. 3, 4.5.4: walks the tables as a processor would.
+#[test]
+fn page_tables_map_4_gib_one_to_one() {
+    let b = boot(64, &bzimage(), None, "");
+    for va in [0, 0x1234, 0x100_0200, 0x3fff_ffff, 0x4000_0000, 0xfee0_0000, 0xffff_ffff_u64] {
+        let mut table = b.state().control.cr3;
+        for level in [39, 30] {
+            let entry = b.u64(table + (va >> level & 511) * 8);
+            assert_eq!(entry & 0x83, 3, "{va:#x}");
+            table = entry & !0xfff;
+        }
+        let entry = b.u64(table + (va >> 21 & 511) * 8);
+        assert_eq!((entry & 0x83, entry & !0x1f_ffff | va & 0x1f_ffff), (0x83, va));
+    }
+}
+
+#[test]
+fn bzimage_moves_down_when_memory_is_short() {
+    assert_eq!(boot(8, &bzimage(), None, "").state().rip, 0x20_0200);
+    let mut fixed = bzimage();
+    fixed[0x234] = 0;
+    let error = boot(8, &fixed, None, "").error();
+    assert!(error.contains("test-kernel") && error.contains("ends at 8 MiB"), "{error}");
+    let mut large = bzimage();
+    large[0x260..0x264].copy_from_slice(&0x4000_0000u32.to_le_bytes());
+    assert!(boot(512, &large, None, "").error().contains("give it more"));
+}
+
+/// Xen, docs/misc/pvh.pandoc.
+#[test]
+fn elf_with_a_pvh_note_starts_in_protected_mode() {
+    let b = boot(16, &elf(true), Some(b"initrd"), "hello");
+    let state = b.state();
+    assert_eq!((state.rip, state.gpr[gpr::RBX]), (0x20_0150, layout::PVH_INFO));
+    assert_eq!((state.control.cr0, state.control.cr4, state.msrs.efer), (0x11, 0, 0));
+    let cs = state.segments.cs;
+    assert_eq!((cs.base, cs.limit, cs.attributes), (0, u32::MAX, 0xc09b));
+    let info = layout::PVH_INFO;
+    assert_eq!((b.u32(info), b.u32(info + 4), b.u32(info + 12)), (0x336e_c578, 1, 1));
+    assert_eq!(b.u64(info + 32), ACPI_AREA);
+    assert_eq!(&b.read::<6>(b.u64(info + 24)), b"hello\0");
+    let module = b.u64(info + 16);
+    assert_eq!(b.u64(module + 8), 6);
+    assert_eq!(&b.read::<6>(b.u64(module)), b"initrd");
+    let (map, entries) = (b.u64(info + 40), b.u32(info + 48));
+    assert!(entries >= 4 && b.u64(map + 8) == 0x9_fc00 && b.u32(map + 16) == 1);
+}
+
+#[test]
+fn elf_without_a_note_is_a_vmlinux() {
+    let b = boot(16, &elf(false), None, "");
+    assert_eq!((b.state().rip, &b.read::<4>(0x20_0100)), (0x20_0100, b"code"));
+    assert_eq!((b.state().gpr[gpr::RSI], b.state().msrs.efer), (layout::ZERO_PAGE, 0x500));
+    let mut virtual_entry = elf(false);
+    virtual_entry[24..32].copy_from_slice(&0xffff_ffff_8100_0000u64.to_le_bytes());
+    assert!(boot(16, &virtual_entry, None, "").error().contains("PVH note"));
+}
+
+#[test]
+fn notes_of_8_byte_alignment_are_found() {
+    let mut image = elf(true);
+    image[120 + 48] = 8;
+    image[0x20c..0x240].fill(0);
+    image[0x200..0x20c].copy_from_slice(&[4, 0, 0, 0, 8, 0, 0, 0, 18, 0, 0, 0]);
+    image[0x20c..0x214].copy_from_slice(b"Xen\0\x70\x01\x20\0");
+    assert_eq!(boot(16, &image, None, "").state().rip, 0x20_0170);
+}
+
+#[test]
+fn files_that_are_no_kernels_are_named() {
+    for (start, expected) in [
+        (&b"070701"[..], "give it as the initrd"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"", "is empty"),
+        (b"#!/bin/sh\n", "a script"),
+        (b"hello\n", "a text file"),
+        (b"!<arch>\ndebian-binary", "Debian package"),
+        (b"\x00\x01\x02", "of no kind known here"),
+        (b"MZ\0\0", "EFI program"),
+    ] {
+        let error = boot(16, start, None, "").error();
+        assert!(error.contains("test-kernel") && error.contains(expected), "{error}");
+    }
+    let mut arm = vec![0; 1024];
+    arm[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    assert!(boot(16, &arm, None, "").error().contains("arm64"));
+    let mut arm = elf(true);
+    arm[18] = 183;
+    assert!(boot(16, &arm, None, "").error().contains("another processor"));
+}
+
+#[test]
+fn truncated_and_old_kernels_are_refused() {
+    let image = bzimage();
+    let b = boot(64, &image[..image.len() - 16], None, "");
+    assert!(matches!(b.result, Err(BootError::Truncated { need: 9201, have: 9200, .. })), "{:?}", b.result);
+    assert!(boot(64, &image[..image.len() - 15], None, "").result.is_ok(), "the last paragraph may be short");
+    assert!(matches!(boot(64, &image[..0x220], None, "").result, Err(BootError::Truncated { .. })));
+    let elf = elf(true);
+    assert!(matches!(boot(64, &elf[..0x1800], None, "").result, Err(BootError::Truncated { .. })));
+    let mut old = image.clone();
+    old[0x206] = 6;
+    assert!(boot(64, &old, None, "").error().contains("64-bit entry"));
+    let mut thirty_two = image;
+    thirty_two[0x236] = 0;
+    assert!(boot(64, &thirty_two, None, "").error().contains("64-bit entry"));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let initrd = vec![1; 15 << 20];
+    let b = boot(16, &elf(true), Some(&initrd), "");
+    assert!(matches!(b.result, Err(BootError::InitrdTooLarge { len, .. }) if len == 15 << 20));
+    let b = boot(64, &bzimage(), None, &"x".repeat(2048));
+    assert!(matches!(b.result, Err(BootError::CmdlineTooLong { len: 2048, max: 2047 })));
+    assert!(boot(64, &bzimage(), None, &"x".repeat(2047)).result.is_ok());
+    assert!(matches!(boot(64, &bzimage(), None, "a\0b").result, Err(BootError::CmdlineNul)));
+    let mut low = elf(true);
+    low[64 + 24..64 + 32].copy_from_slice(&0x8000u64.to_le_bytes());
+    assert!(boot(16, &low, None, "").error().contains("below 1 MiB"));
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named() {
+    let map = MemoryMap::new(16 * MIB).unwrap();
+    let ram = GuestRam::new(&map.ram_regions()).unwrap();
+    for (path, expected) in
+        [("/no/such/vmlinuz", "cannot open kernel"), ("/tmp", "a folder"), ("/dev/null", "a device")]
+    {
+        let kernel = Source::from(path);
+        let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0 };
+        let error = load(&ram, &map, &spec).unwrap_err().to_string();
+        assert!(error.contains(path) && error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_file_of_the_host_loads_like_bytes() {
+    let path = std::env::temp_dir().join(format!("gearshift-kernel-{}", std::process::id()));
+    std::fs::write(&path, bzimage()).unwrap();
+    let map = MemoryMap::new(64 * MIB).unwrap();
+    let ram = GuestRam::new(&map.ram_regions()).unwrap();
+    let kernel = Source::from(path.clone());
+    let state = load(&ram, &map, &BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0 });
+    std::fs::remove_file(&path).unwrap();
+    let mut code = [0; 12];
+    ram.memory().read_slice(&mut code, GuestAddress(state.unwrap().rip)).unwrap();
+    assert_eq!(&code, b"64-bit entry");
+}
+
+/// What the fuzz target does without end: no file may make the loader panic, hang or write outside the RAM.
+#[test]
+fn mutated_kernels_do_no_harm() {
+    let map = MemoryMap::new(32 * MIB).unwrap();
+    let ram = GuestRam::new(&map.ram_regions()).unwrap();
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let (mut booted, mut refused) = (0, 0);
+    for case in 0..6000 {
+        let mut image = match case % 3 {
+            0 => bzimage(),
+            1 => elf(true),
+            _ => elf(false),
+        };
+        // Mutate the headers, where the addresses and sizes are.
+        let (from, to) = if case % 3 == 0 { (0x1f1, 0x26c) } else { (0, 0x230) };
+        for _ in 0..next() % 4 + 1 {
+            let at = from + next() as usize % (to - from);
+            let value =
+                [0, 0xff, 0x7f, 0x80, next() as u8, image[at] ^ 1 << (next() % 8)][next() as usize % 6];
+            let run = [1, 1, 1, 4, 8][next() as usize % 5];
+            image[at..at + run].fill(value);
+        }
+        if next() % 8 == 0 {
+            image.truncate(next() as usize % image.len());
+        }
+        let kernel = Source::bytes("mutant", image);
+        let initrd = Source::bytes("initrd", vec![7; 4097]);
+        let spec = BootSpec { kernel: &kernel, initrd: Some(&initrd), cmdline: "quiet", rsdp: ACPI_AREA };
+        match load(&ram, &map, &spec) {
+            Ok(state) => {
+                booted += 1;
+                assert!(state.rip < 1 << 32);
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+    assert!(booted > 500 && refused > 500, "{booted} booted, {refused} refused");
+}

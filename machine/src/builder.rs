@@ -1,0 +1,181 @@
+//! Describes a machine and builds it.
+
+use std::io;
+use std::sync::Arc;
+
+use accel_api::{AccelError, Accelerator, CpuModel, CpuState, GuestRam, VmSpec};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::boot::{self, BootError, BootSpec, Source};
+use crate::chipset::{ACPI_HARDWARE, Chipset, ChipsetSpec, Sink};
+use crate::clock::{TscFrequency, VmClock};
+use crate::control::Control;
+use crate::memory_map::{self, ACPI_AREA, MIB, MemoryMap};
+use crate::timers::Timers;
+use crate::vm::{Machine, MachineError, Parts};
+use crate::{MAX_VCPUS, acpi};
+
+/// The CPU model a machine has unless told otherwise.
+pub const DEFAULT_MODEL: &str = "x86-64-v2";
+
+/// Describes a machine. What is not given: one vCPU, 512 MiB, CPU model [`DEFAULT_MODEL`], no console output.
+#[must_use]
+pub struct MachineBuilder {
+    cpus: u32,
+    memory: u64,
+    model: String,
+    accelerator: Option<Arc<dyn Accelerator>>,
+    kernel: Option<Source>,
+    initrd: Option<Source>,
+    cmdline: String,
+    console: Sink,
+    debug_console: Option<Sink>,
+}
+
+impl Default for MachineBuilder {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory: 512 * MIB,
+            model: DEFAULT_MODEL.to_owned(),
+            accelerator: None,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            console: Box::new(io::sink()),
+            debug_console: None,
+        }
+    }
+}
+
+impl MachineBuilder {
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`].
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Bytes of memory, a multiple of 1 MiB.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Name of the CPU model; see `accel_api::MODEL_NAMES`.
+    pub fn cpu_model(mut self, name: impl Into<String>) -> Self {
+        self.model = name.into();
+        self
+    }
+
+    /// The backend, for example from [`Registry::choose`](crate::Registry::choose).
+    pub fn accelerator(mut self, accelerator: Arc<dyn Accelerator>) -> Self {
+        self.accelerator = Some(accelerator);
+        self
+    }
+
+    /// The kernel: a path, or bytes.
+    pub fn kernel(mut self, kernel: impl Into<Source>) -> Self {
+        self.kernel = Some(kernel.into());
+        self
+    }
+
+    /// The initial RAM disk: a path, or bytes.
+    pub fn initrd(mut self, initrd: impl Into<Source>) -> Self {
+        self.initrd = Some(initrd.into());
+        self
+    }
+
+    /// The kernel's command line.
+    pub fn cmdline(mut self, cmdline: impl Into<String>) -> Self {
+        self.cmdline = cmdline.into();
+        self
+    }
+
+    /// Where the output of the serial console goes. Written on a thread of its own; if it fails, the guest ends with
+    /// [`GuestEnd::ConsoleLost`](crate::GuestEnd::ConsoleLost).
+    pub fn console(mut self, sink: impl io::Write + Send + 'static) -> Self {
+        self.console = Box::new(sink);
+        self
+    }
+
+    /// Where bytes written to port 0xe9 go. Without this the port is not there.
+    pub fn debug_console(mut self, sink: impl io::Write + Send + 'static) -> Self {
+        self.debug_console = Some(Box::new(sink));
+        self
+    }
+
+    /// Builds the machine: memory, devices, kernel, vCPUs. Nothing runs until [`Machine::resume`].
+    ///
+    /// # Errors
+    /// Whatever of the description cannot be had.
+    pub fn build(self) -> Result<Machine, MachineError> {
+        let map = MemoryMap::new(self.memory)?;
+        memory_map::check_host(self.memory)?;
+        let accelerator = self.accelerator.ok_or(MachineError::NoAccelerator)?;
+        let kernel = self.kernel.ok_or(MachineError::NoKernel)?;
+        let max = accelerator.caps().max_vcpus.min(MAX_VCPUS);
+        if !(1..=max).contains(&self.cpus) {
+            return Err(MachineError::Vcpus { asked: self.cpus, max });
+        }
+        let tsc = TscFrequency::of_host();
+        let model = Arc::new(CpuModel::named(&self.model, self.cpus, tsc.khz)?);
+        let missing = model.features.missing_from(&accelerator.caps().features);
+        if !missing.is_empty() {
+            let missing = missing.into_iter().map(str::to_owned).collect();
+            return Err(AccelError::MissingFeatures { accel: accelerator.id(), missing }.into());
+        }
+
+        let ram = Arc::new(GuestRam::new(&map.ram_regions())?);
+        let spec = BootSpec {
+            kernel: &kernel,
+            initrd: self.initrd.as_ref(),
+            cmdline: &self.cmdline,
+            rsdp: ACPI_AREA,
+        };
+        let boot_state = boot::load(&ram, &map, &spec)?;
+        let tables = acpi::tables(ACPI_AREA, self.cpus, &ACPI_HARDWARE);
+        ram.memory()
+            .write_slice(&tables, GuestAddress(ACPI_AREA))
+            .map_err(|_| BootError::NoRam { gpa: ACPI_AREA })?;
+
+        let clock = Arc::new(VmClock::new(tsc.khz));
+        let timers = Timers::new(clock.clone());
+        let control = Arc::new(Control::default());
+        let chipset = Chipset::build(ChipsetSpec {
+            map: &map,
+            vcpus: self.cpus,
+            clock: clock.clone(),
+            timers: timers.clone(),
+            control: control.clone(),
+            console: self.console,
+            debug_console: self.debug_console,
+        })?;
+        let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;
+        let others = (1..self.cpus).map(boot::firmware_state);
+        let states: Vec<CpuState> = [boot_state].into_iter().chain(others).collect();
+        let accel = accelerator.id();
+        Machine::assemble(Parts { vm, accel, chipset, timers, clock, control, ram, tsc, states })
+    }
+
+    /// Builds the machine and lets it run.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn start(self) -> Result<Machine, MachineError> {
+        let machine = self.build()?;
+        machine.resume()?;
+        Ok(machine)
+    }
+}
+
+impl std::fmt::Debug for MachineBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MachineBuilder")
+            .field("cpus", &self.cpus)
+            .field("memory", &self.memory)
+            .field("model", &self.model)
+            .field("accelerator", &self.accelerator)
+            .field("cmdline", &self.cmdline)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,198 @@
+//! A backend for tests: its "guest" is a closure that uses the bus.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use accel_api::*;
+
+/// What the guest's closure wants next.
+pub(crate) enum Step {
+    /// Be called again.
+    Again,
+    /// Halt until a kick or an interrupt.
+    Halt,
+    /// Leave `run`.
+    Exit(Exit),
+    /// Fail.
+    Fail,
+}
+
+/// What the guest's closure works with.
+pub(crate) struct Guest<'a> {
+    pub(crate) id: VcpuId,
+    pub(crate) bus: &'a dyn VcpuBus,
+    pub(crate) state: &'a mut CpuState,
+    pub(crate) vm: &'a FakeVm,
+}
+
+pub(crate) type Program = dyn Fn(&mut Guest<'_>) -> Step + Send + Sync;
+
+pub(crate) struct FakeAccelerator {
+    id: AccelId,
+    caps: AccelCaps,
+    program: Arc<Program>,
+}
+
+impl std::fmt::Debug for FakeAccelerator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FakeAccelerator")
+    }
+}
+
+impl FakeAccelerator {
+    pub(crate) fn named(id: &'static str) -> Self {
+        Self { id: AccelId(id), ..Self::running(|_| Step::Halt) }
+    }
+
+    pub(crate) fn running(program: impl Fn(&mut Guest<'_>) -> Step + Send + Sync + 'static) -> Self {
+        let caps = AccelCaps { features: CpuFeatures::of(Feature::ALL), max_vcpus: 8 };
+        Self { id: AccelId("fake"), caps, program: Arc::new(program) }
+    }
+
+    pub(crate) fn without(mut self, features: &[Feature]) -> Self {
+        self.caps.features = self.caps.features.without(features);
+        self
+    }
+}
+
+impl Accelerator for FakeAccelerator {
+    fn id(&self) -> AccelId {
+        self.id
+    }
+    fn caps(&self) -> &AccelCaps {
+        &self.caps
+    }
+    fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn AccelVm>, AccelError> {
+        let port = Arc::new(FakePort::default());
+        let wakes = (0..spec.vcpus).map(|_| Arc::new(Wake::default())).collect();
+        Ok(Arc::new_cyclic(|this| FakeVm {
+            this: this.clone(),
+            port,
+            wakes,
+            program: self.program.clone(),
+            slots: Mutex::default(),
+        }))
+    }
+}
+
+pub(crate) struct FakeVm {
+    this: std::sync::Weak<FakeVm>,
+    pub(crate) port: Arc<FakePort>,
+    wakes: Vec<Arc<Wake>>,
+    program: Arc<Program>,
+    slots: Mutex<Vec<(u64, u64)>>,
+}
+
+impl std::fmt::Debug for FakeVm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FakeVm")
+    }
+}
+
+impl AccelVm for FakeVm {
+    fn map(&self, _: SlotId, region: &RamRegion, _: Access) -> Result<(), AccelError> {
+        self.slots.lock().unwrap().push((region.gpa(), region.size()));
+        Ok(())
+    }
+    fn unmap(&self, slot: SlotId) -> Result<(), AccelError> {
+        Err(AccelError::BadSlot { slot: slot.0, why: "the fake keeps its slots" })
+    }
+    fn bind_vcpu(&self, cfg: &VcpuConfig, bus: Arc<dyn VcpuBus>) -> Result<Box<dyn Vcpu>, AccelError> {
+        let wake = self.wakes.get(cfg.id as usize).ok_or(AccelError::BadVcpu(cfg.id))?.clone();
+        let vm = self.this.upgrade().ok_or(AccelError::BadVcpu(cfg.id))?;
+        let state = CpuState::reset(cfg.id);
+        Ok(Box::new(FakeVcpu { id: cfg.id, bus, wake, vm, state, runs: AtomicU64::new(0) }))
+    }
+    fn interrupts(&self) -> Arc<dyn InterruptPort> {
+        self.port.clone()
+    }
+    fn collect_dirty(&self, _: &PageFlags) -> Result<(), AccelError> {
+        Ok(())
+    }
+}
+
+/// Remembers what came in.
+#[derive(Debug, Default)]
+pub(crate) struct FakePort {
+    pub(crate) messages: Mutex<Vec<MsiMessage>>,
+    pub(crate) nmis: Mutex<Vec<VcpuId>>,
+    pub(crate) extint: Mutex<bool>,
+}
+
+impl InterruptPort for FakePort {
+    fn signal_msi(&self, message: MsiMessage) -> Result<(), AccelError> {
+        self.messages.lock().unwrap().push(message);
+        Ok(())
+    }
+    fn set_route(&self, _: u8, _: Option<IoapicRoute>) -> Result<(), AccelError> {
+        Ok(())
+    }
+    fn set_extint(&self, asserted: bool) {
+        *self.extint.lock().unwrap() = asserted;
+    }
+    fn inject_nmi(&self, vcpu: VcpuId) {
+        self.nmis.lock().unwrap().push(vcpu);
+    }
+}
+
+/// A sticky kick.
+#[derive(Debug, Default)]
+struct Wake {
+    kicked: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Kick for Wake {
+    fn kick(&self) {
+        *self.kicked.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+}
+
+struct FakeVcpu {
+    id: VcpuId,
+    bus: Arc<dyn VcpuBus>,
+    wake: Arc<Wake>,
+    vm: Arc<FakeVm>,
+    state: CpuState,
+    runs: AtomicU64,
+}
+
+impl Vcpu for FakeVcpu {
+    fn run(&mut self) -> Result<Exit, AccelError> {
+        loop {
+            if std::mem::take(&mut *self.wake.kicked.lock().unwrap()) {
+                break Ok(Exit::Kicked);
+            }
+            self.runs.fetch_add(1, Ordering::Relaxed);
+            let mut guest =
+                Guest { id: self.id, bus: self.bus.as_ref(), state: &mut self.state, vm: &self.vm };
+            match (self.vm.program)(&mut guest) {
+                Step::Again => {}
+                Step::Exit(exit) => break Ok(exit),
+                Step::Fail => break Err(AccelError::BadVcpu(self.id)),
+                Step::Halt => {
+                    let kicked = self.wake.kicked.lock().unwrap();
+                    drop(self.wake.changed.wait_while(kicked, |k| !*k).unwrap());
+                }
+            }
+        }
+    }
+    fn kicker(&self) -> Arc<dyn Kick> {
+        self.wake.clone()
+    }
+    fn save(&mut self) -> Result<CpuState, AccelError> {
+        assert_eq!(self.state.lapic.id, self.id, "the state of another vCPU");
+        Ok(self.state.clone())
+    }
+    fn load(&mut self, state: &CpuState) -> Result<(), AccelError> {
+        self.state = state.clone();
+        Ok(())
+    }
+    fn set_debug(&mut self, _: &DebugPlan) -> Result<(), AccelError> {
+        Err(AccelError::BadDebugPlan("the fake has none"))
+    }
+    fn stats(&self) -> VcpuStats {
+        VcpuStats { instructions: Some(self.runs.load(Ordering::Relaxed)), counters: Vec::new() }
+    }
+}

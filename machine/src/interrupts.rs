@@ -1,0 +1,228 @@
+//! Between the interrupt controllers and the backend's [`InterruptPort`], which may be exchanged.
+//!
+//! 1. The IOAPIC sends messages and tells its routes here, the 8259 drives INTR. With a port attached all of it is
+//!    passed on at once.
+//! 2. Without a port, nothing is lost: messages queue (one of a kind, as an IRR bit would merge them), routes and the
+//!    INTR level are remembered. [`InterruptCell::attach`] replays them into the new port.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use accel_api::{AccelError, InterruptPort, IoapicRoute, MsiMessage, VcpuId};
+use devices::ioapic::IOAPIC_PINS;
+use devices::{IoapicHost, IrqLine};
+
+use crate::control::{Control, GuestEnd};
+
+const PINS: usize = IOAPIC_PINS as usize;
+/// Messages queued at most: more than there are vectors times vCPUs to tell apart in any sane guest.
+const MAX_QUEUE: usize = 4096;
+
+#[derive(Debug, Default)]
+struct State {
+    port: Option<Arc<dyn InterruptPort>>,
+    queue: Vec<MsiMessage>,
+    nmis: Vec<VcpuId>,
+    routes: [Option<IoapicRoute>; PINS],
+    extint: bool,
+}
+
+/// Where all interrupts of a machine pass on their way to the backend.
+#[derive(Debug)]
+pub struct InterruptCell {
+    state: RwLock<State>,
+    control: Arc<Control>,
+}
+
+impl InterruptCell {
+    pub(crate) fn new(control: Arc<Control>) -> Arc<Self> {
+        Arc::new(Self { state: RwLock::default(), control })
+    }
+
+    /// Passes everything to `port` from now on, what was queued and remembered first.
+    ///
+    /// # Errors
+    /// The port refuses; the cell then has none, and keeps queueing.
+    pub fn attach(&self, port: Arc<dyn InterruptPort>) -> Result<(), AccelError> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.port = None;
+        for (pin, route) in (0u8..).zip(&state.routes) {
+            if route.is_some() {
+                port.set_route(pin, *route)?;
+            }
+        }
+        port.set_extint(state.extint);
+        for &message in &state.queue {
+            port.signal_msi(message)?;
+        }
+        for &vcpu in &state.nmis {
+            port.inject_nmi(vcpu);
+        }
+        state.queue.clear();
+        state.nmis.clear();
+        state.port = Some(port);
+        Ok(())
+    }
+
+    /// Takes the port away; interrupts queue.
+    pub fn detach(&self) -> Option<Arc<dyn InterruptPort>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).port.take()
+    }
+
+    /// Delivers a message-signalled interrupt.
+    pub fn signal_msi(&self, message: MsiMessage) {
+        let queue = |state: &mut State| {
+            if !state.queue.contains(&message) && state.queue.len() < MAX_QUEUE {
+                state.queue.push(message);
+            }
+        };
+        self.with(|port| port.signal_msi(message), queue);
+    }
+
+    /// Raises NMI on one vCPU.
+    pub fn inject_nmi(&self, vcpu: VcpuId) {
+        let deliver = |port: &dyn InterruptPort| {
+            port.inject_nmi(vcpu);
+            Ok(())
+        };
+        self.with(deliver, |state| {
+            if !state.nmis.contains(&vcpu) {
+                state.nmis.push(vcpu);
+            }
+        });
+    }
+
+    /// Calls `deliver` with the port, or `queue` where there is none.
+    fn with(
+        &self,
+        deliver: impl Fn(&dyn InterruptPort) -> Result<(), AccelError>,
+        queue: impl FnOnce(&mut State),
+    ) {
+        {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(port) = &state.port {
+                return self.check(deliver(port.as_ref()));
+            }
+        }
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        // A port may have come between the locks.
+        match &state.port {
+            Some(port) => self.check(deliver(port.as_ref())),
+            None => queue(&mut state),
+        }
+    }
+
+    fn check(&self, result: Result<(), AccelError>) {
+        if let Err(error) = result {
+            let reason = format!("an interrupt could not be delivered: {error}");
+            self.control.post(GuestEnd::HostError { reason, dump: None });
+        }
+    }
+}
+
+impl IoapicHost for InterruptCell {
+    fn send(&self, address: u64, data: u32) {
+        self.signal_msi(MsiMessage { address, data });
+    }
+
+    fn route_changed(&self, pin: u8, route: devices::IoapicRoute) {
+        let devices::IoapicRoute { address, data, level, masked } = route;
+        let route = Some(IoapicRoute { message: MsiMessage { address, data }, masked, level });
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = state.routes.get_mut(usize::from(pin)) {
+            *slot = route;
+            if let Some(port) = &state.port {
+                self.check(port.set_route(pin, route));
+            }
+        }
+    }
+}
+
+/// The 8259's INTR output.
+#[derive(Debug)]
+pub(crate) struct IntrWire(pub(crate) Arc<InterruptCell>);
+
+impl IrqLine for IntrWire {
+    fn set(&self, level: bool) {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.extint != level {
+            state.extint = level;
+            if let Some(port) = &state.port {
+                port.set_extint(level);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Log(Mutex<Vec<String>>, bool);
+    impl Log {
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+        fn add(&self, text: String) {
+            self.0.lock().unwrap().push(text);
+        }
+    }
+    impl InterruptPort for Log {
+        fn signal_msi(&self, m: MsiMessage) -> Result<(), AccelError> {
+            self.add(format!("msi {:x}", m.data));
+            if self.1 { Err(AccelError::BadVcpu(9)) } else { Ok(()) }
+        }
+        fn set_route(&self, pin: u8, route: Option<IoapicRoute>) -> Result<(), AccelError> {
+            self.add(format!("route {pin} {:x}", route.map_or(0, |r| r.message.data)));
+            Ok(())
+        }
+        fn set_extint(&self, asserted: bool) {
+            self.add(format!("intr {asserted}"));
+        }
+        fn inject_nmi(&self, vcpu: VcpuId) {
+            self.add(format!("nmi {vcpu}"));
+        }
+    }
+
+    fn route(data: u32) -> devices::IoapicRoute {
+        devices::IoapicRoute { address: 0xfee0_0000, data, level: false, masked: false }
+    }
+
+    #[test]
+    fn what_comes_without_a_port_is_replayed_in_the_right_order() {
+        let cell = InterruptCell::new(Arc::default());
+        let intr = IntrWire(cell.clone());
+        cell.send(0xfee0_0000, 0x31);
+        cell.send(0xfee0_0000, 0x31);
+        cell.send(0xfee0_0000, 0x30);
+        cell.inject_nmi(1);
+        cell.route_changed(4, route(0x31));
+        cell.route_changed(24, route(1));
+        intr.set(true);
+        let port = Arc::new(Log::default());
+        cell.attach(port.clone()).unwrap();
+        assert_eq!(port.take(), ["route 4 31", "intr true", "msi 31", "msi 30", "nmi 1"]);
+        intr.set(true);
+        cell.send(0xfee0_0000, 0x31);
+        intr.set(false);
+        assert_eq!(port.take(), ["msi 31", "intr false"]);
+
+        cell.detach().unwrap();
+        cell.send(0xfee0_0000, 0x40);
+        let next = Arc::new(Log::default());
+        cell.attach(next.clone()).unwrap();
+        assert!(port.take().is_empty());
+        assert_eq!(next.take(), ["route 4 31", "intr false", "msi 40"]);
+    }
+
+    #[test]
+    fn a_port_that_fails_ends_the_machine() {
+        let control = Arc::new(Control::default());
+        let cell = InterruptCell::new(control.clone());
+        cell.attach(Arc::new(Log(Mutex::default(), true))).unwrap();
+        cell.send(0xfee0_0000, 0x31);
+        assert!(matches!(control.end(), Some(GuestEnd::HostError { .. })));
+    }
+}

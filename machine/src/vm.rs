@@ -1,0 +1,314 @@
+//! The machine: built from a [`MachineBuilder`], started, paused, waited for.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use accel_api::{
+    AccelError, AccelId, AccelVm, Access, CpuState, GuestRam, RamError, SlotId, VcpuId, VcpuStats,
+};
+use devices::uart::Uart;
+
+use crate::boot::BootError;
+use crate::builder::MachineBuilder;
+use crate::chipset::{Chipset, ChipsetError};
+use crate::clock::{TscFrequency, VmClock};
+use crate::control::{Control, GuestEnd};
+use crate::interrupts::InterruptCell;
+use crate::memory_map::MemorySizeError;
+use crate::timers::Timers;
+use crate::vcpu_thread::{VcpuThread, VcpuThreadError};
+
+/// Why a machine could not be built, or did not do as told.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// A memory size that cannot be.
+    #[error(transparent)]
+    MemorySize(#[from] MemorySizeError),
+    /// The host cannot provide the memory.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// A number of vCPUs that cannot be.
+    #[error("{asked} vCPUs asked for: a machine has 1 to {max}")]
+    Vcpus {
+        /// Number asked for.
+        asked: u32,
+        /// The most there can be.
+        max: u32,
+    },
+    /// No CPU model of that name.
+    #[error(transparent)]
+    Model(#[from] accel_api::UnknownModel),
+    /// Nothing to boot.
+    #[error("no kernel given: a machine needs one to boot")]
+    NoKernel,
+    /// No backend given.
+    #[error("no accelerator given: choose one from a Registry")]
+    NoAccelerator,
+    /// The guest cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The backend refuses.
+    #[error(transparent)]
+    Accel(#[from] AccelError),
+    /// A vCPU does not start or answer.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuThreadError),
+    /// The chipset could not be built.
+    #[error(transparent)]
+    Chipset(#[from] ChipsetError),
+    /// The host has no thread for the timers.
+    #[error("no thread for the timers: {0}")]
+    Timers(#[source] io::Error),
+    /// The guest has ended; there is nothing left to do that to.
+    #[error("the guest has ended: {0}")]
+    Ended(GuestEnd),
+}
+
+/// How long the end of a machine waits for a console that does not take its last output.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Running {
+    vcpus: Vec<VcpuThread>,
+    /// vCPUs run and time passes.
+    running: bool,
+    /// Threads are joined.
+    closed: bool,
+}
+
+/// One virtual machine. All methods may be called from any thread; dropping it stops the guest.
+#[derive(Debug)]
+pub struct Machine {
+    /// Before the rest in declaration, hence dropped first: vCPUs use everything below.
+    state: Mutex<Running>,
+    vm: Arc<dyn AccelVm>,
+    accel: AccelId,
+    chipset: Chipset,
+    timers: Arc<Timers>,
+    clock: Arc<VmClock>,
+    control: Arc<Control>,
+    ram: Arc<GuestRam>,
+    tsc: TscFrequency,
+}
+
+/// What the builder has prepared.
+pub(crate) struct Parts {
+    pub(crate) vm: Arc<dyn AccelVm>,
+    pub(crate) accel: AccelId,
+    pub(crate) chipset: Chipset,
+    pub(crate) timers: Arc<Timers>,
+    pub(crate) clock: Arc<VmClock>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) tsc: TscFrequency,
+    /// First states, by vCPU.
+    pub(crate) states: Vec<CpuState>,
+}
+
+impl Machine {
+    /// A machine to be described.
+    pub fn builder() -> MachineBuilder {
+        MachineBuilder::default()
+    }
+
+    /// Maps the memory, attaches the interrupts, binds the vCPUs. They are parked, time stands at 0.
+    pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
+        let Parts { vm, accel, chipset, timers, clock, control, ram, tsc, states } = parts;
+        for (slot, region) in (0..).zip(ram.regions()) {
+            vm.map(SlotId(slot), region, Access::ReadWrite)?;
+        }
+        chipset.interrupts.attach(vm.interrupts())?;
+        timers.start(chipset.timed.clone()).map_err(MachineError::Timers)?;
+        let mut vcpus = Vec::new();
+        for (id, state) in (0..).zip(states) {
+            vcpus.push(VcpuThread::spawn(vm.clone(), id, chipset.bus.clone(), state, control.clone())?);
+        }
+        let state = Mutex::new(Running { vcpus, running: false, closed: false });
+        Ok(Self { state, vm, accel, chipset, timers, clock, control, ram, tsc })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the guest run, the first time or after [`pause`](Self::pause): time goes on where it stood. A running
+    /// guest is left alone.
+    ///
+    /// # Errors
+    /// The guest has ended, or a backend cannot go on.
+    pub fn resume(&self) -> Result<(), MachineError> {
+        let mut state = self.lock();
+        if let Some(end) = self.control.end() {
+            return Err(MachineError::Ended(end));
+        }
+        if !state.running {
+            let offset = self.clock.thaw();
+            let acks: Vec<_> = state.vcpus.iter().map(|vcpu| vcpu.run(offset)).collect();
+            for ack in acks {
+                ack.wait_ok().inspect_err(|error| {
+                    // Some may run and some not: there is no way back.
+                    self.control.post(GuestEnd::HostError { reason: error.to_string(), dump: None });
+                })?;
+            }
+            self.timers.resume();
+            state.running = true;
+        }
+        Ok(())
+    }
+
+    /// Parks all vCPUs at an instruction boundary and stops time. Nothing of the guest moves when this returns. A
+    /// paused guest is left alone.
+    ///
+    /// A vCPU that waits for a console which takes no output cannot be paused until it does.
+    ///
+    /// # Errors
+    /// The guest has ended, or a vCPU's thread is gone.
+    pub fn pause(&self) -> Result<(), MachineError> {
+        let mut state = self.lock();
+        if let Some(end) = self.control.end() {
+            return Err(MachineError::Ended(end));
+        }
+        if state.running {
+            // All are asked before any is waited for: the pause of many takes no longer than that of the slowest.
+            let acks: Vec<_> = state.vcpus.iter().map(VcpuThread::pause).collect();
+            for ack in acks {
+                ack.wait()?;
+            }
+            self.timers.pause();
+            self.clock.freeze();
+            state.running = false;
+        }
+        Ok(())
+    }
+
+    /// Waits until the guest ends, ends the threads, writes out what is left for the console.
+    ///
+    /// May be called again, and from several threads: all get the same answer.
+    pub fn wait(&self) -> GuestEnd {
+        let end = self.control.wait();
+        self.close();
+        end
+    }
+
+    /// How the guest ended, if it has. Does not wait.
+    pub fn ended(&self) -> Option<GuestEnd> {
+        self.control.end()
+    }
+
+    /// Ends the guest: [`wait`](Self::wait) returns [`GuestEnd::Stopped`], unless it has ended by itself. Does not
+    /// wait.
+    pub fn stop(&self) {
+        self.control.post(GuestEnd::Stopped);
+    }
+
+    /// States of all vCPUs, each at an instruction boundary; of one and the same moment if the machine is paused.
+    ///
+    /// # Errors
+    /// The machine is closed, or the backend cannot give a state.
+    pub fn save_vcpus(&self) -> Result<Vec<CpuState>, MachineError> {
+        let state = self.lock();
+        let acks: Vec<_> = state.vcpus.iter().map(VcpuThread::save).collect();
+        Ok(acks.into_iter().map(|ack| ack.wait_ok()).collect::<Result<_, _>>()?)
+    }
+
+    /// Counters of all vCPUs.
+    ///
+    /// # Errors
+    /// The machine is closed.
+    pub fn stats(&self) -> Result<Vec<VcpuStats>, MachineError> {
+        let state = self.lock();
+        let acks: Vec<_> = state.vcpus.iter().map(VcpuThread::stats).collect();
+        Ok(acks.into_iter().map(|ack| ack.wait()).collect::<Result<_, _>>()?)
+    }
+
+    /// Where to put the console's input. Outlives the machine; input is then refused.
+    pub fn console_input(&self) -> ConsoleInput {
+        ConsoleInput { uart: self.chipset.uart.clone() }
+    }
+
+    /// Presses the power button: a guest that listens shuts down.
+    pub fn press_power_button(&self) {
+        self.chipset.pm.press_power_button();
+    }
+
+    /// Raises NMI on one vCPU; Linux then prints where it is. Numbers beyond the last are ignored.
+    pub fn inject_nmi(&self, vcpu: VcpuId) {
+        self.chipset.interrupts.inject_nmi(vcpu);
+    }
+
+    /// Where interrupts enter.
+    pub fn interrupts(&self) -> &Arc<InterruptCell> {
+        &self.chipset.interrupts
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// The guest's clock.
+    pub fn clock(&self) -> &Arc<VmClock> {
+        &self.clock
+    }
+
+    /// Frequency of the guest's TSC, and how it was found.
+    pub fn tsc(&self) -> TscFrequency {
+        self.tsc
+    }
+
+    /// The backend's name.
+    pub fn accelerator(&self) -> AccelId {
+        self.accel
+    }
+
+    /// The backend's machine.
+    pub fn accel_vm(&self) -> &Arc<dyn AccelVm> {
+        &self.vm
+    }
+
+    /// Joins all threads. The end has been posted, so vCPUs are parked, on their way there, or waiting for the console.
+    fn close(&self) {
+        self.chipset.close(LAST_OUTPUT);
+        let mut state = self.lock();
+        if !state.closed {
+            for vcpu in &state.vcpus {
+                vcpu.stop();
+            }
+            for vcpu in &mut state.vcpus {
+                vcpu.join();
+            }
+            self.timers.stop();
+            // The backend's port may hold the bus, which holds the controllers, which hold the port.
+            self.chipset.interrupts.detach();
+            (state.closed, state.running) = (true, false);
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+        self.close();
+    }
+}
+
+/// Where the console's input is put.
+#[derive(Clone, Debug)]
+pub struct ConsoleInput {
+    uart: Arc<Uart>,
+}
+
+impl ConsoleInput {
+    /// Gives all of `bytes` to the guest, waiting while it does not read. False: the machine ended before it took
+    /// them all.
+    pub fn push(&self, bytes: &[u8]) -> bool {
+        self.uart.feed(bytes)
+    }
+
+    /// Gives what the guest has room for, without waiting: the number of bytes taken.
+    pub fn offer(&self, bytes: &[u8]) -> usize {
+        self.uart.offer(bytes)
+    }
+}

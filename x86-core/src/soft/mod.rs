@@ -1,0 +1,86 @@
+//! A VM on a software CPU: everything but the execution of instructions.
+//!
+//! A software backend is an [`Executor`]; [`SoftVm`] and [`SoftVcpu`] make an [`accel_api::AccelVm`] and
+//! [`accel_api::Vcpu`] of it. The run loop here serves requests, timers and interrupts between the executor's slices.
+
+mod vcpu;
+mod vm;
+
+use std::fmt::Debug;
+
+pub use vcpu::SoftVcpu;
+pub use vm::SoftVm;
+
+use accel_api::{CpuFeatures, Feature, PLATFORM_FEATURES};
+
+use crate::{Cpu, Exec};
+
+/// Executes instructions of one vCPU.
+pub trait Executor: Debug + 'static {
+    /// An executor with nothing decoded.
+    fn new() -> Self;
+
+    /// Runs from RIP until [`Cpu::budget`] is spent or [`Cpu::leave`] is set, at least one instruction; takes what it
+    /// ran off the budget. RIP is exact on return.
+    ///
+    /// # Errors
+    /// The fault of the instruction at RIP, not yet delivered.
+    fn execute(&mut self, cpu: &mut Cpu) -> Exec;
+
+    /// Drops what was decoded of RAM page `page`, which was written.
+    fn code_stale(&mut self, page: usize);
+
+    /// Counters for [`accel_api::VcpuStats`].
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// Features software CPUs implement whatever the host's are.
+const EMULATED: CpuFeatures = PLATFORM_FEATURES.with(&[
+    Feature::Fpu,
+    Feature::Vme,
+    Feature::De,
+    Feature::Pse,
+    Feature::Tsc,
+    Feature::Msr,
+    Feature::Pae,
+    Feature::Cx8,
+    Feature::Sep,
+    Feature::Pge,
+    Feature::Cmov,
+    Feature::Pse36,
+    Feature::Clflush,
+    Feature::Mmx,
+    Feature::Fxsr,
+    Feature::Smep,
+    Feature::Smap,
+    Feature::Erms,
+    Feature::Fsrm,
+    Feature::LahfLm,
+    Feature::Syscall,
+    Feature::Nx,
+    Feature::Pdpe1gb,
+    Feature::Rdtscp,
+    Feature::Lm,
+    Feature::Fsgsbase,
+    Feature::Prefetchw,
+]);
+
+/// Features that are executed by the host's own instructions, so the host must have them.
+const PASSED_THROUGH: CpuFeatures = CpuFeatures::of(&[
+    Feature::Sse,
+    Feature::Sse2,
+    Feature::Sse3,
+    Feature::Ssse3,
+    Feature::Sse41,
+    Feature::Sse42,
+    Feature::Popcnt,
+    Feature::Cx16,
+]);
+
+/// What software CPUs offer on this host.
+pub fn features() -> CpuFeatures {
+    EMULATED.union(&PASSED_THROUGH.intersection(&CpuFeatures::of_host()))
+}
+
+/// Most vCPUs of a software VM: APIC ids below the broadcast id.
+pub const MAX_VCPUS: u32 = 64;

@@ -1,0 +1,300 @@
+//! The vCPU: its run loop, state, debugging.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use accel_api::{
+    AccelError, CpuState, DebugPlan, DebugStop, EventKind, Exit, InjectedEvent, Kick, MpState, Vcpu,
+    VcpuStats,
+};
+
+use super::Executor;
+use crate::alu::flag;
+use crate::exec::sse::mxcsr;
+use crate::lapic::TimerDeadline;
+use crate::shared::request;
+use crate::{Cpu, Exec, Fault, Shutdown, exec, host_tsc, vector};
+
+/// Instructions between looks at requests, timers and interrupts: some microseconds.
+const SLICE: i64 = 2000;
+
+/// Breakpoints in a [`DebugPlan`].
+const MAX_BREAKPOINTS: usize = 4;
+
+/// A vCPU that runs on `E`.
+#[derive(Debug)]
+pub struct SoftVcpu<E: Executor> {
+    cpu: Box<Cpu>,
+    executor: E,
+    plan: DebugPlan,
+    /// Breakpoint the last run stopped at: going on must pass it.
+    passing: Option<u64>,
+    /// The timer deadline last seen, and the host TSC it falls on.
+    deadline: Option<(TimerDeadline, u64)>,
+    bound: Arc<[AtomicBool]>,
+    /// Bound to its thread.
+    not_send: PhantomData<*const ()>,
+}
+
+impl<E: Executor> SoftVcpu<E> {
+    pub(super) fn new(cpu: Box<Cpu>, bound: Arc<[AtomicBool]>) -> Self {
+        Self {
+            cpu,
+            executor: E::new(),
+            plan: DebugPlan::default(),
+            passing: None,
+            deadline: None,
+            bound,
+            not_send: PhantomData,
+        }
+    }
+
+    fn run_loop(&mut self) -> Exit {
+        let passing = self.passing.take();
+        let mut first = true;
+        loop {
+            if self.serve_requests() {
+                return Exit::Kicked;
+            }
+            self.expire_timer();
+            if self.take_event().is_err() {
+                return self.triple_fault();
+            }
+            match self.cpu.mp {
+                MpState::Running => {}
+                MpState::Shutdown => return Exit::TripleFault,
+                MpState::Halted | MpState::WaitForSipi => {
+                    self.sleep();
+                    continue;
+                }
+            }
+            let cpu = &mut *self.cpu;
+            cpu.leave = false;
+            // At least one instruction runs before interrupts are looked at again, so the shadow has done its work.
+            let shadow = std::mem::take(&mut cpu.shadow);
+            let stepping = self.plan.single_step || !self.plan.breakpoints.is_empty();
+            let result = if stepping || cpu.has(flag::TF) {
+                let la = cpu.code_address(cpu.rip);
+                if self.plan.breakpoints.contains(&la) && !(first && passing == Some(la)) {
+                    cpu.shadow = shadow;
+                    self.passing = Some(la);
+                    return Exit::Debug(DebugStop::Breakpoint(la));
+                }
+                step(cpu)
+            } else {
+                cpu.budget = SLICE;
+                let result = self.executor.execute(cpu);
+                cpu.instructions += (SLICE - cpu.budget) as u64;
+                result
+            };
+            first = false;
+            if let Err(fault) = result
+                && self.cpu.raise(fault).is_err()
+            {
+                return self.triple_fault();
+            }
+            if self.plan.single_step {
+                return Exit::Debug(DebugStop::Step);
+            }
+        }
+    }
+
+    fn triple_fault(&mut self) -> Exit {
+        self.cpu.mp = MpState::Shutdown;
+        Exit::TripleFault
+    }
+
+    /// Serves what others asked for; whether one of them kicked.
+    #[inline]
+    fn serve_requests(&mut self) -> bool {
+        let cpu = &mut *self.cpu;
+        for page in std::mem::take(&mut cpu.stale_pages) {
+            self.executor.code_stale(page);
+        }
+        cpu.shared.requested() != 0 && self.serve()
+    }
+
+    #[cold]
+    fn serve(&mut self) -> bool {
+        let cpu = &mut *self.cpu;
+        let requests = cpu.shared.take();
+        if requests & request::REMAP != 0 {
+            cpu.remap();
+        }
+        if requests & request::DIRTY != 0 {
+            cpu.tlb.drop_write_tags();
+        }
+        if requests & request::WRITES != 0 {
+            for page in cpu.shared.take_watched_pages() {
+                // Who could write the page until now may have done so after the other read it.
+                if cpu.tlb.drop_write_tags_of(page) {
+                    cpu.vm.code_stale(page, Some(cpu.id as usize));
+                    self.executor.code_stale(page);
+                }
+            }
+        }
+        if requests & request::CODE != 0 {
+            for page in cpu.shared.take_stale_pages() {
+                self.executor.code_stale(page);
+            }
+        }
+        requests & request::KICK != 0
+    }
+
+    /// Lets the local APIC's timer interrupt if it is due.
+    #[inline]
+    fn expire_timer(&mut self) {
+        let next = self.cpu.lapic.next_deadline();
+        let at = match (next, self.deadline) {
+            (None, _) => {
+                self.deadline = None;
+                return;
+            }
+            (Some(next), Some((known, at))) if next == known => at,
+            (Some(next), _) => {
+                let at = self.cpu.deadline_tsc(next);
+                self.deadline = Some((next, at));
+                at
+            }
+        };
+        if host_tsc() >= at {
+            let now = self.cpu.now();
+            self.cpu.lapic.expire(now);
+            self.deadline = None;
+        }
+    }
+
+    /// Delivers the most urgent event that the CPU takes now (Intel SDM vol. 3, table 6-2).
+    #[inline]
+    fn take_event(&mut self) -> Result<(), Shutdown> {
+        let cpu = &mut *self.cpu;
+        if let Some(event) = cpu.injected.take() {
+            return cpu.deliver(event);
+        }
+        cpu.lapic.pull();
+        if cpu.lapic.take_init() {
+            cpu.init_reset();
+            cpu.lapic.init();
+        }
+        if let Some(vector) = cpu.lapic.take_sipi()
+            && cpu.mp == MpState::WaitForSipi
+        {
+            cpu.start_up(vector);
+        }
+        if cpu.mp == MpState::WaitForSipi {
+            return Ok(());
+        }
+        if cpu.lapic.take_nmi() {
+            cpu.nmi_pending = true;
+        }
+        if cpu.nmi_pending && !cpu.nmi_masked && !cpu.shadow {
+            cpu.nmi_pending = false;
+            cpu.mp = MpState::Running;
+            return cpu.deliver(InjectedEvent {
+                vector: vector::NMI,
+                kind: EventKind::Nmi,
+                error_code: None,
+            });
+        }
+        if !cpu.interrupts_open() || !cpu.lapic.has_interrupt() {
+            return Ok(());
+        }
+        let vector = if cpu.lapic.extint_pending() {
+            let bus = cpu.bus.clone();
+            cpu.lapic.accept_extint();
+            bus.ack_extint()
+        } else {
+            cpu.lapic.pending_vector().map(|v| cpu.lapic.accept(v))
+        };
+        let Some(vector) = vector else { return Ok(()) };
+        cpu.mp = MpState::Running;
+        cpu.deliver(InjectedEvent { vector, kind: EventKind::ExternalInterrupt, error_code: None })
+    }
+
+    /// Sleeps until something is requested or the timer is due.
+    fn sleep(&mut self) {
+        let cpu = &mut *self.cpu;
+        let timeout = self.deadline.map(|(_, at)| {
+            let ticks = at.saturating_sub(host_tsc());
+            Duration::from_nanos(cpu.tsc_to_ns(ticks))
+        });
+        if timeout.is_some_and(|t| t.is_zero()) {
+            return;
+        }
+        cpu.shared.set_running(false);
+        cpu.shared.sleep(timeout);
+        cpu.shared.set_running(true);
+    }
+}
+
+/// Executes one instruction on its own, with the trap of TF behind it (Intel SDM vol. 3, 18.3.1.4).
+fn step(cpu: &mut Cpu) -> Exec {
+    const BS: u64 = 1 << 14;
+    let trap = cpu.has(flag::TF);
+    let ins = cpu.decode_at(cpu.rip)?;
+    cpu.next_rip = ins.next_ip();
+    exec::lookup(ins.code())(cpu, &ins)?;
+    cpu.rip = cpu.next_rip;
+    cpu.instructions += 1;
+    if trap && !cpu.shadow {
+        cpu.dr6 |= BS;
+        return Err(Fault::DB);
+    }
+    Ok(())
+}
+
+impl<E: Executor> Vcpu for SoftVcpu<E> {
+    fn run(&mut self) -> Result<Exit, AccelError> {
+        self.cpu.shared.set_running(true);
+        mxcsr::enter(&mut self.cpu);
+        let exit = self.run_loop();
+        mxcsr::leave(&mut self.cpu);
+        self.cpu.shared.set_running(false);
+        Ok(exit)
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        self.cpu.shared.clone()
+    }
+
+    fn save(&mut self) -> Result<CpuState, AccelError> {
+        let now = self.cpu.now();
+        let mut state = CpuState::reset(self.cpu.id);
+        state.lapic = self.cpu.lapic.save(now);
+        self.cpu.save_state(&mut state);
+        state.events.nmi_pending |= std::mem::take(&mut state.lapic.nmi);
+        Ok(state)
+    }
+
+    fn load(&mut self, state: &CpuState) -> Result<(), AccelError> {
+        let now = self.cpu.now();
+        let lapic = self.cpu.lapic.load(&state.lapic, now);
+        lapic.map_err(|e| AccelError::InvalidState(e.to_string()))?;
+        self.cpu.load_state(state);
+        self.deadline = None;
+        self.passing = None;
+        Ok(())
+    }
+
+    fn set_debug(&mut self, plan: &DebugPlan) -> Result<(), AccelError> {
+        if plan.breakpoints.len() > MAX_BREAKPOINTS {
+            return Err(AccelError::BadDebugPlan("at most 4 breakpoints"));
+        }
+        self.plan = plan.clone();
+        Ok(())
+    }
+
+    fn stats(&self) -> VcpuStats {
+        VcpuStats { instructions: Some(self.cpu.instructions), counters: self.executor.counters() }
+    }
+}
+
+impl<E: Executor> Drop for SoftVcpu<E> {
+    fn drop(&mut self) {
+        if let Some(bound) = self.bound.get(self.cpu.id as usize) {
+            bound.store(false, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The VM: memory slots, vCPUs, interrupt inputs.
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use accel_api::{
+    AccelError, AccelId, AccelVm, Access, InterruptPort, IoapicRoute, MsiMessage, PageFlags, RamRegion,
+    SlotId, Vcpu, VcpuBus, VcpuConfig, VcpuId, VmSpec,
+};
+
+use super::{Executor, MAX_VCPUS, SoftVcpu, features};
+use crate::Cpu;
+use crate::lapic::{ApicBus, ApicHost, ApicMessage, Lapic, LapicConfig};
+use crate::shared::{VmShared, request};
+
+/// A VM whose vCPUs run on `E`.
+#[derive(Debug)]
+pub struct SoftVm<E> {
+    spec: VmSpec,
+    shared: Arc<VmShared>,
+    apic: Arc<ApicBus>,
+    bound: Arc<[AtomicBool]>,
+    executor: PhantomData<fn() -> E>,
+}
+
+impl<E: Executor> SoftVm<E> {
+    /// An empty VM for the backend `id`.
+    ///
+    /// # Errors
+    /// The model asks for features this host's software CPU lacks, or for too many vCPUs.
+    pub fn new(id: AccelId, spec: &VmSpec) -> Result<Arc<Self>, AccelError> {
+        let missing = spec.model.features.missing_from(&features());
+        if !missing.is_empty() {
+            let missing = missing.into_iter().map(str::to_owned).collect();
+            return Err(AccelError::MissingFeatures { accel: id, missing });
+        }
+        if spec.vcpus == 0 || spec.vcpus > MAX_VCPUS {
+            return Err(AccelError::TooManyVcpus { accel: id, asked: spec.vcpus, max: MAX_VCPUS });
+        }
+        let shared = VmShared::new(spec.ram.flags().clone(), spec.vcpus);
+        let inboxes: Weak<VmShared> = Arc::downgrade(&shared);
+        let kick = move |vcpu: usize| {
+            if let Some(vm) = inboxes.upgrade() {
+                vm.vcpus[vcpu].post(request::INTERRUPT);
+            }
+        };
+        Ok(Arc::new(Self {
+            spec: spec.clone(),
+            shared,
+            apic: Arc::new(ApicBus::new(0..spec.vcpus, Arc::new(kick))),
+            bound: (0..spec.vcpus).map(|_| AtomicBool::new(false)).collect(),
+            executor: PhantomData,
+        }))
+    }
+}
+
+impl<E: Executor> AccelVm for SoftVm<E> {
+    fn map(&self, slot: SlotId, region: &RamRegion, access: Access) -> Result<(), AccelError> {
+        // Page indices of another RAM would not fit our flags.
+        let why = |why| AccelError::BadSlot { slot: slot.0, why };
+        if !Arc::ptr_eq(region.flags(), self.spec.ram.flags()) {
+            return Err(why("is not a region of this VM's RAM"));
+        }
+        self.shared.remap(|map| map.with(slot, region, access)).map_err(why)
+    }
+
+    fn unmap(&self, slot: SlotId) -> Result<(), AccelError> {
+        self.shared.remap(|map| map.without(slot)).map_err(|why| AccelError::BadSlot { slot: slot.0, why })
+    }
+
+    fn bind_vcpu(&self, cfg: &VcpuConfig, bus: Arc<dyn VcpuBus>) -> Result<Box<dyn Vcpu>, AccelError> {
+        let free = self.bound.get(cfg.id as usize).is_some_and(|b| !b.swap(true, Ordering::AcqRel));
+        let config = LapicConfig {
+            bsp: cfg.id == 0,
+            x2apic: self.spec.model.features.has(accel_api::Feature::X2apic),
+            eoi_suppression: false,
+            phys_addr_bits: accel_api::PHYS_BITS as u8,
+        };
+        let host = Arc::new(EoiToBus(bus.clone()));
+        let lapic = Lapic::new(self.apic.clone(), cfg.id as usize, config, host);
+        let (true, Some(lapic)) = (free, lapic) else { return Err(AccelError::BadVcpu(cfg.id)) };
+        let cpu = Cpu::new(cfg.id, self.shared.clone(), self.spec.model.clone(), bus, lapic);
+        Ok(Box::new(SoftVcpu::<E>::new(cpu, self.bound.clone())))
+    }
+
+    fn interrupts(&self) -> Arc<dyn InterruptPort> {
+        Arc::new(SoftPort { apic: self.apic.clone() })
+    }
+
+    fn collect_dirty(&self, _: &PageFlags) -> Result<(), AccelError> {
+        // The flags are set as pages become writable in the TLB; from here on that must happen anew.
+        self.shared.post_all(request::DIRTY);
+        self.shared.vcpus.iter().for_each(|v| v.settle());
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct EoiToBus(Arc<dyn VcpuBus>);
+
+impl ApicHost for EoiToBus {
+    fn eoi(&self, vector: u8) {
+        self.0.eoi(vector);
+    }
+}
+
+#[derive(Debug)]
+struct SoftPort {
+    apic: Arc<ApicBus>,
+}
+
+impl InterruptPort for SoftPort {
+    fn signal_msi(&self, message: MsiMessage) -> Result<(), AccelError> {
+        if let Some(message) = ApicMessage::from_msi(message.address, message.data) {
+            self.apic.deliver(&message, None);
+        }
+        Ok(())
+    }
+
+    fn set_route(&self, _: u8, _: Option<IoapicRoute>) -> Result<(), AccelError> {
+        // The trigger mode travels with each message, so EOIs of level interrupts are known without it.
+        Ok(())
+    }
+
+    fn set_extint(&self, asserted: bool) {
+        self.apic.set_lint0(asserted);
+    }
+
+    fn inject_nmi(&self, vcpu: VcpuId) {
+        self.apic.inject_nmi(vcpu as usize);
+    }
+}
