@@ -42,6 +42,11 @@ impl F80 {
     /// The QNaN that a masked invalid operation gives (Intel SDM vol. 1, 4.8.3.7).
     pub const INDEFINITE: Self = Self { mantissa: 0xc000_0000_0000_0000, exponent: 0xffff };
 
+    /// Whether this is a NaN, quiet or signalling.
+    pub const fn is_nan(self) -> bool {
+        self.exponent & 0x7fff == 0x7fff && self.mantissa << 1 != 0
+    }
+
     /// From ten bytes, little endian.
     pub fn from_bytes(bytes: &[u8; 10]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j] = *bytes;
