@@ -287,7 +287,9 @@ unsafe extern "sysv64" fn enter(context: *mut Context) {
 #[unsafe(naked)]
 unsafe extern "sysv64" fn leave() {
     naked_asm!(
-        "fninit", "push 0x1f80", "ldmxcsr [rsp]", "pop rax", "cld",
+        // NT, which would make the next IRETQ fault, and ID are not among the flags that a signal frame restores.
+        "push 0x202", "popfq",
+        "fninit", "push 0x1f80", "ldmxcsr [rsp]", "pop rax",
         "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret",
     )
 }

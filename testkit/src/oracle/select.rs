@@ -60,6 +60,10 @@ pub fn excluded(code: Code) -> Option<&'static str> {
         Call | Jmp if far(code) => return Some("far control flow"),
         _ => {}
     }
+    // Intel ignores an operand-size prefix on near branches in 64-bit mode, AMD does not (Intel SDM vol. 2A, Jcc).
+    if op_code.operand_size() == 16 && code.flow_control() != iced_x86::FlowControl::Next {
+        return Some("differs by vendor");
+    }
     if op_code.must_be_cpl0() || op_code.is_input_output() {
         return Some("privileged");
     }

@@ -9,7 +9,7 @@ use super::mmx::{available, begin, mm, source};
 use super::stack::no_pending;
 use crate::exec::Table;
 use crate::mode::bits;
-use crate::{Cpu, Exec, Fault, fsw, seg, segment_index};
+use crate::{Cpu, Exec, Fault, fsw};
 use accel_api::gpr;
 
 pub(super) fn register(t: &mut Table) {
@@ -122,7 +122,7 @@ fn masked_store(cpu: &mut Cpu, ins: &Instruction) -> Exec {
         OpKind::MemorySegEDI => rdi & 0xffff_ffff,
         _ => rdi,
     };
-    let segment = segment_index(ins.memory_segment()).unwrap_or(seg::DS);
+    let segment = cpu.memory_segment(ins);
     let bytes = || (0..8u64).zip(value).zip(mask).filter(|(_, mask)| mask & 0x80 != 0).map(|(byte, _)| byte);
     for (i, _) in bytes() {
         let ea = cpu.segmented(segment, offset.wrapping_add(i), 1, true)?;
