@@ -139,3 +139,30 @@ impl FpuRegs {
         self.fsw = self.fsw & !(fsw::ES | fsw::B) | summary;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stack_order_and_physical_order() {
+        let mut state = FpuState::reset();
+        (state.fsw, state.ftw, state.fop, state.fip, state.fdp) = (0x2800, 0xe0, 0x123, 4, 5);
+        for (i, value) in state.st.iter_mut().enumerate() {
+            *value = [i as u8; 10];
+        }
+        let regs = FpuRegs::from_state(&state);
+        assert_eq!((regs.top(), regs.r[5].to_bytes(), regs.r[4].to_bytes()), (5, [0; 10], [7; 10]));
+        let mut back = FpuState::reset();
+        regs.to_state(&mut back);
+        assert_eq!(back, state);
+    }
+
+    /// Whatever a saved state says: reserved bits as the silicon has them, the summary by the flags.
+    #[test]
+    fn odd_words_are_put_right() {
+        let state = FpuState { fcw: 0xffbe, fsw: 0x0001, fop: 0xffff, ..FpuState::reset() };
+        let regs = FpuRegs::from_state(&state);
+        assert_eq!((regs.fcw, regs.fsw, regs.fop), (0x1f7e, fsw::IE | fsw::ES | fsw::B, 0x7ff));
+    }
+}

@@ -197,13 +197,13 @@ impl Random {
                     [0x7ff0, 0x7ff8, 0x7f80, 0xffc0, 0, 0x8000, 0x000f, 0xff80][self.below(8) as usize];
                 let low = if self.one_in(2) { 0 } else { self.next() };
                 let word = low & 0xffff_ffff_ffff >> self.below(40) | high << 48;
-                let at = if self.one_in(2) { word } else { word >> 32 | word << 32 };
+                let at = if self.one_in(2) { word } else { word.rotate_left(32) };
                 case.memory.0[..8].copy_from_slice(&at.to_le_bytes());
             }
             4 => {
                 // Decimal digits for FBLD.
                 for byte in &mut case.memory.0[..10] {
-                    *byte = (self.next() % 10 << 4 | self.next() % 10) as u8;
+                    *byte = (self.below(10) * 16 + self.below(10)) as u8;
                 }
             }
             _ => {}
@@ -212,8 +212,11 @@ impl Random {
     }
 }
 
-/// Puts `case` into `cpu`.
+/// Puts `case` into `cpu`. The host's MXCSR, which collects the guest's flags, starts without any.
 pub(super) fn load(cpu: &mut Cpu, case: &Case) {
+    let clear = 0x1f80u32;
+    // SAFETY: the ABI's own value.
+    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &clear, options(nostack, readonly)) };
     let word = |at: usize| u16::from_le_bytes([case.image[at], case.image[at + 1]]);
     let mut regs = FpuRegs { fcw: word(0), fsw: word(2), ftw: case.image[4], ..FpuRegs::reset() };
     for i in 0..8 {
