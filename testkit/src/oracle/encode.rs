@@ -112,6 +112,11 @@ fn operand(
             set(ins, register(rng, Register::YMM0, 16));
         }
         Operand::seg_reg => set(ins, register(rng, Register::ES, 6)),
+        Operand::cr_reg => {
+            let numbers = [Register::CR0, Register::CR2, Register::CR3, Register::CR4, Register::CR8];
+            set(ins, rng.pick(&numbers));
+        }
+        Operand::dr_reg => set(ins, register(rng, Register::DR0, 8)),
         Operand::es => set(ins, Register::ES),
         Operand::cs => set(ins, Register::CS),
         Operand::ss => set(ins, Register::SS),

@@ -104,8 +104,8 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
     let wanted: Vec<bool> = codes.iter().map(|code| matches(config, *code)).collect();
     let mut report = Report { seed: config.seed, ..Report::default() };
     report.missing =
-        codes.iter().zip(&wanted).filter(|(c, w)| **w && !exec::is_defined(**c)).map(|(c, _)| *c).collect();
-    let defined: Vec<bool> = codes.iter().zip(&wanted).map(|(c, w)| *w && exec::is_defined(*c)).collect();
+        codes.iter().zip(&wanted).filter(|(c, w)| **w && !is_defined(**c)).map(|(c, _)| *c).collect();
+    let defined: Vec<bool> = codes.iter().zip(&wanted).map(|(c, w)| *w && is_defined(*c)).collect();
     let (first, last) = match config.only {
         Some(index) => (index, index.saturating_add(1)),
         None => (0, u64::MAX),
@@ -125,7 +125,7 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         let Some(case) = generator.case(&mut rng, codes[choice]) else { continue };
         let ins = decode(&case);
         // Prefixes and flipped bits can make another instruction of it.
-        if !ins.is_invalid() && !(select::selected(ins.code(), &features) && exec::is_defined(ins.code())) {
+        if !ins.is_invalid() && !(select::selected(ins.code(), &features) && is_defined(ins.code())) {
             continue;
         }
         let name = format!("{:?}", ins.code());
@@ -157,6 +157,10 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         }
     }
     Ok(report)
+}
+
+fn is_defined(code: Code) -> bool {
+    exec::is_defined(code) || select::always_undefined(code)
 }
 
 fn matches(config: &Config, code: Code) -> bool {

@@ -57,6 +57,7 @@ pub fn excluded(code: Code) -> Option<&'static str> {
             return Some("loads a segment register");
         }
         Mov if kinds.first() == Some(&OpCodeOperandKind::seg_reg) => return Some("loads a segment register"),
+        Reservednop if op_code.op_code() & 0xff == 0x0d => return Some("differs by vendor"),
         Call | Jmp if far(code) => return Some("far control flow"),
         _ => {}
     }
@@ -64,10 +65,12 @@ pub fn excluded(code: Code) -> Option<&'static str> {
     if op_code.operand_size() == 16 && code.flow_control() != iced_x86::FlowControl::Next {
         return Some("differs by vendor");
     }
-    if op_code.must_be_cpl0() || op_code.is_input_output() {
-        return Some("privileged");
-    }
     None
+}
+
+/// Whether the instruction's only meaning is #UD, so that it needs no semantics.
+pub fn always_undefined(code: Code) -> bool {
+    matches!(code.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2)
 }
 
 /// Whether a call or jump loads CS.

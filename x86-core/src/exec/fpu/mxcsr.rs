@@ -4,13 +4,17 @@
 //! them first, and whoever replaces it loads the host's; this is the one place of this family that knows.
 
 use crate::Cpu;
+use crate::exec::mxcsr as host;
 
 /// Brings the sticky flags that the host has collected into `cpu.fpu.mxcsr`.
 #[inline(always)]
-pub(super) fn collect(_: &mut Cpu) {}
+pub(super) fn collect(cpu: &mut Cpu) {
+    host::sync(cpu);
+}
 
-/// Replaces the guest's MXCSR.
+/// Replaces the guest's MXCSR, by a value without reserved bits.
 #[inline(always)]
 pub(super) fn replace(cpu: &mut Cpu, value: u32) {
     cpu.set_mxcsr(value);
+    host::enter(cpu);
 }

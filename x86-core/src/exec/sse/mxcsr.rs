@@ -6,8 +6,8 @@
 //! 2. A guest that unmasks exceptions ([`Cpu::sse_unmasked`]) pays for it: each operation is then executed into a temporary with
 //!    clean flags, looks at the flags, and raises #XM before the destination is written.
 //!
-//! Known limit: when underflow is unmasked, PE should tell of rounding with an unbounded exponent; here it tells of
-//! the rounding to a denormal, so PE may be set beside UE where a processor would set UE alone.
+//! Known limit: when underflow or overflow is unmasked, PE should tell of rounding with an unbounded exponent; here it
+//! tells of the rounding to a denormal or to infinity, so PE may be set where a processor would set UE or OE alone.
 #![allow(unsafe_code)] // MXCSR is reached by inline assembly only
 
 use std::arch::asm;
