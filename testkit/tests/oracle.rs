@@ -22,7 +22,11 @@ fn instructions_do_what_the_processor_does() {
         Err(reason) => eprintln!("SKIPPED: the instruction oracle cannot run here: {reason}"),
         Ok(report) => {
             eprintln!("{report}");
-            assert!(report.findings.is_empty(), "the software CPU differs from the host's (seed {})", report.seed);
+            assert!(
+                report.findings.is_empty(),
+                "the software CPU differs from the host's (seed {})",
+                report.seed
+            );
         }
     }
 }

@@ -20,7 +20,8 @@ pub struct Difference {
 const FLAGS: u64 = 0x24_4cd5;
 
 const NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
 ];
 
 /// What the manual defines and the two do not agree on.
@@ -77,7 +78,11 @@ pub fn differences(ins: &Instruction, case: &Case, native: &Outcome, soft: &Outc
         if let (Some(&first), Some(&last)) = (all.first(), all.last()) {
             let end = (last + 1).min(first + 16);
             let name = format!("[{:#x}]{}", WINDOW + first as u64, if end > last { "" } else { ".." });
-            add(&name, format!("{:02x?}", &native.memory[first..end]), format!("{:02x?}", &soft.memory[first..end]));
+            add(
+                &name,
+                format!("{:02x?}", &native.memory[first..end]),
+                format!("{:02x?}", &soft.memory[first..end]),
+            );
         }
     }
     found
@@ -130,23 +135,23 @@ fn undefined_codes(ins: &Instruction) -> u16 {
 /// Bytes of state images that hold the last instruction's opcode and addresses, which processors keep differently
 /// (Intel SDM vol. 1, 8.1.8), bytes that the manual reserves, and MXCSR_MASK, which tells of features.
 fn ignored(ins: &Instruction, case: &Case, offset: usize) -> bool {
-    let ranges: &[std::ops::Range<u64>] = match ins.mnemonic() {
-        Mnemonic::Fxsave | Mnemonic::Fxsave64 => &[5..24, 28..32, 416..512],
-        Mnemonic::Fnstenv | Mnemonic::Fnsave | Mnemonic::Fstenv | Mnemonic::Fsave => {
-            if ins.memory_size().size() == 14 || ins.memory_size().size() == 94 { &[6..14] } else { &[12..28] }
-        }
+    const FXSAVE: &[(u64, u64)] = &[(5, 24), (28, 32), (416, 512)];
+    let ranges = match (ins.mnemonic(), ins.memory_size().size()) {
+        (Mnemonic::Fxsave | Mnemonic::Fxsave64, _) => FXSAVE,
+        (Mnemonic::Fnstenv | Mnemonic::Fnsave, 14 | 94) => &[(6, 14)],
+        (Mnemonic::Fnstenv | Mnemonic::Fnsave, _) => &[(12, 28)],
         _ => return false,
     };
     let gpr = |register| super::generate::value(&case.state, register);
     let base = ins.virtual_address(0, 0, |r, _, _| Some(gpr(r))).unwrap_or(0);
     let at = (WINDOW + offset as u64).wrapping_sub(base);
-    ranges.iter().any(|range| range.contains(&at))
+    ranges.iter().any(|&(from, to)| (from..to).contains(&at))
 }
 
 fn end(end: &End) -> String {
     const NAMES: [&str; 20] = [
-        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF", "15", "#MF",
-        "#AC", "#MC", "#XM",
+        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP",
+        "#PF", "15", "#MF", "#AC", "#MC", "#XM",
     ];
     match end {
         End::Done => "done".into(),
@@ -222,7 +227,9 @@ pub fn inputs(case: &Case) -> Vec<String> {
     for (i, value) in state.fpu.ymm.iter().enumerate().filter(|(_, value)| **value != [0; 4]) {
         lines.push(format!("ymm{i} = {}", vector(value)));
     }
-    for (i, chunk) in case.memory.chunks(16).enumerate().filter(|(_, chunk)| chunk.iter().any(|&byte| byte != 0)) {
+    for (i, chunk) in
+        case.memory.chunks(16).enumerate().filter(|(_, chunk)| chunk.iter().any(|&byte| byte != 0))
+    {
         if lines.len() > 40 {
             lines.push("...".into());
             break;

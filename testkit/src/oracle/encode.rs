@@ -53,7 +53,8 @@ pub(super) fn encode(rng: &mut Rng, code: Code) -> Option<Vec<u8>> {
 
 fn register(rng: &mut Rng, first: Register, count: u32) -> Register {
     // Half of the time among the first four, so that operands overlap.
-    let number = if rng.percent(50) { rng.below(4.min(u64::from(count))) } else { rng.below(u64::from(count)) };
+    let number =
+        if rng.percent(50) { rng.below(4.min(u64::from(count))) } else { rng.below(u64::from(count)) };
     first + number as u32
 }
 
@@ -98,10 +99,18 @@ fn operand(
         Operand::r16_or_mem | Operand::r16_reg | Operand::r16_rm | Operand::r16_opcode => {
             set(ins, register(rng, Register::AX, 16));
         }
-        Operand::r32_or_mem | Operand::r32_reg | Operand::r32_rm | Operand::r32_opcode | Operand::r32_vvvv => {
+        Operand::r32_or_mem
+        | Operand::r32_reg
+        | Operand::r32_rm
+        | Operand::r32_opcode
+        | Operand::r32_vvvv => {
             set(ins, register(rng, Register::EAX, 16));
         }
-        Operand::r64_or_mem | Operand::r64_reg | Operand::r64_rm | Operand::r64_opcode | Operand::r64_vvvv => {
+        Operand::r64_or_mem
+        | Operand::r64_reg
+        | Operand::r64_rm
+        | Operand::r64_opcode
+        | Operand::r64_vvvv => {
             set(ins, register(rng, Register::RAX, 16));
         }
         Operand::mm_or_mem | Operand::mm_reg | Operand::mm_rm => set(ins, register(rng, Register::MM0, 8)),
@@ -171,9 +180,13 @@ fn operand(
             ins.set_op_kind(i, OpKind::Immediate64);
             ins.set_immediate64(rng.integer());
         }
-        Operand::seg_rSI => ins.set_op_kind(i, if short { OpKind::MemorySegESI } else { OpKind::MemorySegRSI }),
+        Operand::seg_rSI => {
+            ins.set_op_kind(i, if short { OpKind::MemorySegESI } else { OpKind::MemorySegRSI })
+        }
         Operand::es_rDI => ins.set_op_kind(i, if short { OpKind::MemoryESEDI } else { OpKind::MemoryESRDI }),
-        Operand::seg_rDI => ins.set_op_kind(i, if short { OpKind::MemorySegEDI } else { OpKind::MemorySegRDI }),
+        Operand::seg_rDI => {
+            ins.set_op_kind(i, if short { OpKind::MemorySegEDI } else { OpKind::MemorySegRDI })
+        }
         Operand::seg_rBX_al => {
             ins.set_op_kind(i, OpKind::Memory);
             ins.set_memory_base(if short { Register::EBX } else { Register::RBX });

@@ -1,8 +1,6 @@
 //! Inputs for an encoded instruction: registers and memory such that its operands lie where they are wanted.
 
-use iced_x86::{
-    Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
 use super::case::{CODE, Case, MAX_BYTES, START, State, WINDOW, WINDOW_SIZE, WRITABLE};
 use super::encode::encode;
@@ -93,10 +91,8 @@ fn whole(mut bytes: Vec<u8>) -> (Vec<u8>, Instruction) {
 /// Values that make the instruction do something: small counts, divisions that do not overflow.
 fn operands(rng: &mut Rng, ins: &Instruction, state: &mut State) {
     let gpr = &mut state.gpr;
-    if ins.has_rep_prefix() || ins.has_repne_prefix() {
-        if rng.percent(90) {
-            gpr[1] = rng.below(40);
-        }
+    if (ins.has_rep_prefix() || ins.has_repne_prefix()) && rng.percent(90) {
+        gpr[1] = rng.below(40);
     }
     match ins.mnemonic() {
         Mnemonic::Div | Mnemonic::Idiv if rng.percent(70) => {
@@ -116,7 +112,7 @@ fn operands(rng: &mut Rng, ins: &Instruction, state: &mut State) {
         Mnemonic::Xlatb => gpr[3] = address(rng, 1),
         _ => {}
     }
-    if gpr[4] % 8 == 0 && ins.is_stack_instruction() && rng.percent(30) {
+    if gpr[4].is_multiple_of(8) && ins.is_stack_instruction() && rng.percent(30) {
         gpr[4] = address(rng, 8);
     }
 }

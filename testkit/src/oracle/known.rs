@@ -21,16 +21,31 @@ pub(super) fn known(ins: &Instruction, case: &Case, found: &[Difference]) -> Opt
     let all_masked = !unmasked(0x1f80);
     let memory = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory);
     let fault = ends("#", "#");
-    let stack = found.iter().all(|d| d.what.starts_with("st") || ["fsw", "ftw", "end"].contains(&d.what.as_str()));
+    let stack =
+        found.iter().all(|d| d.what.starts_with("st") || ["fsw", "ftw", "end"].contains(&d.what.as_str()));
     Some(match ins.mnemonic() {
-        Cmpsb | Cmpsw | Cmpsd | Cmpsq if fault && only(&["end"]) => "CMPS: which of two faulting operands is first",
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq if fault && only(&["end"]) => {
+            "CMPS: which of two faulting operands is first"
+        }
         Call if fault && only(&["end"]) => "CALL: a target and a stack that both fault, which is first",
-        Fldenv | Fnstenv | Frstor | Fnsave | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 if fault && only(&["end"]) => {
+        Fldenv | Fnstenv | Frstor | Fnsave | Fxsave | Fxsave64 | Fxrstor | Fxrstor64
+            if fault && only(&["end"]) =>
+        {
             "state images: which of their bytes is touched first is the processor's choice"
         }
-        Fbstp | Fbld if fault && only(&["end"]) => "packed decimal: its ten bytes are touched in pieces",
-        Ldmxcsr | Fxrstor | Fxrstor64 if ends("done", "#GP") => "MXCSR bit 17: AMD's misaligned exception mask",
-        Maskmovq | Maskmovdqu if ends("#PF", "") => {
+        Fbstp | Fbld | Fstp | Fld if fault && only(&["end"]) && ins.memory_size().size() == 10 => {
+            "operands of ten bytes are touched in pieces"
+        }
+        Movsxd if memory && fault && only(&["end"]) => {
+            "MOVSXD r16 reads 16 bits (Intel SDM vol. 2B), on AMD 32"
+        }
+        INVALID if case.bytes.contains(&0xf0) && ends("#GP", "#UD") => "LOCK MOV CR0 is MOV CR8 on AMD",
+        Pause if only(&["rax", "r8"]) => "PAUSE with REX.B is XCHG R8, RAX; iced decodes PAUSE",
+        Ldmxcsr | Fxrstor | Fxrstor64 if ends("done", "#GP") => {
+            "MXCSR bit 17: AMD's misaligned exception mask"
+        }
+        Maskmovq if stack => "MASKMOVQ: AMD enters MMX state before its page fault",
+        Maskmovq | Maskmovdqu if ends("#", "") => {
             "masked stores: whether bytes that are not stored fault is the processor's choice (Intel SDM vol. 2B)"
         }
         Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2
@@ -38,14 +53,14 @@ pub(super) fn known(ins: &Instruction, case: &Case, found: &[Difference]) -> Opt
         {
             "SHA: AMD takes operands that are not aligned, Intel does not (Intel SDM vol. 2B, exceptions type 4)"
         }
-        Cvtpi2ps if memory && stack => {
+        Cvtpi2ps if memory && (stack || ends("", "#MF")) => {
             "CVTPI2PS from memory: Intel enters MMX state (Intel SDM vol. 2A), AMD does not"
         }
         Cvtpi2ps | Cvtpi2pd | Cvtpd2pi | Cvttpd2pi | Cvtps2pi | Cvttps2pi if !all_masked && stack => {
             "CVTPI2PS, CVTPS2PI and their kin: AMD enters MMX state before it raises #XM"
         }
-        Dpps | Dppd if !all_masked && only(&["mxcsr"]) => {
-            "DPPS, DPPD: with unmasked exceptions only the flags of the stage that raises one are due"
+        Dpps | Dppd if !all_masked => {
+            "DPPS, DPPD: stages raise unmasked exceptions one by one; the software CPU looks at the end result"
         }
         Loope | Loopne if ins.has_rep_prefix() || ins.has_repne_prefix() => {
             "LOOPcc with a REP prefix is reserved (Intel SDM vol. 2A, 2.1.1)"

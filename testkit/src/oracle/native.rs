@@ -169,7 +169,15 @@ impl Native {
         Ok(())
     }
 
-    fn mmap(&mut self, at: u64, len: usize, prot: i32, flags: i32, fd: i32, offset: usize) -> io::Result<*mut u8> {
+    fn mmap(
+        &mut self,
+        at: u64,
+        len: usize,
+        prot: i32,
+        flags: i32,
+        fd: i32,
+        offset: usize,
+    ) -> io::Result<*mut u8> {
         // SAFETY: fixed addresses are only within the range reserved first, which was free.
         let place = unsafe { libc::mmap(at as *mut c_void, len, prot, flags, fd, offset as i64) };
         if place == libc::MAP_FAILED {
@@ -184,11 +192,8 @@ impl Native {
     }
 
     fn catch_signals(&mut self) -> io::Result<()> {
-        let stack = libc::stack_t {
-            ss_sp: self._stack.as_mut_ptr().cast(),
-            ss_flags: 0,
-            ss_size: self._stack.len(),
-        };
+        let stack =
+            libc::stack_t { ss_sp: self._stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: self._stack.len() };
         // SAFETY: the stack lives as long as `self`, whose drop takes it away.
         if unsafe { libc::sigaltstack(&stack, &mut self.old_stack) } < 0 {
             return Err(io::Error::last_os_error());
@@ -215,7 +220,11 @@ impl Native {
         let start = (START - CODE) as usize;
         // SAFETY: the alias covers window and code; nothing else refers to it while `self` is borrowed.
         unsafe {
-            std::ptr::copy_nonoverlapping(case.memory.as_ptr(), self.window, WINDOW_SIZE.min(case.memory.len()));
+            std::ptr::copy_nonoverlapping(
+                case.memory.as_ptr(),
+                self.window,
+                WINDOW_SIZE.min(case.memory.len()),
+            );
             let code = std::slice::from_raw_parts_mut(self.code.add(start), case.bytes.len());
             code.copy_from_slice(&case.bytes);
         }
@@ -288,9 +297,19 @@ unsafe extern "sysv64" fn enter(context: *mut Context) {
 unsafe extern "sysv64" fn leave() {
     naked_asm!(
         // NT, which would make the next IRETQ fault, and ID are not among the flags that a signal frame restores.
-        "push 0x202", "popfq",
-        "fninit", "push 0x1f80", "ldmxcsr [rsp]", "pop rax",
-        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret",
+        "push 0x202",
+        "popfq",
+        "fninit",
+        "push 0x1f80",
+        "ldmxcsr [rsp]",
+        "pop rax",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
     )
 }
 
@@ -393,12 +412,12 @@ fn from_xsave(area: &[u8; XSAVE_SIZE]) -> FpuState {
 
 fn found(context: &Context) -> (State, End) {
     use libc::{
-        REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RAX, REG_RBP, REG_RBX, REG_RCX,
-        REG_RDI, REG_RDX, REG_RSI, REG_RSP,
+        REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RAX, REG_RBP, REG_RBX,
+        REG_RCX, REG_RDI, REG_RDX, REG_RSI, REG_RSP,
     };
     const ORDER: [i32; 16] = [
-        REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11,
-        REG_R12, REG_R13, REG_R14, REG_R15,
+        REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9, REG_R10,
+        REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
     ];
     const BREAKPOINT: u64 = 3;
     const PAGE_FAULT: u64 = 14;

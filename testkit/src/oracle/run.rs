@@ -125,7 +125,8 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         let Some(case) = generator.case(&mut rng, codes[choice]) else { continue };
         let ins = decode(&case);
         // Prefixes and flipped bits can make another instruction of it.
-        if !ins.is_invalid() && !(select::selected(ins.code(), &features) && is_defined(ins.code())) {
+        let wanted = select::selected(ins.code(), &features) && is_defined(ins.code());
+        if !wanted && !ins.is_invalid() {
             continue;
         }
         let name = format!("{:?}", ins.code());
@@ -178,7 +179,11 @@ impl fmt::Display for Finding {
         for Difference { what, native, soft } in &self.differences {
             writeln!(f, "  {what}: host {native}, software {soft}")?;
         }
-        writeln!(f, "  {} case(s); again: cargo xtask oracle --seed {} --case {}", self.count, self.seed, self.index)
+        writeln!(
+            f,
+            "  {} case(s); again: cargo xtask oracle --seed {} --case {}",
+            self.count, self.seed, self.index
+        )
     }
 }
 

@@ -49,7 +49,9 @@ pub fn excluded(code: Code) -> Option<&'static str> {
         Syscall | Sysenter | Int | Int1 | Int3 | Into => return Some("enters the host's kernel"),
         Cpuid | Rdtsc | Rdtscp | Rdpmc | Rdpid | Xgetbv => return Some("tells of the host's processor"),
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => return Some("the host's threads live by the FS base"),
-        Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw => return Some("tells of the host's tables"),
+        Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw => {
+            return Some("tells of the host's tables");
+        }
         Iret | Iretd | Iretq | Retf => return Some("far control flow"),
         Lds | Les | Lfs | Lgs | Lss => return Some("loads a segment register"),
         Vmcall | Vmmcall => return Some("calls the host's hypervisor"),

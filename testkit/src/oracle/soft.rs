@@ -71,7 +71,8 @@ impl Soft {
     pub fn new(features: CpuFeatures) -> Self {
         let ram = GuestRam::new(&[(0, RAM_SIZE)]).expect("1 MiB of RAM");
         let vm = VmShared::new(ram.flags().clone(), 1);
-        vm.remap(|map| map.with(SlotId(0), &ram.regions()[0], Access::ReadWrite)).expect("an empty map takes any slot");
+        vm.remap(|map| map.with(SlotId(0), &ram.regions()[0], Access::ReadWrite))
+            .expect("an empty map takes any slot");
         let mut model = CpuModel::named("x86-64-v2", 1, 1_000_000).expect("a known model");
         model.features = features;
         let bus = Arc::new(ApicBus::new([0], Arc::new(|_| {})));
@@ -101,7 +102,7 @@ impl Soft {
         self.entry(directory + index(CODE, 1), code_table | PRESENT_WRITE_USER);
         for page in (0..WINDOW_SIZE as u64).step_by(4096) {
             let rights = if page < WRITABLE as u64 { PRESENT_WRITE_USER } else { PRESENT_USER };
-            self.entry(window_table + index(WINDOW + page, 0), WINDOW_GPA + page | rights | NO_EXECUTE);
+            self.entry(window_table + index(WINDOW + page, 0), (WINDOW_GPA + page) | rights | NO_EXECUTE);
         }
         self.entry(code_table + index(CODE, 0), CODE_GPA | PRESENT_USER);
         self.bytes(CODE_GPA, CODE_SIZE).fill(0xcc);
@@ -111,6 +112,8 @@ impl Soft {
         }
         (segments.cs.selector, segments.cs.attributes) = (CS, USER_CODE);
         (segments.ss.selector, segments.ss.attributes) = (SS, USER_DATA);
+        // Too short for an I/O permission bitmap: no port is allowed.
+        segments.tr.limit = 0x65;
         let control = &mut self.state.control;
         control.cr3 = pml4;
         control.cr0 |= bits::CR0_PG | bits::CR0_WP | bits::CR0_AM;

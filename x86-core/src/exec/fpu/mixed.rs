@@ -161,14 +161,13 @@ fn set_xmm(cpu: &mut Cpu, ins: &Instruction, value: Xmm) {
     [ymm[0], ymm[1]] = value;
 }
 
-/// One conversion under MXCSR `$0`: result and MXCSR after. The flags it raised are left in the host's MXCSR as well,
-/// where the guest's sticky flags are collected.
+/// One conversion under MXCSR `$0`: result and the flags it raised. The host's MXCSR, which collects the guest's sticky
+/// flags, stays as it was: which of the flags the guest gets to see depends on its masks.
 macro_rules! conversions {
     ($($name:ident $op:literal;)*) => { $(
         fn $name(to: &mut Xmm, from: &Xmm, mxcsr: u32) -> u32 {
-            let words = [mxcsr, 0, 0];
-            let mut words = words;
-            // SAFETY: both operands are 16 bytes; MXCSR is put back, with flags more but nothing unmasked.
+            let mut words = [mxcsr, 0, 0];
+            // SAFETY: both operands are 16 bytes; MXCSR is put back.
             unsafe {
                 asm!(
                     "stmxcsr [{w} + 8]",
@@ -184,11 +183,7 @@ macro_rules! conversions {
                     options(nostack, preserves_flags),
                 );
             }
-            let [_, after, host] = words;
-            let flags = host | after & FLAGS;
-            // SAFETY: flags that are set and unmasked raise nothing when loaded.
-            unsafe { asm!("ldmxcsr [{}]", in(reg) &flags, options(nostack, readonly, preserves_flags)) };
-            after & FLAGS
+            words[1] & FLAGS
         }
     )* };
 }

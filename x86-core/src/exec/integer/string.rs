@@ -57,11 +57,7 @@ impl Strings {
             _ => None,
         };
         let step = if cpu.has(flag::DF) { -(bytes as i64) } else { bytes as i64 };
-        Self {
-            mask: size(0).or(size(1)).unwrap_or(u64::MAX),
-            segment: cpu.memory_segment(ins),
-            step,
-        }
+        Self { mask: size(0).or(size(1)).unwrap_or(u64::MAX), segment: cpu.memory_segment(ins), step }
     }
 
     fn index(&self, cpu: &Cpu, register: usize) -> u64 {
