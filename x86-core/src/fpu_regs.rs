@@ -42,6 +42,11 @@ impl F80 {
     /// The QNaN that a masked invalid operation gives (Intel SDM vol. 1, 4.8.3.7).
     pub const INDEFINITE: Self = Self { mantissa: 0xc000_0000_0000_0000, exponent: 0xffff };
 
+    /// Whether this is a NaN, quiet or signalling.
+    pub const fn is_nan(self) -> bool {
+        self.exponent & 0x7fff == 0x7fff && self.mantissa << 1 != 0
+    }
+
     /// From ten bytes, little endian.
     pub fn from_bytes(bytes: &[u8; 10]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j] = *bytes;
@@ -132,5 +137,32 @@ impl FpuRegs {
         let pending = self.fsw & !self.fcw & fsw::EXCEPTIONS != 0;
         let summary = if pending { fsw::ES | fsw::B } else { 0 };
         self.fsw = self.fsw & !(fsw::ES | fsw::B) | summary;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stack_order_and_physical_order() {
+        let mut state = FpuState::reset();
+        (state.fsw, state.ftw, state.fop, state.fip, state.fdp) = (0x2800, 0xe0, 0x123, 4, 5);
+        for (i, value) in state.st.iter_mut().enumerate() {
+            *value = [i as u8; 10];
+        }
+        let regs = FpuRegs::from_state(&state);
+        assert_eq!((regs.top(), regs.r[5].to_bytes(), regs.r[4].to_bytes()), (5, [0; 10], [7; 10]));
+        let mut back = FpuState::reset();
+        regs.to_state(&mut back);
+        assert_eq!(back, state);
+    }
+
+    /// Whatever a saved state says: reserved bits as the silicon has them, the summary by the flags.
+    #[test]
+    fn odd_words_are_put_right() {
+        let state = FpuState { fcw: 0xffbe, fsw: 0x0001, fop: 0xffff, ..FpuState::reset() };
+        let regs = FpuRegs::from_state(&state);
+        assert_eq!((regs.fcw, regs.fsw, regs.fop), (0x1f7e, fsw::IE | fsw::ES | fsw::B, 0x7ff));
     }
 }

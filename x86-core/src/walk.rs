@@ -238,3 +238,6 @@ impl Cpu {
 }
 
 const _: () = assert!(PAGE_SIZE == 4096);
+
+#[cfg(test)]
+mod tests;

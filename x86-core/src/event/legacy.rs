@@ -6,7 +6,7 @@ use accel_api::{Segment, gpr};
 use super::Delivery;
 use crate::alu::flag;
 use crate::cpu::seg;
-use crate::mode::Mode;
+use crate::mode::{Mode, bits};
 use crate::segment::{idt_fault, is_null, null_segment, system_type};
 use crate::{Cpu, Descriptor, Ea, Exec, Fault, vector, within};
 
@@ -139,4 +139,49 @@ impl Cpu {
         self.system_flags &= !(flag::TF | flag::RF | flag::IF | flag::AC);
         Ok(())
     }
+
+    /// Whether INT `vector` in virtual-8086 mode goes to the 8086 program's own handler: CR4.VME is set and the bit in the
+    /// TSS's redirection map is clear (Intel SDM vol. 3, 21.3.3 and table 21-2).
+    ///
+    /// # Errors
+    /// #GP(0) if the map lies beyond the TSS; #PF.
+    pub(crate) fn redirects(&mut self, vector: u8) -> Exec<bool> {
+        const IO_MAP_BASE: u64 = 0x66;
+        if self.cr4 & bits::CR4_VME == 0 {
+            return Ok(false);
+        }
+        let map: u16 = self.tss_field(IO_MAP_BASE).map_err(map_fault)?;
+        let at = u64::from(map.checked_sub(32).ok_or(Fault::GP0)?) + u64::from(vector / 8);
+        if at > u64::from(self.tr.limit) {
+            return Err(Fault::GP0);
+        }
+        let byte: u8 = self.system_load(self.tr.base.wrapping_add(at))?;
+        Ok(byte >> (vector & 7) & 1 == 0)
+    }
+
+    /// INT n redirected through the vector table at linear address 0. Below IOPL 3, VIF stands for IF.
+    pub(crate) fn redirected_interrupt(&mut self, vector: u8) -> Exec {
+        let mut rflags = self.rflags();
+        let virtualised = self.iopl() < 3;
+        if virtualised {
+            let vif = if self.has(flag::VIF) { flag::IF } else { 0 };
+            rflags = rflags & !flag::IF | vif | flag::IOPL;
+        }
+        let kept = self.system_flags & if virtualised { flag::IF | flag::AC } else { flag::AC };
+        let (error_code, return_rip) = (None, self.next_rip);
+        let event = Delivery { vector, error_code, return_rip, software: true, rflags };
+        self.deliver_real(&event, 0, 0x3ff)?;
+        self.system_flags |= kept;
+        if virtualised {
+            self.system_flags &= !flag::VIF;
+        }
+        self.rip = self.next_rip;
+        self.update_mode();
+        Ok(())
+    }
+}
+
+/// The redirection map's #GP(0) in place of the #TS of a field beyond the TSS; page faults stay.
+fn map_fault(fault: Fault) -> Fault {
+    if fault.vector() == vector::TS { Fault::GP0 } else { fault }
 }

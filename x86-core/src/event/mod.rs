@@ -15,6 +15,8 @@ mod reset;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use legacy::NewStack;
+
 use accel_api::{EventKind, InjectedEvent, MpState};
 
 use crate::alu::flag;

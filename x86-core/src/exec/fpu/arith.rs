@@ -118,11 +118,8 @@ fn compared(cpu: &mut Cpu, status: Option<u16>, pops: u8) -> Exec {
     let completes = match status {
         Some(status) => regs.completes(status, COMPARED),
         None => {
-            let masked = regs.underflow();
-            if masked {
-                regs.fsw |= UNORDERED;
-            }
-            masked
+            regs.fsw |= UNORDERED;
+            regs.underflow()
         }
     };
     if completes {
@@ -160,16 +157,15 @@ fn compare_to_flags<const POP: bool>(
     let full = !regs.is_empty(0) && !regs.is_empty(i);
     let (completes, codes) = if full {
         let (_, status) = how(&env, &regs.st(0), &regs.st(i));
-        (regs.completes(status, fsw::C1), status)
+        let cleared = if host::fcomi_clears_c1() { fsw::C1 } else { 0 };
+        (regs.completes(status & !fsw::C1, cleared), status)
     } else {
         (regs.underflow(), UNORDERED)
     };
-    if completes {
-        let bit = |code, flag| if codes & code != 0 { flag } else { 0 };
-        let flags = bit(fsw::C0, flag::CF) | bit(fsw::C2, flag::PF) | bit(fsw::C3, flag::ZF);
-        cpu.flags = ArithFlags::from_rflags(flags);
-        cpu.fpu.pop_if(POP);
-    }
+    let bit = |code, flag| if codes & code != 0 { flag } else { 0 };
+    let flags = bit(fsw::C0, flag::CF) | bit(fsw::C2, flag::PF) | bit(fsw::C3, flag::ZF);
+    cpu.flags = ArithFlags::from_rflags(flags);
+    cpu.fpu.pop_if(POP && completes);
     leave(cpu)
 }
 

@@ -41,13 +41,17 @@ pub(super) fn register(t: &mut Table) {
     t.set(&[Code::Fdecstp], |c, _| stack_control(c, |r| step(r, 7)));
     t.set(&[Code::Ffree_sti], |c, i| {
         let i = sti(i, 0);
-        stack_control(c, |r| r.free(i))
+        stack_control(c, |r| {
+            r.fsw &= !fsw::C1;
+            r.free(i);
+        })
     });
     t.set(&[Code::Ffreep_sti], |c, i| {
         let i = sti(i, 0);
         stack_control(c, |r| {
+            r.fsw &= !fsw::C1;
             r.free(i);
-            r.move_top(1);
+            r.pop();
         })
     });
 }

@@ -11,6 +11,7 @@
 #![allow(unsafe_code)] // inline assembly on the x87 unit; memory operands are Rust references
 
 use std::arch::asm;
+use std::sync::LazyLock;
 
 use crate::{F80, FpuRegs, fsw};
 
@@ -34,6 +35,11 @@ impl Env {
     pub(super) fn new(regs: &FpuRegs) -> Self {
         let known = regs.fsw & regs.fcw & fsw::EXCEPTIONS;
         Self { control: regs.fcw, default: DEFAULT, clear: !known as u8 & 0x7f }
+    }
+
+    /// For an operation whose own flags must be told from older ones.
+    pub(super) fn fresh(regs: &FpuRegs) -> Self {
+        Self { clear: 0x7f, ..Self::new(regs) }
     }
 }
 
@@ -314,4 +320,15 @@ pub(super) fn fucom(env: &Env, a: &F80, b: &F80) -> Raw {
     let sw = x87!(env, ["fld tbyte ptr [{b}]", "fld tbyte ptr [{a}]", "fucom st(1)"],
         ["fstp st(0)", "fstp st(0)"], a = in(reg) a, b = in(reg) b,);
     (*a, sw)
+}
+
+/// Whether FCOMI clears C1 on this processor: the manuals say so, not all processors do.
+pub(super) fn fcomi_clears_c1() -> bool {
+    static CLEARS: LazyLock<bool> = LazyLock::new(|| {
+        let env = Env { control: DEFAULT, default: DEFAULT, clear: 0x7f };
+        // FXAM of a negative number sets C1.
+        let sw = x87!(&env, ["fld1", "fchs", "fxam", "fcomi st(0), st(0)"], ["fstp st(0)"],);
+        sw & fsw::C1 == 0
+    });
+    *CLEARS
 }

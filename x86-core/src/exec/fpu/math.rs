@@ -19,8 +19,8 @@ pub(super) fn register(t: &mut Table) {
     t.set(&[Code::Fsincos], |c, _| pushing(c, fsw::C1 | fsw::C2, host::fsincos));
     t.set(&[Code::Fxtract], |c, _| pushing(c, fsw::C1, host::fxtract));
     t.set(&[Code::Fscale], |c, _| binary::<false>(c, fsw::C1, host::fscale));
-    t.set(&[Code::Fprem], |c, _| binary::<false>(c, fsw::CODES, host::fprem));
-    t.set(&[Code::Fprem1], |c, _| binary::<false>(c, fsw::CODES, host::fprem1));
+    t.set(&[Code::Fprem], |c, _| remainder(c, host::fprem));
+    t.set(&[Code::Fprem1], |c, _| remainder(c, host::fprem1));
     t.set(&[Code::Fyl2x], |c, _| binary::<true>(c, fsw::C1, host::fyl2x));
     t.set(&[Code::Fyl2xp1], |c, _| binary::<true>(c, fsw::C1, host::fyl2xp1));
     t.set(&[Code::Fpatan], |c, _| binary::<true>(c, fsw::C1, host::fpatan));
@@ -50,8 +50,11 @@ fn unary(cpu: &mut Cpu, codes: u16, compute: fn(&Env, &F80) -> Raw) -> Exec {
         if regs.completes(status, codes) {
             regs.set_st(0, value);
         }
-    } else if regs.underflow() {
-        regs.set_st(0, F80::INDEFINITE);
+    } else {
+        regs.fsw &= !codes;
+        if regs.underflow() {
+            regs.set_st(0, F80::INDEFINITE);
+        }
     }
     leave(cpu)
 }
@@ -68,6 +71,9 @@ fn pushing(cpu: &mut Cpu, codes: u16, compute: fn(&Env, &F80) -> ([F80; 2], u16)
     } else {
         None
     };
+    if faulted.is_some() {
+        regs.fsw &= !(codes & fsw::C2);
+    }
     match faulted {
         Some(false) => {}
         Some(true) => {
@@ -99,6 +105,27 @@ fn binary<const POP: bool>(cpu: &mut Cpu, codes: u16, compute: fn(&Env, &F80, &F
     };
     if let Some(value) = value {
         regs.pop_if(POP);
+        regs.set_st(0, value);
+    }
+    leave(cpu)
+}
+
+/// FPREM and FPREM1: the condition codes hold the quotient's low bits, but not if the operands stop it.
+#[inline(always)]
+fn remainder(cpu: &mut Cpu, compute: fn(&Env, &F80, &F80) -> Raw) -> Exec {
+    enter(cpu)?;
+    let regs = &mut cpu.fpu;
+    let value = if !regs.is_empty(0) && !regs.is_empty(1) {
+        let (a, b) = (regs.st(0), regs.st(1));
+        let (value, status) = compute(&Env::fresh(regs), &a, &b);
+        let stopped = a.is_nan() || b.is_nan() || status & (fsw::IE | fsw::DE & !regs.fcw) != 0;
+        let codes = if stopped { fsw::C1 | fsw::C2 } else { fsw::CODES };
+        regs.completes(status, codes).then_some(value)
+    } else {
+        regs.fsw &= !fsw::C2;
+        regs.underflow().then_some(F80::INDEFINITE)
+    };
+    if let Some(value) = value {
         regs.set_st(0, value);
     }
     leave(cpu)

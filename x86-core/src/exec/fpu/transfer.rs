@@ -93,7 +93,8 @@ fn load_wide(cpu: &mut Cpu, ins: &Instruction, convert: fn(&Env, &F80) -> Raw) -
 
 #[inline(always)]
 fn push_result(cpu: &mut Cpu, value: F80, status: u16) -> Exec {
-    if cpu.fpu.completes(status, fsw::C1) {
+    // A denormal is converted even if that exception is not masked.
+    if cpu.fpu.merge(status, fsw::C1) & fsw::IE == 0 {
         cpu.fpu.push_unchecked(value);
     }
     leave(cpu)
@@ -151,11 +152,9 @@ fn load_register(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     enter(cpu)?;
     let i = sti(ins, 0);
     cpu.fpu.fsw &= !fsw::C1;
-    if !cpu.fpu.is_empty(7) {
-        cpu.fpu.push(F80::INDEFINITE);
-    } else if !cpu.fpu.is_empty(i) {
+    if !cpu.fpu.is_empty(i) {
         let value = cpu.fpu.st(i);
-        cpu.fpu.push_unchecked(value);
+        cpu.fpu.push(value);
     } else if cpu.fpu.underflow() {
         cpu.fpu.push_unchecked(F80::INDEFINITE);
     }
@@ -178,9 +177,17 @@ fn store_register<const POP: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     leave(cpu)
 }
 
-/// FSTPNCE (D9 D8 to DF): FSTP that lets an empty ST0 pass.
+/// FSTPNCE (D9 D8 to DF): FSTP without stack faults; an empty ST0 is only popped.
 fn store_register_quietly(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    store_register::<true>(cpu, ins)
+    enter(cpu)?;
+    let i = sti(ins, 0);
+    let regs = &mut cpu.fpu;
+    regs.fsw &= !fsw::C1;
+    if !regs.is_empty(0) {
+        regs.set_st(i, regs.st(0));
+    }
+    regs.pop();
+    leave(cpu)
 }
 
 fn exchange(cpu: &mut Cpu, ins: &Instruction) -> Exec {
@@ -198,13 +205,12 @@ fn exchange(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     leave(cpu)
 }
 
-/// FCMOVcc with condition `CC` of Jcc.
+/// FCMOVcc with condition `CC` of Jcc. Only a stack fault changes a condition code.
 fn conditional<const CC: u8>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     enter(cpu)?;
     let i = sti(ins, 1);
     let moves = cpu.flags.condition(CC);
     let regs = &mut cpu.fpu;
-    regs.fsw &= !fsw::C1;
     if regs.is_empty(0) || regs.is_empty(i) {
         if regs.underflow() {
             regs.set_st(0, F80::INDEFINITE);

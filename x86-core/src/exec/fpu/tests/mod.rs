@@ -4,7 +4,6 @@
 #![allow(unsafe_code)] // machine code is written to an executable page and called
 
 mod control;
-mod memory;
 mod mmx;
 mod native;
 mod state;

@@ -8,7 +8,7 @@ fn sweep(count: usize, wanted: impl Fn(u8, u8) -> bool) {
     let mut failures = Vec::new();
     for (opcode, modrm) in modrms.flat_map(|modrm| (0xd8..=0xdf).map(move |opcode| (opcode, modrm))) {
         if defined(opcode, modrm) && wanted(opcode, modrm) {
-            failures.extend(compare(&[opcode, modrm], count, 0, |_, _| {}).err());
+            failures.extend(compare(&[opcode, modrm], count, |_, _| {}, |_| {}).err());
         }
     }
     assert!(failures.is_empty(), "{} differ\n{}", failures.len(), failures.join("\n"));

@@ -8,7 +8,7 @@ use crate::mode::Mode;
 use crate::testing::{cpu, run};
 
 const fn bcd(n: u64) -> u64 {
-    n / 10 << 4 | n % 10
+    ((n / 10) << 4) | (n % 10)
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn aam_and_aad_are_inverse_and_aam_0_divides_by_zero() {
     for n in 0..100 {
         c.gpr[gpr::RAX] = 0xab00 + n;
         run(&mut c, &[0xd4, 10]).unwrap(); // aam
-        assert_eq!(c.gpr[gpr::RAX], n / 10 << 8 | n % 10);
+        assert_eq!(c.gpr[gpr::RAX], ((n / 10) << 8) | (n % 10));
         assert_eq!((c.flags.zf(), c.flags.sf()), (n % 10 == 0, false));
         run(&mut c, &[0xd5, 10]).unwrap(); // aad
         assert_eq!(c.gpr[gpr::RAX], n);
