@@ -4,6 +4,7 @@
 //! ([`crate::travel`]), where the state goes through `save` and `load` between instructions.
 
 pub mod arithmetic;
+pub mod exceptions;
 pub mod io;
 pub mod memory;
 pub mod smc;
@@ -52,6 +53,8 @@ macro_rules! __conformance_checks {
         $crate::__conformance_tests! {
             arithmetic:
                 add_sub_flags multiply_divide shifts control_flow strings sse x87 other_modes;
+            exceptions: divide undefined general_protection selector_errors ring3 traps floating_point double_fault
+                triple_fault fault_on_the_handlers_stack injected_events;
             io: ports string_ports string_port_fault port_permissions mmio_sizes mmio_instructions mmio_pieces
                 read_only_slot;
             memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
