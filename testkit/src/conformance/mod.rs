@@ -10,6 +10,7 @@ pub mod interrupts;
 pub mod io;
 pub mod memory;
 pub mod smc;
+pub mod smp;
 
 /// `conformance!(name, accelerator)`: a module `name` with a test for each check, where `accelerator` is an expression
 /// of type `Arc<dyn Accelerator>`.
@@ -66,6 +67,7 @@ macro_rules! __conformance_checks {
                 other_paging_modes addressing;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 cross_modifying;
+            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu atomic_counters store_order shoot_down;
         }
     };
 }
