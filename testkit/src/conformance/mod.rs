@@ -9,8 +9,10 @@ pub mod halt;
 pub mod interrupts;
 pub mod io;
 pub mod memory;
+pub mod slots;
 pub mod smc;
 pub mod smp;
+pub mod time;
 
 /// `conformance!(name, accelerator)`: a module `name` with a test for each check, where `accelerator` is an expression
 /// of type `Arc<dyn Accelerator>`.
@@ -65,6 +67,8 @@ macro_rules! __conformance_checks {
                 read_only_slot;
             memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
                 other_paging_modes addressing;
+            slots: refusals by_a_device while_running dirty_log dirty_again_while_running code_unmapped;
+            time: one_shot periodic tsc_deadline time_stamp;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 cross_modifying;
             smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu atomic_counters store_order shoot_down;
