@@ -182,7 +182,7 @@ impl Vcpu for FakeVcpu {
         self.wake.clone()
     }
     fn save(&mut self) -> Result<CpuState, AccelError> {
-        assert_eq!(self.state.lapic.id, self.id, "the state of another vCPU");
+        assert_eq!(self.state.lapic.apic_id, self.id, "the state of another vCPU");
         Ok(self.state.clone())
     }
     fn load(&mut self, state: &CpuState) -> Result<(), AccelError> {

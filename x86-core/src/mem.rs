@@ -366,7 +366,19 @@ impl Cpu {
         })
     }
 
+    #[inline]
     fn store_bytes_as(&mut self, mode: TlbMode, ea: Ea, bytes: &[u8]) -> Exec {
+        let entry = self.tlb.entry(mode, ea.la);
+        if (ea.la ^ entry.write_tag).checked_add(bytes.len() as u64).is_some_and(|end| end <= PAGE_SIZE) {
+            // SAFETY: a write tag stands for a whole page of writable RAM, and the bytes end in it.
+            unsafe { copy_to_guest(ea.la.wrapping_add(entry.addend) as *mut u8, bytes) };
+            return Ok(());
+        }
+        self.store_bytes_slowly(mode, ea, bytes)
+    }
+
+    #[inline(never)]
+    fn store_bytes_slowly(&mut self, mode: TlbMode, ea: Ea, bytes: &[u8]) -> Exec {
         self.check_end(ea, bytes.len())?;
         if (ea.la & (PAGE_SIZE - 1)) as usize + bytes.len() > PAGE_SIZE as usize {
             for_pieces(ea, bytes.len(), |piece, _| self.target(mode, piece, AccessKind::Write).map(|_| ()))?;

@@ -70,9 +70,14 @@ pub fn load(cpu: &mut Cpu, value: u32) -> Exec {
     if value & !MXCSR_MASK != 0 {
         return Err(Fault::GP0);
     }
+    replace(cpu, value);
+    Ok(())
+}
+
+/// Replaces the guest's MXCSR by a value without reserved bits while guest code runs.
+pub fn replace(cpu: &mut Cpu, value: u32) {
     cpu.set_mxcsr(value);
     enter(cpu);
-    Ok(())
 }
 
 /// Runs a floating-point operation under the guest's MXCSR. `op` only computes: it writes nothing that a fault would
