@@ -104,26 +104,42 @@ impl MachineBuilder {
         self
     }
 
-    /// Builds the machine: memory, devices, kernel, vCPUs. Nothing runs until [`Machine::resume`].
+    /// Checks all of the description but its files: memory, accelerator, vCPUs, CPU model.
     ///
     /// # Errors
-    /// Whatever of the description cannot be had.
-    pub fn build(self) -> Result<Machine, MachineError> {
+    /// As [`build`](Self::build) would give.
+    pub fn check(&self) -> Result<(), MachineError> {
+        self.plan(1).map(drop)
+    }
+
+    /// Map, accelerator and CPU model, for a TSC of `tsc_khz`.
+    fn plan(&self, tsc_khz: u32) -> Result<(MemoryMap, Arc<dyn Accelerator>, CpuModel), MachineError> {
         let map = MemoryMap::new(self.memory)?;
         memory_map::check_host(self.memory)?;
-        let accelerator = self.accelerator.ok_or(MachineError::NoAccelerator)?;
-        let kernel = self.kernel.ok_or(MachineError::NoKernel)?;
+        let accelerator = self.accelerator.clone().ok_or(MachineError::NoAccelerator)?;
         let max = accelerator.caps().max_vcpus.min(MAX_VCPUS);
         if !(1..=max).contains(&self.cpus) {
             return Err(MachineError::Vcpus { asked: self.cpus, max });
         }
-        let tsc = TscFrequency::of_host();
-        let model = Arc::new(CpuModel::named(&self.model, self.cpus, tsc.khz)?);
+        let model = CpuModel::named(&self.model, self.cpus, tsc_khz)?;
         let missing = model.features.missing_from(&accelerator.caps().features);
         if !missing.is_empty() {
             let missing = missing.into_iter().map(str::to_owned).collect();
             return Err(AccelError::MissingFeatures { accel: accelerator.id(), missing }.into());
         }
+        Ok((map, accelerator, model))
+    }
+
+    /// Builds the machine: memory, devices, kernel, vCPUs. Nothing runs until [`Machine::resume`].
+    ///
+    /// # Errors
+    /// Whatever of the description cannot be had.
+    pub fn build(self) -> Result<Machine, MachineError> {
+        self.check()?;
+        let tsc = TscFrequency::of_host();
+        let (map, accelerator, model) = self.plan(tsc.khz)?;
+        let model = Arc::new(model);
+        let kernel = self.kernel.ok_or(MachineError::NoKernel)?;
 
         let ram = Arc::new(GuestRam::new(&map.ram_regions())?);
         let spec = BootSpec {

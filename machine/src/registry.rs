@@ -31,6 +31,9 @@ pub struct Descriptor {
     pub create: CreateFn,
 }
 
+/// Names that belong to backends of this project, whether or not this build has them.
+const RESERVED: &[&str] = &["kvm", "jit", "dynasm", "interp"];
+
 impl Descriptor {
     fn is_called(&self, name: &str) -> bool {
         self.id.0 == name || self.aliases.contains(&name)
@@ -88,6 +91,14 @@ pub enum ChooseError {
     /// No backend of that name.
     #[error("no accelerator `{name}`: choose auto or one of {}", known.join(", "))]
     Unknown {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Vec<&'static str>,
+    },
+    /// A backend of this project that was not compiled in.
+    #[error("the {name} accelerator is not in this build: choose auto or one of {}", known.join(", "))]
+    NotBuilt {
         /// The name asked for.
         name: String,
         /// The names there are.
@@ -202,8 +213,11 @@ impl Registry {
             AccelChoice::List(names) => {
                 let descriptors = names.iter().map(|name| {
                     let known = || self.0.iter().map(|d| d.id.0).collect();
-                    let unknown = || ChooseError::Unknown { name: name.clone(), known: known() };
-                    self.find(name).ok_or_else(unknown)
+                    let missing = || match RESERVED.contains(&name.as_str()) {
+                        true => ChooseError::NotBuilt { name: name.clone(), known: known() },
+                        false => ChooseError::Unknown { name: name.clone(), known: known() },
+                    };
+                    self.find(name).ok_or_else(missing)
                 });
                 for descriptor in descriptors.collect::<Result<Vec<_>, _>>()? {
                     match make(descriptor) {
@@ -315,6 +329,16 @@ mod tests {
             assert!(matches!(choose(&r, bad), Err(ChooseError::BadList { .. })), "{bad}");
         }
         assert!(matches!(Registry::empty().choose(&AccelChoice::Auto), Err(ChooseError::NoneWorks { .. })));
+    }
+
+    #[test]
+    fn backends_that_were_left_out_are_no_unknown_names() {
+        let r = registry(vec![works("a", Quality::Hardware)]);
+        for name in RESERVED {
+            let error = choose(&r, name).unwrap_err();
+            assert!(matches!(error, ChooseError::NotBuilt { .. }), "{error}");
+        }
+        assert_eq!(choose(&registry(vec![works("kvm", Quality::Hardware)]), "kvm").unwrap().skipped, []);
     }
 
     #[test]

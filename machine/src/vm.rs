@@ -192,6 +192,11 @@ impl Machine {
         end
     }
 
+    /// Waits until the guest ends and leaves the vCPUs parked: their states and counters can still be read.
+    pub fn wait_end(&self) -> GuestEnd {
+        self.control.wait()
+    }
+
     /// How the guest ended, if it has. Does not wait.
     pub fn ended(&self) -> Option<GuestEnd> {
         self.control.end()

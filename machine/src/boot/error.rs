@@ -23,12 +23,21 @@ impl fmt::Display for Role {
     }
 }
 
+/// What helps against a file that the host does not give.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "check the path",
+        io::ErrorKind::PermissionDenied => "make it readable for this user, or copy it",
+        _ => "check the file, or copy it",
+    }
+}
+
 /// Why a guest cannot be booted.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The file cannot be opened.
-    #[error("cannot open {role} `{name}`: {source}")]
+    #[error("cannot open {role} `{name}`: {source}; {}", remedy(source))]
     Open {
         /// What it is meant to be.
         role: Role,
@@ -49,7 +58,7 @@ pub enum BootError {
         found: &'static str,
     },
     /// The file cannot be read.
-    #[error("cannot read {role} `{name}`: {source}")]
+    #[error("cannot read {role} `{name}`: {source}; {}", remedy(source))]
     Read {
         /// What it is meant to be.
         role: Role,

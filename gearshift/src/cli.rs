@@ -1,0 +1,273 @@
+//! The command line: what may be typed, and what `--help` says of it.
+//!
+//! Spellings of QEMU are understood where they mean the same: `-accel tcg -smp 2 -m 512 -append ...`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::exit_code::ExitCode;
+use crate::failure::Failure;
+use crate::size;
+
+const ABOUT: &str = "A virtual machine monitor: one PC, on any accelerator";
+
+const LONG_ABOUT: &str = "\
+Gearshift runs an x86-64 PC whose machine model is the same on every accelerator: what executes the guest's \
+instructions is chosen when it starts, by name or by what works best on this host.
+
+Without a kernel it boots its default guest: Debian's unmodified cloud kernel and a busybox shell, fetched once through \
+this host's apt (no root needed), verified, and kept in the cache folder.";
+
+const EXAMPLES: &str = "\
+Examples:
+  gearshift run
+          Boot the default guest to a shell; `poweroff -f` or Ctrl-a x ends it
+  gearshift run --cpus 2 --mem 1G --kernel /boot/vmlinuz --initrd /boot/initrd.img
+          Boot a kernel of your own
+  gearshift run --accel interp --cmdline 'console=ttyS0 quiet'
+          Choose what executes the guest, and what the kernel is told
+  echo 'uname -a; poweroff -f' | gearshift run > log
+          Without a terminal: standard input is typed, standard output is the console
+  gearshift probe --json
+          What works on this host, for programs";
+
+const KEYS: &str = "\
+Keys, when standard input is a terminal (which is then in raw mode, so that Ctrl-c goes to the guest):
+  Ctrl-a x  quit
+  Ctrl-a s  show what the vCPUs have done
+  Ctrl-a a  send Ctrl-a to the guest
+  Ctrl-a h  help";
+
+const FILES: &str = "\
+Environment:
+  GEARSHIFT_OFFLINE  1: as --offline
+  GEARSHIFT_CACHE    cache folder (else $XDG_CACHE_HOME/gearshift, else ~/.cache/gearshift)
+  GEARSHIFT_LOG      what to log to standard error, such as `debug` or `machine=trace`";
+
+#[derive(Debug, Parser)]
+#[command(name = "gearshift", version, about = ABOUT, long_about = LONG_ABOUT, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest and connect its serial console to this terminal
+    Run(RunArgs),
+    /// Show the accelerators of this build and whether they work on this host
+    Probe {
+        /// Print JSON (the format is in the README)
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script, for example `gearshift completions bash`
+    Completions {
+        /// The shell it is for
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, for example for `man -l -`
+    Man,
+}
+
+/// What to run, and on what.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// What executes the guest: `auto`, a name, or names in order of preference
+    ///
+    /// `auto` takes the best that works on this host; of a list the first that works is taken. Why one was passed over
+    /// is told in a line each. A single name is taken or refused, never replaced. `gearshift probe` shows the names.
+    #[arg(long, value_name = "LIST", default_value = "auto", value_delimiter = ',')]
+    pub(crate) accel: Vec<String>,
+
+    /// CPU model the guest sees
+    #[arg(long, value_name = "MODEL", default_value = machine::DEFAULT_MODEL)]
+    pub(crate) cpu: String,
+
+    /// Number of vCPUs
+    #[arg(long, alias = "smp", value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    pub(crate) cpus: u32,
+
+    /// Memory, such as 512M or 2G; a plain number is MiB
+    #[arg(long, alias = "memory", value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) mem: u64,
+
+    /// Kernel: a bzImage (vmlinuz) or an ELF file with PVH or 64-bit Linux entry [default: Debian's]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// Initial RAM disk [default with the default kernel: a busybox shell]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// Kernel command line [default: console=ttyS0 panic=-1]
+    ///
+    /// With `panic=-1` a kernel that panics resets the machine at once, which ends the run with its own exit code.
+    #[arg(long, alias = "append", value_name = "STRING", allow_hyphen_values = true)]
+    pub(crate) cmdline: Option<String>,
+
+    /// Write what the guest sends to port 0xe9 to standard error
+    #[arg(long)]
+    pub(crate) debug_console: bool,
+
+    /// Tell at the end what the vCPUs have done
+    #[arg(long)]
+    pub(crate) stats: bool,
+
+    /// Fetch nothing: the default guest comes from the cache, or is the built-in one
+    #[arg(long, env = "GEARSHIFT_OFFLINE", hide_env = true)]
+    #[arg(value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) offline: bool,
+}
+
+/// The command with everything that `--help` and the manual page show.
+pub(crate) fn command() -> clap::Command {
+    let codes = format!("Exit codes:\n{}", ExitCode::table());
+    let extra = |parts: &[&str]| parts.join("\n\n");
+    Cli::command()
+        .after_help(extra(&[EXAMPLES, &codes, FILES]))
+        .mut_subcommand("run", |run| run.after_help(extra(&[KEYS, EXAMPLES, &codes, FILES])))
+}
+
+/// The same for the manual page: titles and texts.
+pub(crate) fn sections() -> Vec<(&'static str, String)> {
+    let split = |text: &str| text.split_once('\n').map(|(_, body)| body.to_owned()).unwrap_or_default();
+    vec![
+        ("keys on a terminal", split(KEYS)),
+        ("examples", split(EXAMPLES)),
+        ("exit codes", ExitCode::table()),
+        ("environment", split(FILES)),
+    ]
+}
+
+/// What QEMU calls options that there are here too; the last two say what is so anyway.
+const QEMU: [(&str, Option<&str>); 9] = [
+    ("-accel", Some("--accel")),
+    ("-cpu", Some("--cpu")),
+    ("-smp", Some("--cpus")),
+    ("-m", Some("--mem")),
+    ("-kernel", Some("--kernel")),
+    ("-initrd", Some("--initrd")),
+    ("-append", Some("--cmdline")),
+    ("-nographic", None),
+    ("-no-reboot", None),
+];
+
+/// Replaces QEMU's spellings. What follows an option that takes a value stays as it is.
+fn normalise(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let takes_value = |word: &str| QEMU.iter().any(|(_, ours)| *ours == Some(word));
+    let (mut out, mut is_value) = (Vec::new(), false);
+    for argument in arguments {
+        if !is_value && let Some((_, ours)) = QEMU.iter().find(|(theirs, _)| argument == *theirs) {
+            is_value = ours.is_some();
+            out.extend(ours.map(OsString::from));
+            continue;
+        }
+        is_value = !is_value && argument.to_str().is_some_and(takes_value);
+        out.push(argument);
+    }
+    out
+}
+
+/// What clap makes of the command line.
+#[derive(Debug)]
+pub(crate) enum Parsed {
+    /// Something to do.
+    Do(Cli),
+    /// A text that was asked for.
+    Show(String),
+}
+
+/// Parses the command line, the program's name first.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failure> {
+    use clap::FromArgMatches as _;
+    let result = command().try_get_matches_from(normalise(arguments));
+    match result.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => Ok(Parsed::Do(cli)),
+        Err(error) if !error.use_stderr() => Ok(Parsed::Show(error.to_string())),
+        Err(error) => Err(Failure::new(ExitCode::Usage, one_line(&error.to_string()))),
+    }
+}
+
+/// clap's message without its synopsis, in one line.
+fn one_line(message: &str) -> String {
+    let mut parts = Vec::new();
+    for paragraph in message.split("\n\n") {
+        let text = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+        if !text.is_empty() && !text.starts_with("Usage:") && !text.starts_with("For more information") {
+            parts.push(text.trim_start_matches("error: ").to_owned());
+        }
+    }
+    parts.push("`gearshift run --help` tells more".to_owned());
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_args(words: &[&str]) -> RunArgs {
+        let words = ["gearshift", "run"].iter().chain(words).map(OsString::from);
+        match parse(words).unwrap() {
+            Parsed::Do(Cli { command: Command::Run(args) }) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(words: &[&str]) -> Failure {
+        parse(["gearshift"].iter().chain(words).map(OsString::from)).unwrap_err()
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn qemu_spellings_mean_the_same() {
+        let words =
+            "-accel kvm -accel tcg -cpu x -smp 3 -m 256 -kernel k -initrd i -append -m -nographic -no-reboot";
+        let qemu = run_args(&words.split(' ').collect::<Vec<_>>());
+        let words = "--accel kvm,tcg --cpu x --cpus 3 --mem 256M --kernel k --initrd i --cmdline -m";
+        let ours = run_args(&words.split(' ').collect::<Vec<_>>());
+        assert_eq!(format!("{qemu:?}"), format!("{ours:?}"));
+        assert_eq!(
+            (qemu.accel, qemu.mem, qemu.cmdline.as_deref()),
+            (vec!["kvm".into(), "tcg".into()], 256 << 20, Some("-m"))
+        );
+    }
+
+    #[test]
+    fn defaults() {
+        let args = run_args(&[]);
+        assert_eq!((args.accel, args.cpus, args.mem), (vec!["auto".to_owned()], 1, 512 << 20));
+        assert!(args.kernel.is_none() && args.cmdline.is_none() && !args.stats);
+    }
+
+    #[test]
+    fn bad_usage_is_one_line_that_names_the_thing() {
+        for (words, thing) in [
+            (&["run", "--mem", "lots"][..], "lots"),
+            (&["run", "--cpus", "many"], "many"),
+            (&["run", "--cpus", "-1"], "-1"),
+            (&["run", "--cpu"], "--cpu"),
+            (&["run", "--meme", "1"], "--mem"),
+            (&["ruin"], "ruin"),
+            (&[], "subcommand"),
+            (&["completions", "dos"], "dos"),
+        ] {
+            let failure = refused(words);
+            assert_eq!(failure.code, ExitCode::Usage);
+            assert!(failure.message.contains(thing), "{}", failure.message);
+            assert!(
+                !failure.message.contains('\n') && !failure.message.contains("error:"),
+                "{}",
+                failure.message
+            );
+        }
+    }
+}

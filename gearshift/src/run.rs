@@ -1,0 +1,115 @@
+//! `gearshift run`: one guest from its start to its end.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use machine::{AccelChoice, GuestEnd, Machine, Registry};
+
+use crate::cli::RunArgs;
+use crate::default_guest::{self, Guest};
+use crate::exit_code::ExitCode;
+use crate::failure::Failure;
+use crate::stdio::{self, say, say_all};
+use crate::terminal::RawMode;
+use crate::{console, signals, stats};
+
+/// What a Linux kernel is told unless the user says otherwise: use the serial port, and reset at once on a panic.
+const CMDLINE: &str = "console=ttyS0 panic=-1";
+
+/// Runs a guest.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
+    // Looked at first: nothing is worth fetching for a console that nobody can read.
+    let output = stdio::output()?;
+    let choice: AccelChoice = args.accel.join(",").parse()?;
+    let chosen = Registry::builtin().choose(&choice)?;
+    for (id, reason) in &chosen.skipped {
+        say(format_args!("{id} is passed over: {reason}"));
+    }
+    let id = chosen.accelerator.id();
+    let mut builder = Machine::builder()
+        .accelerator(chosen.accelerator)
+        .cpus(args.cpus)
+        .memory(args.mem)
+        .cpu_model(&args.cpu)
+        .console(output);
+    if args.debug_console {
+        builder = builder.debug_console(io::stderr());
+    }
+    builder.check()?;
+
+    let guest = match args.kernel {
+        Some(path) => {
+            Guest { name: path.display().to_string(), kernel: path.into(), initrd: None, linux: true }
+        }
+        None => default_guest::obtain(args.offline, args.initrd.is_none())?,
+    };
+    let default_cmdline = if guest.linux { CMDLINE } else { "" };
+    builder = builder.cmdline(args.cmdline.as_deref().unwrap_or(default_cmdline)).kernel(guest.kernel);
+    if let Some(initrd) = args.initrd.map(Into::into).or(guest.initrd) {
+        builder = builder.initrd(initrd);
+    }
+    let machine = Arc::new(builder.build()?);
+    let mib = args.mem >> 20;
+    say(format_args!("{id} runs {} on {} vCPU ({}) with {mib} MiB", guest.name, args.cpus, args.cpu));
+    supervise(&machine, args.stats)
+}
+
+/// Runs the machine to its end with the console connected.
+fn supervise(machine: &Arc<Machine>, with_stats: bool) -> Result<ExitCode, Failure> {
+    let host = |what: &str| {
+        let what = what.to_owned();
+        move |error: io::Error| Failure::new(ExitCode::Host, format!("{what}: {error}"))
+    };
+    let caught = signals::watch(machine.clone()).map_err(host("cannot handle signals"))?;
+    let raw = RawMode::enter().map_err(host("the terminal cannot be put into raw mode"))?;
+    if raw.is_some() {
+        say("Ctrl-a x quits, Ctrl-a h helps");
+    }
+    let quit =
+        console::connect(machine.clone(), raw.is_some()).map_err(host("cannot read standard input"))?;
+    let started = Instant::now();
+    let resumed = machine.resume();
+    let end = match resumed {
+        // A signal or key may have been faster; the end tells which.
+        Ok(()) | Err(machine::MachineError::Ended(_)) => machine.wait_end(),
+        Err(error) => return Err(error.into()),
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    let counters = if with_stats { machine.stats().ok() } else { None };
+    // Writes out what the guest has sent.
+    machine.wait();
+    drop(raw);
+    caught.die();
+    if let Some(list) = counters {
+        say_all(format_args!("{}", stats::text(&list)));
+        say(format_args!("{seconds:.3} seconds"));
+    }
+    outcome(end, quit.load(Ordering::SeqCst))
+}
+
+/// Tells the user how it ended.
+fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
+    let code = match &end {
+        GuestEnd::PowerOff => ExitCode::Success,
+        GuestEnd::Reset => ExitCode::Reset,
+        GuestEnd::TripleFault { .. } => ExitCode::TripleFault,
+        GuestEnd::DebugExit(value) => ExitCode::DebugExit(*value),
+        GuestEnd::ConsoleLost { reason } => return Err(Failure::output(reason)),
+        GuestEnd::Stopped if quit => ExitCode::UserQuit,
+        _ => ExitCode::Host,
+    };
+    if quit && end == GuestEnd::Stopped {
+        say("quit");
+    } else {
+        say(&end);
+    }
+    if let GuestEnd::TripleFault { dump } | GuestEnd::HostError { dump: Some(dump), .. } = &end {
+        say_all(dump);
+    }
+    Ok(code)
+}

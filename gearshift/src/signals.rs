@@ -1,0 +1,81 @@
+//! Signals that end or stop the process: the terminal is restored first, then the signal does what it always does.
+//!
+//! 1. A thread waits for the signals of [`ENDS`]. The first one ends the guest, so that what it has printed is still
+//!    written; then the process dies by that signal. A second one does not wait for the guest.
+//! 2. SIGTSTP leaves raw mode while the process is stopped.
+//! 3. SIGABRT restores the terminal in its handler. Faults such as SIGSEGV are left alone: they belong to the
+//!    runtime, which turns the overflow of a stack into SIGABRT, and to accelerators.
+//! 4. A signal that was ignored when the process started, as under `nohup`, stays ignored.
+#![allow(unsafe_code)] // a handler that runs in signal context cannot be registered safely
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use machine::Machine;
+use signal_hook::consts::{SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
+
+use crate::terminal;
+
+/// Signals that end the guest.
+const ENDS: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+
+/// The signal that stopped the guest, or 0.
+#[derive(Debug, Default)]
+pub(crate) struct Caught(AtomicI32);
+
+impl Caught {
+    /// Dies by the signal that stopped the guest, if one did.
+    pub(crate) fn die(&self) {
+        let signal = self.0.load(Ordering::SeqCst);
+        if signal != 0 {
+            die_by(signal);
+        }
+    }
+}
+
+/// Handles signals from now on.
+///
+/// # Errors
+/// The host has no thread or pipe to give.
+pub(crate) fn watch(machine: Arc<Machine>) -> io::Result<Arc<Caught>> {
+    let caught = Arc::new(Caught::default());
+    let ignored = ignored();
+    let wanted = ENDS.into_iter().chain([SIGTSTP]).filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    let mut signals = Signals::new(wanted)?;
+    // SAFETY: restoring the terminal and dying by the default action make system calls and touch atomics only.
+    unsafe { low_level::register(SIGABRT, || die_by(SIGABRT))? };
+    std::thread::Builder::new().name("signals".into()).spawn({
+        let caught = caught.clone();
+        move || {
+            for signal in signals.forever() {
+                if signal == SIGTSTP {
+                    terminal::restore();
+                    // Returns when the process is continued.
+                    let _ = low_level::emulate_default_handler(signal);
+                    let _ = terminal::set_raw();
+                } else if caught.0.swap(signal, Ordering::SeqCst) == 0 {
+                    machine.stop();
+                } else {
+                    die_by(signal);
+                }
+            }
+        }
+    })?;
+    Ok(caught)
+}
+
+fn die_by(signal: i32) {
+    terminal::restore();
+    // Ends the process. The only failure is a signal without default action, which these are not.
+    let _ = low_level::emulate_default_handler(signal);
+}
+
+/// Bit `n - 1`: signal n was ignored from the start.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}

@@ -1,0 +1,79 @@
+//! Debian's unmodified kernel boots to a shell that takes input. The guest is fetched if it is not in the cache;
+//! where that cannot be, GEARSHIFT_OFFLINE=1 skips these tests and says so.
+
+mod common;
+
+use std::io::Write as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::pty::Pty;
+use common::{gearshift, stderr, stdout};
+use guests::debian::{self, Flavour};
+
+/// A boot takes seconds; this is for a host that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(420);
+
+/// Whether the guest is there. Fails if it cannot be had, unless told to stay offline.
+fn have_guest() -> bool {
+    if debian::cached(Flavour::Cloud).is_some() {
+        return true;
+    }
+    if std::env::var("GEARSHIFT_OFFLINE").is_ok_and(|value| value == "1") {
+        // Past the harness, which would capture it.
+        std::io::stderr()
+            .write_all(b"SKIPPED: no Debian guest in the cache, and GEARSHIFT_OFFLINE=1\n")
+            .unwrap();
+        return false;
+    }
+    debian::fetch(Flavour::Cloud, &mut |_| {})
+        .expect("the Debian guest (GEARSHIFT_OFFLINE=1 skips this test)");
+    true
+}
+
+#[test]
+fn a_user_gets_a_shell() {
+    if !have_guest() {
+        return;
+    }
+    let pty = Pty::new();
+    let mut session = pty.spawn(&mut gearshift(&["run"]));
+    pty.expect("INIT-REACHED", PATIENCE);
+    pty.expect("guest:", PATIENCE);
+    pty.send("echo answer-$((6*7))\r");
+    pty.expect("answer-42", PATIENCE);
+    pty.send("poweroff -f\r");
+    assert_eq!(session.wait(PATIENCE).code(), Some(0), "{}", pty.text());
+    assert!(!pty.is_raw());
+}
+
+#[test]
+fn a_script_needs_no_terminal_and_sees_all_vcpus() {
+    if !have_guest() {
+        return;
+    }
+    let mut child = gearshift(&["run", "--cpus", "2", "--mem", "256M"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"echo cpus-$(nproc)\npoweroff -f\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (text, console) = (stderr(&output), stdout(&output));
+    assert_eq!(output.status.code(), Some(0), "{text}\n{console}");
+    assert!(console.contains("cpus-2"), "{console}");
+    assert!(text.contains("Debian's linux-image-"), "{text}");
+}
+
+/// The kernel panics without an init, and panic=-1 resets.
+#[test]
+fn a_panic_has_its_own_exit_code() {
+    if !have_guest() {
+        return;
+    }
+    let output =
+        gearshift(&["run", "--cmdline", "console=ttyS0 panic=-1 rdinit=/nonexistent"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(16), "{}\n{}", stderr(&output), stdout(&output));
+    assert!(stdout(&output).contains("Kernel panic"), "{}", stdout(&output));
+}

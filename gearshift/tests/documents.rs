@@ -1,0 +1,73 @@
+//! What the program prints about itself.
+
+mod common;
+
+use common::{gearshift, stderr, stdout};
+
+fn printed(arguments: &[&str]) -> String {
+    let output = gearshift(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?} {}", stderr(&output));
+    stdout(&output)
+}
+
+/// Long options that the help of `run` and `probe` tells of.
+fn flags() -> Vec<String> {
+    let help = printed(&["run", "--help"]) + &printed(&["probe", "--help"]);
+    let lines = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--").or(line.trim_start().strip_prefix("-h, --")));
+    let flags: Vec<String> = lines
+        .map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next().unwrap().to_owned())
+        .collect();
+    assert!(flags.len() >= 11, "{flags:?}");
+    flags
+}
+
+#[test]
+fn help_has_examples_keys_and_exit_codes() {
+    let help = printed(&["run", "--help"]);
+    for word in
+        ["Examples:", "Exit codes:", "Ctrl-a x", "triple fault", "--kernel", "512M", "GEARSHIFT_CACHE"]
+    {
+        assert!(help.contains(word), "{word}\n{help}");
+    }
+    assert!(printed(&["--version"]).starts_with("gearshift "));
+}
+
+#[test]
+fn the_manual_page_and_completions_have_every_flag() {
+    let page = printed(&["man"]);
+    assert!(page.starts_with(".ie") || page.contains(".TH gearshift"), "{page}");
+    for flag in flags() {
+        assert!(page.contains(&format!("\\-\\-{}", flag.replace('-', "\\-"))), "{flag}");
+        for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+            assert!(printed(&["completions", shell]).contains(&flag), "{shell} {flag}");
+        }
+    }
+}
+
+#[test]
+fn probe_tells_people_and_programs_the_same() {
+    let table = printed(&["probe"]);
+    let json: serde_json::Value = serde_json::from_str(&printed(&["probe", "--json"])).unwrap();
+    assert_eq!(json["format"], 1);
+    assert!(json["host"]["cpus"].as_u64() >= Some(1) && json["host"]["tsc_khz"].as_u64() > Some(1000));
+    let accelerators = json["accelerators"].as_array().unwrap();
+    assert!(!accelerators.is_empty());
+    for entry in accelerators {
+        let name = entry["name"].as_str().unwrap();
+        assert!(table.lines().any(|line| line.starts_with(name)), "{name}\n{table}");
+        let status = entry["status"].as_str().unwrap();
+        assert!(["available", "absent", "broken"].contains(&status), "{status}");
+        if status == "available" {
+            assert!(entry["max_vcpus"].as_u64() >= Some(1));
+            assert_eq!(entry["cpu_models"][0], "x86-64-v2");
+        }
+    }
+    // Exactly one works everywhere.
+    assert_eq!(
+        accelerators.iter().filter(|e| e["name"] == "interp" && e["status"] == "available").count(),
+        1
+    );
+    assert!(accelerators.iter().any(|e| e["name"] == json["auto"]));
+}
