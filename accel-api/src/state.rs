@@ -339,6 +339,8 @@ impl CpuState {
     pub fn normalise(&mut self) {
         self.rflags = self.rflags & 0x003f_7fd5 | 2;
         let s = &mut self.segments;
+        // The DPL of a null SS is the CPL (Intel SDM vol. 3, 26.4.1).
+        let cpl = s.ss.attributes & 0x60;
         for seg in [&mut s.es, &mut s.cs, &mut s.ss, &mut s.ds, &mut s.fs, &mut s.gs, &mut s.ldtr, &mut s.tr]
         {
             if seg.unusable {
@@ -351,6 +353,9 @@ impl CpuState {
             if seg.unusable {
                 seg.base = 0;
             }
+        }
+        if s.ss.unusable {
+            s.ss.attributes = cpl;
         }
         self.debug.dr6 = self.debug.dr6 & 0xe00f | 0xffff_0ff0;
         self.debug.dr7 = self.debug.dr7 & 0xffff_2bff | 0x400;

@@ -131,7 +131,8 @@ fn liveness(decoded: &[Instruction], live: &mut Vec<bool>) {
             // With a count of zero the old flags survive.
             wanted |= sets;
         } else {
-            wanted &= !sets;
+            // Where the manual calls a flag undefined, processors may leave it alone.
+            wanted &= !sets | ins.rflags_undefined();
         }
         wanted |= ins.rflags_read() & ARITH;
     }

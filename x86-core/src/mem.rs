@@ -296,6 +296,7 @@ impl Cpu {
     /// # Errors
     /// #PF, #GP or #SS.
     pub fn probe_write(&mut self, ea: Ea, len: usize) -> Exec {
+        self.check_end(ea, len)?;
         let mode = self.tlb_mode();
         for_pieces(ea, len, |piece, _| self.target(mode, piece, AccessKind::Write).map(|_| ()))
     }
@@ -306,6 +307,7 @@ impl Cpu {
     /// # Errors
     /// #PF, #GP or #SS for the first byte.
     pub fn span(&mut self, ea: Ea, len: usize, kind: AccessKind) -> Exec<Option<Span>> {
+        self.check_end(ea, len)?;
         let mode = self.tlb_mode();
         match self.target(mode, ea, kind)? {
             Target::Ram(span) if span.len >= len => Ok(Some(span)),
@@ -342,7 +344,17 @@ impl Cpu {
         if self.has(flag::AC) { TlbMode::Supervisor } else { self.system_mode() }
     }
 
+    /// Whether the last byte of an access is canonical is known before any of its pages is looked up.
+    fn check_end(&self, ea: Ea, len: usize) -> Exec {
+        let last = ea.plus((len as u64).saturating_sub(1));
+        if self.mode == Mode::Long && !Self::canonical(last.la) {
+            return Err(if ea.stack { Fault::SS0 } else { Fault::GP0 });
+        }
+        Ok(())
+    }
+
     fn load_bytes_as(&mut self, mode: TlbMode, ea: Ea, bytes: &mut [u8]) -> Exec {
+        self.check_end(ea, bytes.len())?;
         for_pieces(ea, bytes.len(), |piece, range| {
             let out = &mut bytes[range];
             match self.target(mode, piece, AccessKind::Read)? {
@@ -354,7 +366,20 @@ impl Cpu {
         })
     }
 
+    #[inline]
     fn store_bytes_as(&mut self, mode: TlbMode, ea: Ea, bytes: &[u8]) -> Exec {
+        let entry = self.tlb.entry(mode, ea.la);
+        if (ea.la ^ entry.write_tag).checked_add(bytes.len() as u64).is_some_and(|end| end <= PAGE_SIZE) {
+            // SAFETY: a write tag stands for a whole page of writable RAM, and the bytes end in it.
+            unsafe { copy_to_guest(ea.la.wrapping_add(entry.addend) as *mut u8, bytes) };
+            return Ok(());
+        }
+        self.store_bytes_slowly(mode, ea, bytes)
+    }
+
+    #[inline(never)]
+    fn store_bytes_slowly(&mut self, mode: TlbMode, ea: Ea, bytes: &[u8]) -> Exec {
+        self.check_end(ea, bytes.len())?;
         if (ea.la & (PAGE_SIZE - 1)) as usize + bytes.len() > PAGE_SIZE as usize {
             for_pieces(ea, bytes.len(), |piece, _| self.target(mode, piece, AccessKind::Write).map(|_| ()))?;
         }

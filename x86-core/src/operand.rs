@@ -157,8 +157,19 @@ impl Cpu {
     /// #GP(0) or #SS(0) by the segment's limit, type or null selector (Intel SDM vol. 3, 5.3 to 5.5).
     #[inline]
     pub fn ea(&self, ins: &Instruction, size: usize, write: bool) -> Exec<Ea> {
+        self.segmented(self.memory_segment(ins), self.ea_offset(ins), size, write)
+    }
+
+    /// Index into [`Cpu::segs`] of the memory operand's segment. 64-bit mode ignores overrides other than FS and GS
+    /// (Intel SDM vol. 1, 3.4.2.1), also when it is about which exception a non-canonical address raises.
+    #[inline]
+    pub fn memory_segment(&self, ins: &Instruction) -> usize {
         let segment = segment_index(ins.memory_segment()).unwrap_or(seg::DS);
-        self.segmented(segment, self.ea_offset(ins), size, write)
+        if self.mode == Mode::Long && segment < seg::FS && ins.has_segment_prefix() {
+            let stack = matches!(ins.memory_base().full_register(), Register::RSP | Register::RBP);
+            return if stack { seg::SS } else { seg::DS };
+        }
+        segment
     }
 
     /// Linear address of `offset` in segment `segment` for an access of `size` bytes.

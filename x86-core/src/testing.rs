@@ -167,4 +167,22 @@ mod tests {
         assert_eq!(cpu.load::<u8>(Ea::data(1 << 47)), Err(Fault::GP0));
         assert_eq!(cpu.load::<u8>(Ea { la: 1 << 63, stack: true }), Err(Fault::SS0));
     }
+
+    #[test]
+    fn accesses_are_canonical_as_a_whole() {
+        let mut cpu = cpu(Mode::Long);
+        assert_eq!(cpu.load::<u32>(Ea::data((1 << 47) - 2)), Err(Fault::GP0));
+        assert_eq!(cpu.store(Ea { la: (1 << 47) - 1, stack: true }, 0u16), Err(Fault::SS0));
+        assert_eq!(cpu.load::<u8>(Ea::data((1 << 47) - 1)).map(|_| ()), Ok(()));
+    }
+
+    #[test]
+    fn overrides_of_flat_segments_mean_nothing_in_64_bit_mode() {
+        let mut cpu = cpu(Mode::Long);
+        cpu.gpr = [1 << 47; 16];
+        // mov eax, [rbx] and mov eax, [rbp], with overrides of SS and DS.
+        assert_eq!(run(&mut cpu, &[0x36, 0x8b, 0x03]), Err(Fault::GP0));
+        assert_eq!(run(&mut cpu, &[0x3e, 0x8b, 0x45, 0x00]), Err(Fault::SS0));
+        assert_eq!(run(&mut cpu, &[0x64, 0x8b, 0x45, 0x00]), Err(Fault::GP0));
+    }
 }

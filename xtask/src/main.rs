@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask <task>`.
 
 mod lint;
+mod oracle;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
@@ -26,6 +27,8 @@ enum Task {
     },
     /// Check the rules of the house that the compiler does not know
     Lint,
+    /// Run random instructions on this processor and in the software CPU, and compare
+    Oracle(oracle::Arguments),
     /// Write one of our own guests, a PVH ELF, to a file
     Guest {
         /// "embedded" or the name of a benchmark guest
@@ -54,6 +57,13 @@ fn main() -> Result<ExitCode> {
             }
             if !findings.is_empty() {
                 eprintln!("{} finding(s)", findings.len());
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Oracle(arguments) => {
+            let report = oracle::run(arguments)?;
+            println!("{report}");
+            if !report.findings.is_empty() {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -67,7 +67,6 @@ pub(super) const LDR_MASK: u32 = 0xff00_0000;
 pub(super) const ESR_SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 pub(super) const ESR_RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 pub(super) const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
-pub(super) const ESR_MASK: u32 = ESR_SEND_ILLEGAL_VECTOR | ESR_RECEIVE_ILLEGAL_VECTOR | ESR_ILLEGAL_REGISTER;
 
 /// ICR bits 31:20, 17:16 and 13. Bit 12 (delivery status) is dropped rather than refused: processors ignore it.
 pub(super) const ICR_RESERVED: u32 = 0xfff3_2000;

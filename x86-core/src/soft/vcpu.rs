@@ -10,12 +10,14 @@ use accel_api::{
     VcpuStats,
 };
 
+use iced_x86::FlowControl;
+
 use super::Executor;
 use crate::alu::flag;
 use crate::exec::sse::mxcsr;
 use crate::lapic::TimerDeadline;
 use crate::shared::request;
-use crate::{Cpu, Exec, Fault, Shutdown, exec, host_tsc, vector};
+use crate::{Cpu, Exec, Fault, Shutdown, dr6, exec, host_tsc, vector};
 
 /// Instructions between looks at requests, timers and interrupts: some microseconds.
 const SLICE: i64 = 2000;
@@ -72,9 +74,11 @@ impl<E: Executor> SoftVcpu<E> {
             }
             let cpu = &mut *self.cpu;
             cpu.leave = false;
-            // At least one instruction runs before interrupts are looked at again, so the shadow has done its work.
+            // The shadow is over after one instruction. If something waits for that, it must not have to wait for the rest
+            // of the slice: code that leaves only behind its next STI would never be interrupted.
             let shadow = std::mem::take(&mut cpu.shadow);
-            let stepping = self.plan.single_step || !self.plan.breakpoints.is_empty();
+            let waiting = shadow && (cpu.nmi_pending || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
+            let stepping = waiting || self.plan.single_step || !self.plan.breakpoints.is_empty();
             let result = if stepping || cpu.has(flag::TF) {
                 let la = cpu.code_address(cpu.rip);
                 if self.plan.breakpoints.contains(&la) && !(first && passing == Some(la)) {
@@ -176,7 +180,6 @@ impl<E: Executor> SoftVcpu<E> {
         cpu.lapic.pull();
         if cpu.lapic.take_init() {
             cpu.init_reset();
-            cpu.lapic.init();
         }
         if let Some(vector) = cpu.lapic.take_sipi()
             && cpu.mp == MpState::WaitForSipi
@@ -231,15 +234,15 @@ impl<E: Executor> SoftVcpu<E> {
 
 /// Executes one instruction on its own, with the trap of TF behind it (Intel SDM vol. 3, 18.3.1.4).
 fn step(cpu: &mut Cpu) -> Exec {
-    const BS: u64 = 1 << 14;
     let trap = cpu.has(flag::TF);
     let ins = cpu.decode_at(cpu.rip)?;
     cpu.next_rip = ins.next_ip();
     exec::lookup(ins.code())(cpu, &ins)?;
     cpu.rip = cpu.next_rip;
     cpu.instructions += 1;
-    if trap && !cpu.shadow {
-        cpu.dr6 |= BS;
+    // Delivery of an interrupt clears TF before the trap would be taken.
+    if trap && !cpu.shadow && ins.flow_control() != FlowControl::Interrupt {
+        cpu.dr6 |= dr6::BS;
         return Err(Fault::DB);
     }
     Ok(())

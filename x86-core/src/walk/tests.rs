@@ -141,7 +141,7 @@ fn permission_matrix() {
                         (true, AccessKind::Fetch) => user_page && !nx,
                         (false, AccessKind::Read) => !user_page || !smap || ac,
                         (false, AccessKind::Write) => (!user_page || !smap || ac) && (writable || !wp),
-                        (false, AccessKind::Fetch) => !nx && !(user_page && smep),
+                        (false, AccessKind::Fetch) => !(nx || user_page && smep),
                     };
                     let mut error = 1;
                     error |= if kind == AccessKind::Write { 2 } else { 0 };

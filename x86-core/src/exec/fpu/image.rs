@@ -3,9 +3,9 @@
 
 use iced_x86::{Code, Instruction};
 
-use super::mxcsr;
 use super::stack::available;
 use crate::exec::Table;
+use crate::exec::mxcsr;
 use crate::mode::Mode;
 use crate::{AccessKind, Cpu, Ea, Exec, F80, Fault, VectorFile};
 
@@ -63,7 +63,7 @@ fn begin(cpu: &mut Cpu, ins: &Instruction, write: bool) -> Exec<Ea> {
 
 fn save<const WIDE: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     let ea = begin(cpu, ins, true)?;
-    mxcsr::collect(cpu);
+    mxcsr::sync(cpu);
     let parts = Parts::all(cpu, WIDE);
     let len = USED - (16 - parts.xmm) * 16;
     if let Some(span) = cpu.span(ea, 512, AccessKind::Write)? {

@@ -9,7 +9,7 @@ use super::mmx::{available, begin, mm, source};
 use super::stack::no_pending;
 use crate::exec::Table;
 use crate::mode::bits;
-use crate::{Cpu, Exec, Fault, fsw, seg, segment_index};
+use crate::{Cpu, Exec, Fault, fsw};
 use accel_api::gpr;
 
 pub(super) fn register(t: &mut Table) {
@@ -122,7 +122,7 @@ fn masked_store(cpu: &mut Cpu, ins: &Instruction) -> Exec {
         OpKind::MemorySegEDI => rdi & 0xffff_ffff,
         _ => rdi,
     };
-    let segment = segment_index(ins.memory_segment()).unwrap_or(seg::DS);
+    let segment = cpu.memory_segment(ins);
     let bytes = || (0..8u64).zip(value).zip(mask).filter(|(_, mask)| mask & 0x80 != 0).map(|(byte, _)| byte);
     for (i, _) in bytes() {
         let ea = cpu.segmented(segment, offset.wrapping_add(i), 1, true)?;
@@ -161,14 +161,13 @@ fn set_xmm(cpu: &mut Cpu, ins: &Instruction, value: Xmm) {
     [ymm[0], ymm[1]] = value;
 }
 
-/// One conversion under MXCSR `$0`: result and MXCSR after. The flags it raised are left in the host's MXCSR as well,
-/// where the guest's sticky flags are collected.
+/// One conversion under MXCSR `$0`: result and the flags it raised. The host's MXCSR, which collects the guest's sticky
+/// flags, stays as it was: which of the flags the guest gets to see depends on its masks.
 macro_rules! conversions {
     ($($name:ident $op:literal;)*) => { $(
         fn $name(to: &mut Xmm, from: &Xmm, mxcsr: u32) -> u32 {
-            let words = [mxcsr, 0, 0];
-            let mut words = words;
-            // SAFETY: both operands are 16 bytes; MXCSR is put back, with flags more but nothing unmasked.
+            let mut words = [mxcsr, 0, 0];
+            // SAFETY: both operands are 16 bytes; MXCSR is put back.
             unsafe {
                 asm!(
                     "stmxcsr [{w} + 8]",
@@ -184,11 +183,7 @@ macro_rules! conversions {
                     options(nostack, preserves_flags),
                 );
             }
-            let [_, after, host] = words;
-            let flags = host | after & FLAGS;
-            // SAFETY: flags that are set and unmasked raise nothing when loaded.
-            unsafe { asm!("ldmxcsr [{}]", in(reg) &flags, options(nostack, readonly, preserves_flags)) };
-            after & FLAGS
+            words[1] & FLAGS
         }
     )* };
 }

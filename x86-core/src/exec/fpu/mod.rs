@@ -14,7 +14,6 @@ mod image;
 mod math;
 mod mixed;
 mod mmx;
-mod mxcsr;
 mod stack;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use iced_x86::{Instruction, Register};
 
 use super::host::Env;
 use crate::mode::bits;
-use crate::{Cpu, Ea, Exec, F80, Fault, FpuRegs, fsw, segment_index};
+use crate::{Cpu, Ea, Exec, F80, Fault, FpuRegs, fsw};
 
 /// Unmasked exceptions that leave operands and destination as they were.
 const BEFORE: u16 = fsw::IE | fsw::DE | fsw::ZE;
@@ -162,7 +162,7 @@ pub(super) fn leave(cpu: &mut Cpu) -> Exec {
 #[inline(always)]
 pub(super) fn operand(cpu: &mut Cpu, ins: &Instruction, size: usize, write: bool) -> Exec<(Ea, u64)> {
     let offset = cpu.ea_offset(ins);
-    let segment = segment_index(ins.memory_segment()).unwrap_or(crate::seg::DS);
+    let segment = cpu.memory_segment(ins);
     Ok((cpu.segmented(segment, offset, size, write)?, offset))
 }
 

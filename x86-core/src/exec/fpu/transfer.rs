@@ -123,13 +123,17 @@ fn store<const N: usize, const POP: bool>(
     let empty = cpu.fpu.is_empty(0);
     let env = Env::new(&cpu.fpu);
     if empty && cpu.fpu.fcw & fsw::IE == 0 {
+        cpu.probe_write(ea, N)?;
         record(cpu, offset);
         cpu.fpu.underflow();
         return leave(cpu);
     }
     let a = if empty { F80::INDEFINITE } else { cpu.fpu.st(0) };
     let (value, status) = convert(&env, &a);
-    if status & !cpu.fpu.fcw & NOT_STORED == 0 {
+    // A page fault comes before the exception, also when that one keeps the store from happening.
+    if status & !cpu.fpu.fcw & NOT_STORED != 0 {
+        cpu.probe_write(ea, N)?;
+    } else {
         match N {
             2 => cpu.store(ea, value.mantissa as u16)?,
             4 => cpu.store(ea, value.mantissa as u32)?,

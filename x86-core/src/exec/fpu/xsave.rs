@@ -7,8 +7,8 @@
 use iced_x86::{Code, Instruction};
 
 use super::image::{self, Image, Parts, check_mxcsr, xmm_count};
-use super::mxcsr;
 use crate::exec::Table;
+use crate::exec::mxcsr;
 use crate::mode::bits;
 use crate::{Cpu, Ea, Exec, F80, Fault, FpuRegs};
 use accel_api::{Feature, gpr};
@@ -95,7 +95,7 @@ fn begin(
 
 fn save(cpu: &mut Cpu, ins: &Instruction, how: &Flavour, wide: bool) -> Exec {
     let (ea, wanted) = begin(cpu, ins, how.feature, how.privileged, true)?;
-    mxcsr::collect(cpu);
+    mxcsr::sync(cpu);
     let mut in_use = cpu.state_in_use();
     // XSAVEC and XSAVES count MXCSR to SSE here; XSAVE and XSAVEOPT write it apart.
     if how.compacted && cpu.fpu.mxcsr != MXCSR_INIT {

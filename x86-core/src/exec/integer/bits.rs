@@ -7,8 +7,7 @@ use iced_x86::{Instruction, OpKind};
 use super::{Table, codes, require};
 use crate::alu::bit::{self, BitWord};
 use crate::alu::{Word, flag};
-use crate::cpu::seg;
-use crate::operand::{address_mask, segment_index};
+use crate::operand::address_mask;
 use crate::{Cpu, Ea, Exec, Fault};
 
 /// What becomes of the bit.
@@ -53,7 +52,7 @@ fn bit_address<W: Word>(cpu: &Cpu, ins: &Instruction, offset: i64, write: bool) 
     let words = offset >> W::BITS.trailing_zeros();
     let bytes = words.wrapping_mul(W::BYTES as i64);
     let address = cpu.ea_offset(ins).wrapping_add_signed(bytes) & address_mask(ins);
-    let segment = segment_index(ins.memory_segment()).unwrap_or(seg::DS);
+    let segment = cpu.memory_segment(ins);
     cpu.segmented(segment, address, W::BYTES, write)
 }
 

@@ -16,7 +16,6 @@ use iced_x86::{Instruction, OpKind};
 use super::{Table, codes};
 use crate::alu::{ArithFlags, Word, flag};
 use crate::cpu::seg;
-use crate::operand::segment_index;
 use crate::{AccessKind, Cpu, Ea, Exec, Span, host_load, host_store};
 
 /// Bytes moved in bulk before an executor gets its turn.
@@ -58,11 +57,7 @@ impl Strings {
             _ => None,
         };
         let step = if cpu.has(flag::DF) { -(bytes as i64) } else { bytes as i64 };
-        Self {
-            mask: size(0).or(size(1)).unwrap_or(u64::MAX),
-            segment: segment_index(ins.memory_segment()).unwrap_or(seg::DS),
-            step,
-        }
+        Self { mask: size(0).or(size(1)).unwrap_or(u64::MAX), segment: cpu.memory_segment(ins), step }
     }
 
     fn index(&self, cpu: &Cpu, register: usize) -> u64 {

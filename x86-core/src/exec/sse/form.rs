@@ -58,7 +58,7 @@ pub struct VecForm {
     /// The memory operand must be aligned to 16 bytes, else #GP(0).
     pub aligned: bool,
     /// With anything but [`Float::None`] and [`Cpu::sse_unmasked`] set, the raw operation must not be called directly:
-    /// [`exec`](super::exec) knows how to raise #XM.
+    /// the function [`lookup`](crate::exec::lookup) finds knows how to raise #XM.
     pub float: Float,
     /// What the guest's CPU must have beyond SSE2, else #UD.
     pub feature: Option<Feature>,

@@ -10,9 +10,7 @@ use super::access::Xmm;
 use super::form::{feature, number, operand, xmm};
 use super::gpr::set_xmm;
 use super::ready;
-use crate::cpu::seg;
 use crate::exec::Table;
-use crate::operand::segment_index;
 use crate::{Cpu, Exec};
 use accel_api::gpr;
 
@@ -61,7 +59,7 @@ fn maskmovdqu(cpu: &mut Cpu, ins: &Instruction) -> Exec {
         OpKind::MemorySegEDI => rdi & 0xffff_ffff,
         _ => rdi,
     };
-    let segment = segment_index(ins.memory_segment()).unwrap_or(seg::DS);
+    let segment = cpu.memory_segment(ins);
     let ea = cpu.segmented(segment, offset, 16, true)?;
     for_runs(&mask, |start, end| cpu.probe_write(ea.plus(start as u64), end - start))?;
     for_runs(&mask, |start, end| cpu.store_bytes(ea.plus(start as u64), &value[start..end]))

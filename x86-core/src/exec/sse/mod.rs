@@ -8,8 +8,8 @@
 //! 3. Checks come in this order: #UD or #NM ([`ready`]), segment limits, alignment, paging, numeric exceptions.
 //! 4. MXCSR is in the host's while guest code runs: see [`mxcsr`].
 //!
-//! Instructions with MMX operands are in `exec::fpu`; MOVNTI, CRC32, fences and prefetches, which use no vector
-//! register, in `exec::integer`. SSE4A is not offered to guests.
+//! Instructions with MMX operands are in `exec::fpu`. Those that use no vector register are elsewhere: MOVNTI and CRC32
+//! in `exec::integer`, fences and prefetches in `exec::system`. SSE4A is not offered to guests.
 
 mod access;
 mod crypto;

@@ -3,11 +3,11 @@
 //! 1. While guest code runs the host's MXCSR holds the guest's rounding, FTZ and DAZ bits with *all* exceptions masked,
 //!    and gathers the sticky flags. The executor calls [`enter`] before it runs guest code and [`leave`] behind it;
 //!    whatever it calls in between must not compute in floating point. [`sync`] brings `cpu.fpu.mxcsr` up to date.
-//! 2. A guest that unmasks exceptions ([`Cpu::sse_unmasked`]) pays for it: [`run`] then executes into a temporary with
+//! 2. A guest that unmasks exceptions ([`Cpu::sse_unmasked`]) pays for it: each operation is then executed into a temporary with
 //!    clean flags, looks at the flags, and raises #XM before the destination is written.
 //!
-//! Known limit: when underflow is unmasked, PE should tell of rounding with an unbounded exponent; here it tells of
-//! the rounding to a denormal, so PE may be set beside UE where a processor would set UE alone.
+//! Known limit: when underflow or overflow is unmasked, PE should tell of rounding with an unbounded exponent; here it
+//! tells of the rounding to a denormal or to infinity, so PE may be set where a processor would set UE or OE alone.
 #![allow(unsafe_code)] // MXCSR is reached by inline assembly only
 
 use std::arch::asm;
@@ -70,9 +70,14 @@ pub fn load(cpu: &mut Cpu, value: u32) -> Exec {
     if value & !MXCSR_MASK != 0 {
         return Err(Fault::GP0);
     }
+    replace(cpu, value);
+    Ok(())
+}
+
+/// Replaces the guest's MXCSR by a value without reserved bits while guest code runs.
+pub fn replace(cpu: &mut Cpu, value: u32) {
     cpu.set_mxcsr(value);
     enter(cpu);
-    Ok(())
 }
 
 /// Runs a floating-point operation under the guest's MXCSR. `op` only computes: it writes nothing that a fault would

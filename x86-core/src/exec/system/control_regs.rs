@@ -259,7 +259,7 @@ fn mov_from_dr(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 
 fn invlpg(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     cpu.privileged()?;
-    let index = crate::segment_index(ins.memory_segment()).unwrap_or(seg::DS);
+    let index = cpu.memory_segment(ins);
     let offset = cpu.ea_offset(ins);
     let address = if cpu.mode == Mode::Long {
         let base = if index >= seg::FS { cpu.segs[index].base } else { 0 };

@@ -11,7 +11,7 @@ use crate::cpu::seg;
 use crate::exec::Table;
 use crate::mode::Mode;
 use crate::segment::system_type;
-use crate::{Cpu, Exec, Fault, segment_index};
+use crate::{Cpu, Exec, Fault};
 
 /// Steps of a repeated instruction before it gives up its turn.
 const TURN: u32 = 128;
@@ -143,7 +143,7 @@ fn string_in<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 fn string_out<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     let port: u16 = cpu.reg(gpr::RDX);
     cpu.io_allowed(port, W::BYTES)?;
-    let segment = segment_index(ins.memory_segment()).unwrap_or(seg::DS);
+    let segment = cpu.memory_segment(ins);
     match ins.op1_kind() {
         OpKind::MemorySegSI => repeat::<u16>(cpu, ins, |cpu| outs_step::<W, u16>(cpu, port, segment)),
         OpKind::MemorySegESI => repeat::<u32>(cpu, ins, |cpu| outs_step::<W, u32>(cpu, port, segment)),

@@ -253,14 +253,6 @@ fn rdtscp(cpu: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
-fn rdpid(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    if !cpu.model.features.has(Feature::Rdpid) {
-        return Err(Fault::UD);
-    }
-    cpu.write_gpr(ins.op0_register(), cpu.msrs.tsc_aux.into());
-    Ok(())
-}
-
 /// There are no performance counters.
 fn rdpmc(_: &mut Cpu, _: &Instruction) -> Exec {
     Err(Fault::GP0)
@@ -272,6 +264,5 @@ pub(super) fn register(table: &mut Table) {
     table.set(&[Wrmsr], wrmsr);
     table.set(&[Rdtsc], rdtsc);
     table.set(&[Rdtscp], rdtscp);
-    table.set(&[Rdpid_r32, Rdpid_r64], rdpid);
     table.set(&[Rdpmc], rdpmc);
 }

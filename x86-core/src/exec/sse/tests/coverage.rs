@@ -25,7 +25,7 @@ fn has_mmx(code: Code) -> bool {
     code.op_code().op_kinds().iter().any(|k| matches!(k, Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem))
 }
 
-/// Instructions that use no vector register; `exec::integer` has them.
+/// Instructions that use no vector register; `exec::integer` and `exec::system` have them.
 const ELSEWHERE: &[Code] = &[
     Prefetchnta_m8,
     Prefetcht0_m8,

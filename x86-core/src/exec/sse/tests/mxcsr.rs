@@ -113,10 +113,13 @@ fn rounding_and_flushing_are_the_guests() {
     }
 }
 
+/// Code, lanes of both operands, what is unmasked, flags expected.
+type Case = (&'static [u8], [u32; 2], [u32; 2], u32, u32);
+
 /// Flags as processors were seen to leave them.
 #[test]
 fn an_unmasked_exception_raises_xm_and_changes_the_flags_only() {
-    let cases: [(&[u8], [u32; 2], [u32; 2], u32, u32); 13] = [
+    let cases: [Case; 13] = [
         (MULPS, [HUGE, ONE], [HUGE, ONE], OE, OE | PE),
         (MULPS, [HUGE, ONE], [HUGE, ONE], PE, OE | PE),
         (MULPS, [LEAST_NORMAL, ONE], [HALF, ONE], UE, UE),

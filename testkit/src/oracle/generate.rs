@@ -1,0 +1,282 @@
+//! Inputs for an encoded instruction: registers and memory such that its operands lie where they are wanted.
+
+use iced_x86::{Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+
+use super::case::{CODE, Case, MAX_BYTES, START, State, WINDOW, WINDOW_SIZE, WRITABLE};
+use super::encode::encode;
+use super::rng::Rng;
+
+/// Makes cases.
+#[derive(Debug)]
+pub struct Generator {
+    /// Memory contents to begin with; each case takes a piece of it.
+    pool: Vec<u8>,
+    info: InstructionInfoFactory,
+}
+
+const POOL: usize = 256 << 10;
+
+impl Default for Generator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Generator {
+    /// One whose cases depend on nothing but the numbers it is given.
+    pub fn new() -> Self {
+        let mut rng = Rng::new(0, 0);
+        let pool = (0..POOL / 16).flat_map(|_| rng.memory()).collect();
+        Self { pool, info: InstructionInfoFactory::new() }
+    }
+
+    /// A case with an encoding of `code`; `None` when this time none came about. At times it is another instruction,
+    /// or none: the caller looks at the bytes.
+    pub fn case(&mut self, rng: &mut Rng, code: Code) -> Option<Case> {
+        let (bytes, ins) = whole(encode(rng, code)?);
+        let mut state = State::new();
+        for register in &mut state.gpr {
+            *register = rng.integer();
+        }
+        state.gpr[4] = stack_address(rng);
+        state.rflags = random_flags(rng);
+        state.fpu = rng.fpu();
+        let offset = rng.below((POOL - WINDOW_SIZE) as u64 / 8) as usize * 8;
+        let mut case = Case { bytes, state, memory: self.pool[offset..offset + WINDOW_SIZE].to_vec() };
+        if !ins.is_invalid() {
+            if harmful(&ins, &case.bytes) {
+                return None;
+            }
+            self.prepare(rng, &ins, &mut case);
+        }
+        Some(case)
+    }
+
+    fn prepare(&mut self, rng: &mut Rng, ins: &Instruction, case: &mut Case) {
+        operands(rng, ins, &mut case.state);
+        for i in 0..ins.op_count() {
+            let target = address(rng, ins.memory_size().size());
+            match ins.op_kind(i) {
+                OpKind::Memory => aim(ins, &mut case.state, target),
+                OpKind::MemorySegRSI | OpKind::MemorySegESI => case.state.gpr[6] = target,
+                OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemoryESRDI | OpKind::MemoryESEDI => {
+                    case.state.gpr[7] = target;
+                }
+                _ => {}
+            }
+        }
+        // What lies where the instruction looks: something that hurts.
+        let state = &case.state;
+        let used = self.info.info(ins).used_memory();
+        let places: Vec<u64> =
+            used.iter().filter_map(|m| m.virtual_address(0, |r, _, _| Some(value(state, r)))).collect();
+        for place in places {
+            patch(&mut case.memory, place, &rng.memory());
+        }
+        branch(rng, ins, case);
+        compare_and_exchange(rng, ins, case);
+    }
+}
+
+/// Cuts `bytes` to the instruction they begin with; if there is none, what stands behind them in memory belongs to them.
+fn whole(mut bytes: Vec<u8>) -> (Vec<u8>, Instruction) {
+    bytes.resize(MAX_BYTES, 0xcc);
+    let ins = Decoder::with_ip(64, &bytes, START, x86_core::DECODER_OPTIONS).decode();
+    if !ins.is_invalid() {
+        bytes.truncate(ins.len());
+    }
+    (bytes, ins)
+}
+
+/// Values that make the instruction do something: small counts, divisions that do not overflow.
+fn operands(rng: &mut Rng, ins: &Instruction, state: &mut State) {
+    let gpr = &mut state.gpr;
+    if (ins.has_rep_prefix() || ins.has_repne_prefix()) && rng.percent(90) {
+        gpr[1] = rng.below(40);
+    }
+    match ins.mnemonic() {
+        Mnemonic::Div | Mnemonic::Idiv if rng.percent(70) => {
+            gpr[2] = match rng.below(3) {
+                0 => 0,
+                1 => u64::MAX,
+                _ => rng.below(100),
+            };
+        }
+        Mnemonic::Enter | Mnemonic::Leave => gpr[5] = stack_address(rng),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => {
+            let register = ins.op1_register();
+            if register.is_gpr() && rng.percent(80) {
+                gpr[register.number()] = rng.below(512).wrapping_sub(256);
+            }
+        }
+        Mnemonic::Xlatb => gpr[3] = address(rng, 1),
+        _ => {}
+    }
+    if gpr[4].is_multiple_of(8) && ins.is_stack_instruction() && rng.percent(30) {
+        gpr[4] = address(rng, 8);
+    }
+}
+
+fn random_flags(rng: &mut Rng) -> u64 {
+    const ARITH: u64 = 0x8d5;
+    const DF: u64 = 1 << 10;
+    const ID: u64 = 1 << 21;
+    let mut flags = 0x202 | rng.next() & ARITH;
+    if rng.percent(25) {
+        flags |= DF;
+    }
+    if rng.percent(5) {
+        flags |= ID;
+    }
+    flags
+}
+
+fn stack_address(rng: &mut Rng) -> u64 {
+    WINDOW + 1024 + rng.below(6 * 1024 / 8) * 8
+}
+
+/// An address for an operand of `size` bytes: mostly within the window, often across something.
+fn address(rng: &mut Rng, size: usize) -> u64 {
+    let size = size.max(1) as u64;
+    let inside = WRITABLE as u64 - size.min(4096);
+    match rng.below(100) {
+        0..45 => WINDOW + (rng.below(inside) & !15),
+        45..70 => WINDOW + rng.below(inside),
+        // Across a cache line.
+        70..76 => WINDOW + (rng.below(WRITABLE as u64 / 64 - 16) + 1) * 64 - rng.below(size.min(64)),
+        // Across the two writable pages.
+        76..84 => WINDOW + 4096 - rng.below(size),
+        // Into the read-only page, and within it.
+        84..88 => WINDOW + WRITABLE as u64 - rng.below(size),
+        88..91 => WINDOW + WRITABLE as u64 + rng.below(2048),
+        // Over the ends.
+        91..94 => (WINDOW + WINDOW_SIZE as u64).wrapping_sub(rng.below(size)),
+        94..96 => WINDOW - 1 - rng.below(size),
+        96 => CODE + rng.below(2048 - 16),
+        97 => WINDOW - 4096 - rng.below(1 << 20),
+        // Not canonical, and on the edge to it.
+        98 => rng.pick(&[1 << 47, 1 << 63, 0x8000_1234_5678_9abc]) | rng.below(64),
+        _ => (1u64 << 47).wrapping_sub(rng.below(2 * size)),
+    }
+}
+
+/// Sets base and index registers so that the memory operand lies at `target`, as nearly as they allow.
+fn aim(ins: &Instruction, state: &mut State, target: u64) {
+    let (base, index) = (ins.memory_base(), ins.memory_index());
+    let scale = u64::from(ins.memory_index_scale());
+    let rest = target.wrapping_sub(ins.memory_displacement64());
+    if !base.is_gpr() {
+        if index.is_gpr() && index != Register::AL {
+            state.gpr[index.number()] = rest / scale;
+        }
+        return;
+    }
+    let indexed = index.is_gpr();
+    let wanted = if !indexed {
+        rest
+    } else if index.full_register() == base.full_register() {
+        (rest as i64 / (scale as i64 + 1)) as u64
+    } else {
+        rest.wrapping_sub(value(state, index).wrapping_mul(scale))
+    };
+    let slot = &mut state.gpr[base.number()];
+    // With 32-bit addresses the upper half must not matter.
+    *slot = if base.size() == 4 { *slot & !0xffff_ffff | wanted & 0xffff_ffff } else { wanted };
+}
+
+/// A register's value; 0 for segment registers, whose bases are 0 here.
+pub(super) fn value(state: &State, register: Register) -> u64 {
+    if !register.is_gpr() {
+        return 0;
+    }
+    let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+    let full = state.gpr[register.full_register().number()];
+    match register.size() {
+        1 if high => full >> 8 & 0xff,
+        1 => full & 0xff,
+        2 => full & 0xffff,
+        4 => full & 0xffff_ffff,
+        _ => full,
+    }
+}
+
+/// Writes into the window's image at linear address `at`, as far as it lies in the window.
+fn patch(memory: &mut [u8], at: u64, bytes: &[u8]) {
+    for (i, &byte) in bytes.iter().enumerate() {
+        let offset = at.wrapping_add(i as u64).wrapping_sub(WINDOW);
+        if let Some(slot) = usize::try_from(offset).ok().and_then(|offset| memory.get_mut(offset)) {
+            *slot = byte;
+        }
+    }
+}
+
+/// Gives indirect branches and returns a target that is not the instruction itself.
+fn branch(rng: &mut Rng, ins: &Instruction, case: &mut Case) {
+    let indirect = matches!(
+        ins.flow_control(),
+        FlowControl::IndirectBranch | FlowControl::IndirectCall | FlowControl::Return
+    );
+    if !indirect {
+        return;
+    }
+    let target = match rng.below(8) {
+        0..5 => CODE + rng.below(0x700),
+        5 => WINDOW + rng.below(WINDOW_SIZE as u64),
+        6 => rng.below(1 << 32) & !(0xf << 26),
+        _ => rng.pick(&[1 << 47, 1 << 63, 0x1234_5678_9abc_def0]),
+    };
+    let place = if ins.flow_control() == FlowControl::Return {
+        case.state.gpr[4]
+    } else if ins.op0_kind() == OpKind::Register {
+        let register = ins.op0_register().number();
+        case.state.gpr[register] = target;
+        return;
+    } else {
+        let state = &case.state;
+        ins.virtual_address(0, 0, |r, _, _| Some(value(state, r))).unwrap_or(0)
+    };
+    patch(&mut case.memory, place, &target.to_le_bytes());
+}
+
+/// Makes the comparison of CMPXCHG and its kin come out equal half of the time.
+fn compare_and_exchange(rng: &mut Rng, ins: &Instruction, case: &mut Case) {
+    let half = match ins.mnemonic() {
+        Mnemonic::Cmpxchg => 0,
+        Mnemonic::Cmpxchg8b => 4,
+        Mnemonic::Cmpxchg16b => 8,
+        _ => return,
+    };
+    if rng.percent(50) {
+        return;
+    }
+    if ins.op0_kind() == OpKind::Register {
+        case.state.gpr[0] = case.state.gpr[ins.op0_register().full_register().number()];
+        return;
+    }
+    let state = &case.state;
+    let place = ins.virtual_address(0, 0, |r, _, _| Some(value(state, r))).unwrap_or(0);
+    let (rax, rdx) = (state.gpr[0].to_le_bytes(), state.gpr[2].to_le_bytes());
+    if half == 0 {
+        patch(&mut case.memory, place, &rax);
+    } else {
+        patch(&mut case.memory, place, &rax[..half]);
+        patch(&mut case.memory, place.wrapping_add(half as u64), &rdx[..half]);
+    }
+}
+
+/// What must not run natively, or behaves differently by vendor.
+fn harmful(ins: &Instruction, bytes: &[u8]) -> bool {
+    // FS is the base of the host's thread-local storage.
+    if ins.segment_prefix() == Register::FS {
+        return true;
+    }
+    let near = matches!(ins.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
+    // A branch into itself may never end.
+    let target = ins.near_branch_target().wrapping_sub(START);
+    if near && target < ins.len() as u64 {
+        return true;
+    }
+    // Intel ignores an operand-size prefix on near branches in 64-bit mode, AMD does not (Intel SDM vol. 2A, Jcc).
+    let branches = !matches!(ins.flow_control(), FlowControl::Next);
+    branches && bytes[..bytes.len().min(ins.len())].iter().take(4).any(|&byte| byte == 0x66)
+}

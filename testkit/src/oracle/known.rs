@@ -1,0 +1,79 @@
+//! Differences between processors that are no error of the software CPU, each with its reason.
+//!
+//! The reference is whatever processor the test runs on. Where vendors differ the software CPU follows Intel's manual,
+//! and where that leaves room, whichever was simpler.
+
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use super::case::Case;
+use super::compare::Difference;
+
+/// Why `found` is to be expected, if it is.
+pub(super) fn known(ins: &Instruction, case: &Case, found: &[Difference]) -> Option<&'static str> {
+    use Mnemonic::*;
+    const OVERFLOW: u32 = 1 << 10;
+    const UNDERFLOW: u32 = 1 << 11;
+    let only = |names: &[&str]| found.iter().all(|d| names.contains(&d.what.as_str()));
+    let ends = |native: &str, soft: &str| {
+        found.iter().any(|d| d.what == "end" && d.native.starts_with(native) && d.soft.starts_with(soft))
+    };
+    let unmasked = |bits: u32| case.state.fpu.mxcsr & bits != bits;
+    let all_masked = !unmasked(0x1f80);
+    let memory = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory);
+    let fault = ends("#", "#");
+    let stack =
+        found.iter().all(|d| d.what.starts_with("st") || ["fsw", "ftw", "end"].contains(&d.what.as_str()));
+    Some(match ins.mnemonic() {
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq if fault && only(&["end"]) => {
+            "CMPS: which of two faulting operands is first"
+        }
+        Call if fault && only(&["end"]) => "CALL: a target and a stack that both fault, which is first",
+        Fldenv | Fnstenv | Frstor | Fnsave | Fxsave | Fxsave64 | Fxrstor | Fxrstor64
+            if fault && only(&["end"]) =>
+        {
+            "state images: which of their bytes is touched first is the processor's choice"
+        }
+        Fbstp | Fbld | Fstp | Fld if fault && only(&["end"]) && ins.memory_size().size() == 10 => {
+            "operands of ten bytes are touched in pieces"
+        }
+        Movsxd if memory && fault && only(&["end"]) => {
+            "MOVSXD r16 reads 16 bits (Intel SDM vol. 2B), on AMD 32"
+        }
+        INVALID if case.bytes.contains(&0xf0) && ends("#GP", "#UD") => "LOCK MOV CR0 is MOV CR8 on AMD",
+        Pause if only(&["rax", "r8"]) => "PAUSE with REX.B is XCHG R8, RAX; iced decodes PAUSE",
+        Ldmxcsr | Fxrstor | Fxrstor64 if ends("done", "#GP") => {
+            "MXCSR bit 17: AMD's misaligned exception mask"
+        }
+        Maskmovq if stack => "MASKMOVQ: AMD enters MMX state before its page fault",
+        Maskmovq | Maskmovdqu if ends("#", "") => {
+            "masked stores: whether bytes that are not stored fault is the processor's choice (Intel SDM vol. 2B)"
+        }
+        Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2
+            if memory && found.iter().any(|d| d.what == "end" && d.soft == "#GP(0x0)") =>
+        {
+            "SHA: AMD takes operands that are not aligned, Intel does not (Intel SDM vol. 2B, exceptions type 4)"
+        }
+        Cvtpi2ps if memory && (stack || ends("", "#MF")) => {
+            "CVTPI2PS from memory: Intel enters MMX state (Intel SDM vol. 2A), AMD does not"
+        }
+        Cvtpi2ps | Cvtpi2pd | Cvtpd2pi | Cvttpd2pi | Cvtps2pi | Cvttps2pi if !all_masked && stack => {
+            "CVTPI2PS, CVTPS2PI and their kin: AMD enters MMX state before it raises #XM"
+        }
+        Dpps | Dppd if !all_masked => {
+            "DPPS, DPPD: stages raise unmasked exceptions one by one; the software CPU looks at the end result"
+        }
+        Loope | Loopne if ins.has_rep_prefix() || ins.has_repne_prefix() => {
+            "LOOPcc with a REP prefix is reserved (Intel SDM vol. 2A, 2.1.1)"
+        }
+        _ if only(&["mxcsr"]) && unmasked(OVERFLOW | UNDERFLOW) && precision_only(found) => {
+            "PE beside unmasked overflow or underflow, where exponents without bounds decide (see exec/sse/mxcsr.rs)"
+        }
+        _ => return None,
+    })
+}
+
+/// Whether MXCSR differs in PE alone.
+fn precision_only(found: &[Difference]) -> bool {
+    let value = |text: &str| u32::from_str_radix(text.trim_start_matches("0x"), 16).unwrap_or(0);
+    found.iter().all(|d| value(&d.native) ^ value(&d.soft) == 0x20)
+}

@@ -1,0 +1,216 @@
+//! Runs many cases and reports.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use iced_x86::{Code, Decoder, Instruction};
+use x86_core::exec;
+
+use super::case::{Case, START};
+use super::compare::{Difference, differences, inputs, undefined_differ};
+use super::generate::Generator;
+use super::known::known;
+use super::minimise::minimise;
+use super::native::{Native, Unavailable};
+use super::rng::Rng;
+use super::select;
+use super::soft::Soft;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Seed of everything.
+    pub seed: u64,
+    /// Number of cases to execute.
+    pub cases: u64,
+    /// Run the case of this number only.
+    pub only: Option<u64>,
+    /// Only instructions whose iced `Code` contains this, whatever the letters' case.
+    pub filter: Option<String>,
+    /// Flags that the manual leaves undefined count, too.
+    pub strict: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { seed: 1, cases: 200_000, only: None, filter: None, strict: false }
+    }
+}
+
+/// A case on which the two do not agree.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// Number of the case under the run's seed.
+    pub index: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// The case with everything taken away that does not matter.
+    pub case: Case,
+    /// What differs then.
+    pub differences: Vec<Difference>,
+    /// Cases of the same instruction that differ.
+    pub count: u64,
+}
+
+/// What a run found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Cases executed on both sides.
+    pub cases: u64,
+    /// Cases by instruction; `INVALID` counts byte strings that are none.
+    pub coverage: BTreeMap<String, u64>,
+    /// Instructions that were selected and have no semantics.
+    pub missing: Vec<Code>,
+    /// The first finding of each instruction.
+    pub findings: BTreeMap<String, Finding>,
+    /// Cases by reason of [`super::known`].
+    pub known: BTreeMap<&'static str, u64>,
+    /// Cases in which only undefined flags differ, by instruction.
+    pub undefined: BTreeMap<String, u64>,
+}
+
+/// Both processors.
+#[derive(Debug)]
+pub(super) struct Pair {
+    native: Native,
+    soft: Soft,
+}
+
+impl Pair {
+    /// Runs `case` on both; what differs, and whether undefined flags do.
+    pub(super) fn compare(&mut self, ins: &Instruction, case: &Case) -> (Vec<Difference>, bool) {
+        let soft = self.soft.run(case);
+        let native = self.native.run(case);
+        (differences(ins, case, &native, &soft), undefined_differ(ins, &native, &soft))
+    }
+}
+
+/// The instruction of `case`.
+pub(super) fn decode(case: &Case) -> Instruction {
+    Decoder::with_ip(64, &case.bytes, START, x86_core::DECODER_OPTIONS).decode()
+}
+
+/// Runs the cases of `config`.
+///
+/// # Errors
+/// The host does not let us run instructions natively.
+pub fn run(config: &Config) -> Result<Report, Unavailable> {
+    let features = select::features();
+    let codes = select::codes(&features);
+    let mut pair = Pair { native: Native::new()?, soft: Soft::new(features) };
+    let mut generator = Generator::new();
+    let wanted: Vec<bool> = codes.iter().map(|code| matches(config, *code)).collect();
+    let mut report = Report { seed: config.seed, ..Report::default() };
+    report.missing =
+        codes.iter().zip(&wanted).filter(|(c, w)| **w && !is_defined(**c)).map(|(c, _)| *c).collect();
+    let defined: Vec<bool> = codes.iter().zip(&wanted).map(|(c, w)| *w && is_defined(*c)).collect();
+    let (first, last) = match config.only {
+        Some(index) => (index, index.saturating_add(1)),
+        None => (0, u64::MAX),
+    };
+    if !defined.contains(&true) {
+        return Ok(report);
+    }
+    for index in first..last {
+        if report.cases >= config.cases {
+            break;
+        }
+        let mut rng = Rng::new(config.seed, index);
+        let choice = rng.below(codes.len() as u64) as usize;
+        if !defined[choice] {
+            continue;
+        }
+        let Some(case) = generator.case(&mut rng, codes[choice]) else { continue };
+        let ins = decode(&case);
+        // Prefixes and flipped bits can make another instruction of it.
+        let wanted = select::selected(ins.code(), &features) && is_defined(ins.code());
+        if !wanted && !ins.is_invalid() {
+            continue;
+        }
+        let name = format!("{:?}", ins.code());
+        report.cases += 1;
+        let (found, undefined) = pair.compare(&ins, &case);
+        *report.coverage.entry(name.clone()).or_default() += 1;
+        if undefined {
+            *report.undefined.entry(name.clone()).or_default() += 1;
+        }
+        let found = if found.is_empty() && undefined && config.strict {
+            vec![Difference { what: "undefined flags".into(), native: String::new(), soft: String::new() }]
+        } else {
+            found
+        };
+        if found.is_empty() {
+            continue;
+        }
+        if let Some(reason) = known(&ins, &case, &found) {
+            *report.known.entry(reason).or_default() += 1;
+            continue;
+        }
+        match report.findings.get_mut(&name) {
+            Some(finding) => finding.count += 1,
+            None => {
+                let (case, differences) = minimise(&mut pair, &ins, case, found);
+                let finding = Finding { index, seed: config.seed, case, differences, count: 1 };
+                report.findings.insert(name, finding);
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn is_defined(code: Code) -> bool {
+    exec::is_defined(code) || select::always_undefined(code)
+}
+
+fn matches(config: &Config, code: Code) -> bool {
+    let Some(filter) = &config.filter else { return true };
+    format!("{code:?}").to_lowercase().contains(&filter.to_lowercase())
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes: Vec<_> = self.case.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(f, "{}    {}", bytes.join(" "), crate::asm::disassemble(64, START, &self.case.bytes))?;
+        for line in inputs(&self.case) {
+            writeln!(f, "    {line}")?;
+        }
+        for Difference { what, native, soft } in &self.differences {
+            writeln!(f, "  {what}: host {native}, software {soft}")?;
+        }
+        writeln!(
+            f,
+            "  {} case(s); again: cargo xtask oracle --seed {} --case {}",
+            self.count, self.seed, self.index
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, finding) in &self.findings {
+            write!(f, "{name}: {finding}")?;
+        }
+        for (reason, count) in &self.known {
+            writeln!(f, "known: {count} case(s): {reason}")?;
+        }
+        if !self.undefined.is_empty() {
+            let list: Vec<_> = self.undefined.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            writeln!(f, "undefined flags differ: {}", list.join(", "))?;
+        }
+        if !self.missing.is_empty() {
+            let list: Vec<_> = self.missing.iter().map(|code| format!("{code:?}")).collect();
+            writeln!(f, "missing ({}): {}", list.len(), list.join(" "))?;
+        }
+        let fewest = self.coverage.values().min().copied().unwrap_or(0);
+        writeln!(
+            f,
+            "{} cases of {} instructions (seed {}, at least {fewest} each): {} instruction(s) differ",
+            self.cases,
+            self.coverage.len(),
+            self.seed,
+            self.findings.len()
+        )
+    }
+}

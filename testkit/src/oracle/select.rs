@@ -1,0 +1,122 @@
+//! Which instructions are tried.
+
+use accel_api::{CpuFeatures, Feature};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
+
+/// What is tried beyond the features of the model `x86-64-v2`, if the host has it.
+const BEYOND: &[Feature] = &[
+    Feature::Movbe,
+    Feature::Bmi1,
+    Feature::Bmi2,
+    Feature::Adx,
+    Feature::Abm,
+    Feature::Aes,
+    Feature::Pclmulqdq,
+    Feature::Sha,
+    Feature::Clflushopt,
+    Feature::Clwb,
+];
+
+/// Features of the software CPU under test: those of the default model and [`BEYOND`] that the host has.
+pub fn features() -> CpuFeatures {
+    let model = accel_api::CpuModel::named("x86-64-v2", 1, 1_000_000);
+    let wanted = model.map_or(CpuFeatures::EMPTY, |model| model.features).with(BEYOND);
+    wanted.intersection(&CpuFeatures::of_host())
+}
+
+/// All instructions to try with `features`: those that 64-bit mode has, less [`excluded`] ones.
+pub fn codes(features: &CpuFeatures) -> Vec<Code> {
+    Code::values().filter(|&code| code.op_code().is_instruction() && selected(code, features)).collect()
+}
+
+/// Whether `code` is to be tried.
+pub fn selected(code: Code, features: &CpuFeatures) -> bool {
+    let op_code = code.op_code();
+    let legacy = code.encoding() == EncodingKind::Legacy;
+    op_code.mode64()
+        && op_code.decoder_option() == 0
+        && (legacy || code.encoding() == EncodingKind::VEX)
+        && code.cpuid_features().iter().all(|&feature| announced(feature, features))
+        && excluded(code).is_none()
+}
+
+/// Why an instruction of these features is left out.
+pub fn excluded(code: Code) -> Option<&'static str> {
+    use Mnemonic::*;
+    let op_code = code.op_code();
+    let kinds = op_code.op_kinds();
+    match code.mnemonic() {
+        Syscall | Sysenter | Int | Int1 | Int3 | Into => return Some("enters the host's kernel"),
+        Cpuid | Rdtsc | Rdtscp | Rdpmc | Rdpid | Xgetbv => return Some("tells of the host's processor"),
+        Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => return Some("the host's threads live by the FS base"),
+        Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw => {
+            return Some("tells of the host's tables");
+        }
+        Iret | Iretd | Iretq | Retf => return Some("far control flow"),
+        Lds | Les | Lfs | Lgs | Lss => return Some("loads a segment register"),
+        Vmcall | Vmmcall => return Some("calls the host's hypervisor"),
+        Pop if kinds.iter().any(|k| matches!(k, OpCodeOperandKind::fs | OpCodeOperandKind::gs)) => {
+            return Some("loads a segment register");
+        }
+        Mov if kinds.first() == Some(&OpCodeOperandKind::seg_reg) => return Some("loads a segment register"),
+        Reservednop if op_code.op_code() & 0xff == 0x0d => return Some("differs by vendor"),
+        Call | Jmp if far(code) => return Some("far control flow"),
+        _ => {}
+    }
+    // Intel ignores an operand-size prefix on near branches in 64-bit mode, AMD does not (Intel SDM vol. 2A, Jcc).
+    if op_code.operand_size() == 16 && code.flow_control() != iced_x86::FlowControl::Next {
+        return Some("differs by vendor");
+    }
+    None
+}
+
+/// Whether the instruction's only meaning is #UD, so that it needs no semantics.
+pub fn always_undefined(code: Code) -> bool {
+    matches!(code.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2)
+}
+
+/// Whether a call or jump loads CS.
+fn far(code: Code) -> bool {
+    use iced_x86::MemorySize::*;
+    let op_code = code.op_code();
+    matches!(op_code.memory_size(), SegPtr16 | SegPtr32 | SegPtr64)
+        || matches!(op_code.op0_kind(), OpCodeOperandKind::farbr2_2 | OpCodeOperandKind::farbr4_2)
+}
+
+/// Whether `features` include what iced calls `feature`.
+fn announced(feature: CpuidFeature, features: &CpuFeatures) -> bool {
+    use CpuidFeature as C;
+    let needed = match feature {
+        C::INTEL8086 | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 | C::X64 => return true,
+        C::MULTIBYTENOP | C::PAUSE => return true,
+        // ENDBR32 and ENDBR64 do nothing without CET.
+        C::CET_IBT => return true,
+        C::FPU | C::FPU287 | C::FPU387 => Feature::Fpu,
+        C::CX8 => Feature::Cx8,
+        C::CMPXCHG16B => Feature::Cx16,
+        C::CMOV => Feature::Cmov,
+        C::MMX => Feature::Mmx,
+        C::SSE => Feature::Sse,
+        C::SSE2 => Feature::Sse2,
+        C::SSE3 => Feature::Sse3,
+        C::SSSE3 => Feature::Ssse3,
+        C::SSE4_1 => Feature::Sse41,
+        C::SSE4_2 => Feature::Sse42,
+        C::FXSR => Feature::Fxsr,
+        C::POPCNT => Feature::Popcnt,
+        C::LZCNT => Feature::Abm,
+        C::MOVBE => Feature::Movbe,
+        C::BMI1 => Feature::Bmi1,
+        C::BMI2 => Feature::Bmi2,
+        C::ADX => Feature::Adx,
+        C::AES => Feature::Aes,
+        C::PCLMULQDQ => Feature::Pclmulqdq,
+        C::SHA => Feature::Sha,
+        C::CLFSH => Feature::Clflush,
+        C::CLFLUSHOPT => Feature::Clflushopt,
+        C::CLWB => Feature::Clwb,
+        C::PREFETCHW => Feature::Prefetchw,
+        _ => return false,
+    };
+    features.has(needed)
+}

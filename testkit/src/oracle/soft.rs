@@ -1,0 +1,190 @@
+//! One instruction in the software CPU, at the same addresses and with the same rights as natively.
+#![allow(unsafe_code)] // guest RAM is filled and read through its host address
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use accel_api::{Access, CpuFeatures, CpuModel, CpuState, GpFault, GuestRam, IoSize, SlotId, VcpuBus};
+use x86_core::lapic::{ApicBus, ApicHost, Lapic, LapicConfig};
+use x86_core::shared::VmShared;
+use x86_core::{Cpu, Exec, Fault, Mode, exec};
+
+use super::case::{CODE, CODE_SIZE, Case, End, Outcome, Raised, START, State, WINDOW, WINDOW_SIZE, WRITABLE};
+
+/// RAM: page tables first, then the window, then the code page.
+const RAM_SIZE: u64 = 1 << 20;
+const TABLES: u64 = 0x1000;
+const WINDOW_GPA: u64 = 0x10_000;
+const CODE_GPA: u64 = 0x20_000;
+
+/// Segment attributes of user code (64-bit) and data at privilege level 3.
+const USER_CODE: u16 = 0xa0fb;
+const USER_DATA: u16 = 0xc0f3;
+/// What Linux gives its 64-bit processes, so that stored selectors agree.
+const CS: u16 = 0x33;
+const SS: u16 = 0x2b;
+
+/// Iterations of one string instruction before it is taken to hang: more than the window has bytes.
+const MAX_STEPS: usize = 100_000;
+
+/// A software CPU in 64-bit mode at privilege level 3.
+#[derive(Debug)]
+pub struct Soft {
+    cpu: Box<Cpu>,
+    state: CpuState,
+    ram: GuestRam,
+}
+
+#[derive(Debug)]
+struct NoBus;
+
+impl VcpuBus for NoBus {
+    fn mmio_read(&self, _: u64, size: IoSize) -> u64 {
+        size.ones()
+    }
+    fn mmio_write(&self, _: u64, _: IoSize, _: u64) {}
+    fn pio_read(&self, _: u16, size: IoSize) -> u32 {
+        size.ones() as u32
+    }
+    fn pio_write(&self, _: u16, _: IoSize, _: u32) {}
+    fn msr_read(&self, _: u32) -> Result<u64, GpFault> {
+        Err(GpFault)
+    }
+    fn msr_write(&self, _: u32, _: u64) -> Result<(), GpFault> {
+        Err(GpFault)
+    }
+    fn ack_extint(&self) -> Option<u8> {
+        None
+    }
+    fn eoi(&self, _: u8) {}
+}
+
+impl ApicHost for NoBus {
+    fn eoi(&self, _: u8) {}
+}
+
+impl Soft {
+    /// One with `features` and the platform's.
+    ///
+    /// # Panics
+    /// If the host has no memory for a megabyte of RAM.
+    pub fn new(features: CpuFeatures) -> Self {
+        let ram = GuestRam::new(&[(0, RAM_SIZE)]).expect("1 MiB of RAM");
+        let vm = VmShared::new(ram.flags().clone(), 1);
+        vm.remap(|map| map.with(SlotId(0), &ram.regions()[0], Access::ReadWrite))
+            .expect("an empty map takes any slot");
+        let mut model = CpuModel::named("x86-64-v2", 1, 1_000_000).expect("a known model");
+        model.features = features;
+        let bus = Arc::new(ApicBus::new([0], Arc::new(|_| {})));
+        let config = LapicConfig { bsp: true, x2apic: true, eoi_suppression: false, phys_addr_bits: 40 };
+        let lapic = Lapic::new(bus, 0, config, Arc::new(NoBus)).expect("vCPU 0 is on the bus");
+        let mut cpu = Cpu::new(0, vm, Arc::new(model), Arc::new(NoBus), lapic);
+        x86_core::testing::enter(&mut cpu, Mode::Long);
+        let mut state = CpuState::reset(0);
+        cpu.save_state(&mut state);
+        let mut soft = Self { cpu, state, ram };
+        soft.set_up();
+        soft
+    }
+
+    fn set_up(&mut self) {
+        use x86_core::bits;
+        const PRESENT_WRITE_USER: u64 = 7;
+        const PRESENT_USER: u64 = 5;
+        const NO_EXECUTE: u64 = 1 << 63;
+        // One table a level: window and code lie in the same gigabyte, in different 2 MiB.
+        let (pml4, pdpt, directory, window_table, code_table) =
+            (TABLES, TABLES + 0x1000, TABLES + 0x2000, TABLES + 0x3000, TABLES + 0x4000);
+        let index = |address: u64, level: u64| (address >> (12 + 9 * level) & 511) * 8;
+        self.entry(pml4 + index(WINDOW, 3), pdpt | PRESENT_WRITE_USER);
+        self.entry(pdpt + index(WINDOW, 2), directory | PRESENT_WRITE_USER);
+        self.entry(directory + index(WINDOW, 1), window_table | PRESENT_WRITE_USER);
+        self.entry(directory + index(CODE, 1), code_table | PRESENT_WRITE_USER);
+        for page in (0..WINDOW_SIZE as u64).step_by(4096) {
+            let rights = if page < WRITABLE as u64 { PRESENT_WRITE_USER } else { PRESENT_USER };
+            self.entry(window_table + index(WINDOW + page, 0), (WINDOW_GPA + page) | rights | NO_EXECUTE);
+        }
+        self.entry(code_table + index(CODE, 0), CODE_GPA | PRESENT_USER);
+        self.bytes(CODE_GPA, CODE_SIZE).fill(0xcc);
+        let segments = &mut self.state.segments;
+        for data in [&mut segments.es, &mut segments.ds, &mut segments.fs, &mut segments.gs] {
+            (data.selector, data.attributes) = (0, USER_DATA);
+        }
+        (segments.cs.selector, segments.cs.attributes) = (CS, USER_CODE);
+        (segments.ss.selector, segments.ss.attributes) = (SS, USER_DATA);
+        // Too short for an I/O permission bitmap: no port is allowed.
+        segments.tr.limit = 0x65;
+        let control = &mut self.state.control;
+        control.cr3 = pml4;
+        control.cr0 |= bits::CR0_PG | bits::CR0_WP | bits::CR0_AM;
+        control.cr4 |= bits::CR4_UMIP | bits::CR4_FSGSBASE;
+    }
+
+    fn entry(&mut self, gpa: u64, value: u64) {
+        self.bytes(gpa, 8).copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn bytes(&mut self, gpa: u64, len: usize) -> &mut [u8] {
+        assert!(gpa + len as u64 <= RAM_SIZE);
+        let host = self.ram.regions()[0].host_addr().wrapping_add(gpa as usize);
+        // SAFETY: within the region, and no vCPU runs while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(host, len) }
+    }
+
+    /// Runs one case.
+    pub fn run(&mut self, case: &Case) -> Outcome {
+        let at = CODE_GPA + (START - CODE);
+        self.bytes(WINDOW_GPA, WINDOW_SIZE).copy_from_slice(&case.memory);
+        self.bytes(at, case.bytes.len()).copy_from_slice(&case.bytes);
+        self.state.gpr = case.state.gpr;
+        self.state.rip = case.state.rip;
+        self.state.rflags = case.state.rflags;
+        self.state.fpu = case.state.fpu.clone();
+        self.cpu.load_state(&self.state);
+        self.cpu.fault_address = 0;
+        let cpu = &mut self.cpu;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            exec::mxcsr::enter(cpu);
+            execute(cpu)
+        }));
+        exec::mxcsr::leave(&mut self.cpu);
+        let end = match result {
+            Ok(Ok(())) => End::Done,
+            Ok(Err(fault)) => End::Fault(self.raised(fault)),
+            Err(payload) => {
+                let text = payload.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| payload.downcast_ref::<&str>().map(|s| s.to_string()));
+                End::Panic(text.unwrap_or_default())
+            }
+        };
+        let mut after = self.state.clone();
+        self.cpu.save_state(&mut after);
+        let state = State { gpr: after.gpr, rip: after.rip, rflags: after.rflags, fpu: after.fpu };
+        self.bytes(at, case.bytes.len()).fill(0xcc);
+        Outcome { end, state, memory: self.bytes(WINDOW_GPA, WINDOW_SIZE).to_vec() }
+    }
+
+    fn raised(&self, fault: Fault) -> Raised {
+        let page_fault = fault.vector() == x86_core::vector::PF;
+        Raised {
+            vector: fault.vector(),
+            error: fault.error_code().unwrap_or(0),
+            address: if page_fault { self.cpu.fault_address } else { 0 },
+        }
+    }
+}
+
+/// Executes the instruction at RIP. A string instruction may leave RIP where it is after each piece of its work.
+fn execute(cpu: &mut Cpu) -> Exec {
+    for _ in 0..MAX_STEPS {
+        let instruction = cpu.decode_at(cpu.rip)?;
+        cpu.next_rip = instruction.next_ip();
+        exec::lookup(instruction.code())(cpu, &instruction)?;
+        cpu.rip = cpu.next_rip;
+        let string = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+        if cpu.rip != START || !string {
+            return Ok(());
+        }
+    }
+    panic!("the instruction does not end");
+}
