@@ -31,7 +31,9 @@ pub(crate) fn obtain(offline: bool, built_in_will_do: bool) -> Result<Guest, Fai
         Some(guest) => return Ok(debians(guest)),
         None if offline => "told to stay offline, and the cache has none".to_owned(),
         None => {
-            say("fetching the default guest, Debian's cloud kernel and busybox, once, through this host's apt");
+            say(
+                "fetching the default guest, Debian's cloud kernel and busybox, once, through this host's apt",
+            );
             match debian::fetch(Flavour::Cloud, &mut |line| say(line)) {
                 Ok(guest) => return Ok(debians(guest)),
                 Err(error) if out_of_reach(&error) => error.to_string(),
