@@ -1,6 +1,8 @@
 //! Finds, decodes, links and drops blocks, and runs chains of them.
 #![allow(unsafe_code)] // starts chains of handlers and patches links in ops that the store keeps
 
+use std::sync::atomic::Ordering;
+
 use accel_api::{PAGE_SIZE, PageFlag};
 use x86_core::soft::Executor;
 use x86_core::{Cpu, Exec, Fault, exec, lines};
@@ -63,6 +65,8 @@ enum Found {
     Block(*mut Op),
     /// An instruction that no block can hold: it crosses into another page, or lies outside RAM.
     Single,
+    /// The memory map has changed meanwhile.
+    Again,
 }
 
 impl Engine {
@@ -108,6 +112,7 @@ impl Engine {
         let key = Key::new(page.index, la & (PAGE_SIZE - 1), context.mode);
         let first = match self.store.find(key) {
             Some(first) => first,
+            None if self.watch(cpu, page.index) => return Ok(Found::Again),
             None => match self.decode(cpu, key, page.index)? {
                 Some(first) => first,
                 None => return Ok(Found::Single),
@@ -124,33 +129,41 @@ impl Engine {
             self.flush();
             self.seen.drops += 1;
         }
-        self.watch(cpu, page);
         let mut lowered = std::mem::take(&mut self.scratch);
-        let result = lower::block(cpu, &mut self.store, &mut lowered);
-        let first = match result {
-            Ok(()) if lowered.ops.is_empty() => None,
-            Ok(()) => {
-                self.stats.decoded += lowered.instructions as u64;
-                cpu.vm.code.add(page, lines(lowered.start, lowered.bytes));
-                Some(self.store.insert(key, &lowered.ops))
-            }
-            Err(fault) => {
+        let mut first = None;
+        // Another vCPU that goes on storing to code must not keep us here: after a few tries, one instruction.
+        for _ in 0..4 {
+            let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
+            if let Err(fault) = lower::block(cpu, &mut self.store, &mut lowered) {
                 self.scratch = lowered;
                 return Err(fault);
             }
-        };
+            if lowered.ops.is_empty() {
+                break;
+            }
+            cpu.vm.code.add(page, lines(lowered.start, lowered.bytes));
+            // A store between our reading and this could not know that it hits code.
+            if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
+                self.stats.decoded += lowered.instructions as u64;
+                first = Some(self.store.insert(key, &lowered.ops));
+                break;
+            }
+        }
         self.scratch = lowered;
         Ok(first)
     }
 
-    /// Makes stores to `page` visible to us from now on, before its bytes are read.
-    fn watch(&mut self, cpu: &mut Cpu, page: usize) {
+    /// Makes stores to `page` visible to us from now on, before its bytes are read; whether translations have changed
+    /// meanwhile.
+    #[cold]
+    fn watch(&mut self, cpu: &mut Cpu, page: usize) -> bool {
         if self.store.has_page(page) && cpu.vm.flags.get(page).contains(PageFlag::CODE) {
-            return;
+            return false;
         }
         cpu.vm.flags.set(page, PageFlag::CODE);
         cpu.tlb.drop_write_tags_of(page);
         cpu.vm.code_watched(page, cpu.id as usize);
+        cpu.serve_memory_requests()
     }
 
     /// Drops everything. No chain may be running.
@@ -184,6 +197,7 @@ impl Executor for Engine {
             self.stats.lookups += 1;
             let first = match self.find(cpu)? {
                 Found::Block(first) => first,
+                Found::Again => continue,
                 Found::Single => {
                     self.link = std::ptr::null_mut();
                     cpu.budget -= 1;

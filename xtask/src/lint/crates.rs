@@ -31,6 +31,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "x86-core",
         ],
     ),
+    ("user-suite", &[]),
     ("xtask", &["guests", "machine", "testkit"]),
 ];
 
