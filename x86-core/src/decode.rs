@@ -151,9 +151,16 @@ impl Cpu {
 /// Options for every decoder of guest code.
 pub const DECODER_OPTIONS: u32 = DecoderOptions::NONE;
 
-/// What fifteen bytes that are no instruction raise: #GP(0) if it is only their length (Intel SDM vol. 2A, 2.3.11).
+/// What fifteen bytes that are no instruction raise: #GP(0) if it is only their length (Intel SDM vol. 2A, 2.3.11),
+/// so that without the first prefix they are the start of an instruction.
 fn invalid(bytes: &[u8; MAX_INSTRUCTION], mode: Mode) -> Fault {
-    let mut decoder = Decoder::new(mode.bitness(), bytes, DECODER_OPTIONS);
+    let mut decoder = Decoder::new(mode.bitness(), &bytes[1..], DECODER_OPTIONS);
     let _ = decoder.decode();
-    if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes { Fault::GP0 } else { Fault::UD }
+    let truncated = decoder.last_error() == iced_x86::DecoderError::NoMoreBytes;
+    if is_prefix(bytes[0], mode) && truncated { Fault::GP0 } else { Fault::UD }
+}
+
+fn is_prefix(byte: u8, mode: Mode) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+        || mode == Mode::Long && matches!(byte, 0x40..=0x4f)
 }

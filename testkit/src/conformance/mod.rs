@@ -4,9 +4,15 @@
 //! ([`crate::travel`]), where the state goes through `save` and `load` between instructions.
 
 pub mod arithmetic;
+pub mod exceptions;
+pub mod halt;
+pub mod interrupts;
 pub mod io;
 pub mod memory;
+pub mod slots;
 pub mod smc;
+pub mod smp;
+pub mod time;
 
 /// `conformance!(name, accelerator)`: a module `name` with a test for each check, where `accelerator` is an expression
 /// of type `Arc<dyn Accelerator>`.
@@ -52,12 +58,20 @@ macro_rules! __conformance_checks {
         $crate::__conformance_tests! {
             arithmetic:
                 add_sub_flags multiply_divide shifts control_flow strings sse x87 other_modes;
+            exceptions: divide undefined general_protection selector_errors ring3 traps floating_point double_fault
+                triple_fault fault_on_the_handlers_stack injected_events;
+            halt: wakes_by_interrupt wakes_by_nmi sti_hlt kick_while_halted early_kick kicks_in_a_loop kick_in_rep;
+            interrupts: messages priority_order in_service task_priority level_eoi extint nmi sti_shadow mov_ss_shadow
+                software_disabled storm;
             io: ports string_ports string_port_fault port_permissions mmio_sizes mmio_instructions mmio_pieces
                 read_only_slot;
             memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
                 other_paging_modes addressing;
+            slots: refusals by_a_device while_running dirty_log dirty_again_while_running code_unmapped;
+            time: one_shot periodic tsc_deadline time_stamp;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 cross_modifying;
+            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu atomic_counters store_order shoot_down;
         }
     };
 }
