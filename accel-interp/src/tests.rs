@@ -3,7 +3,7 @@
 use iced_x86::{Decoder, FlowControl, Mnemonic};
 use x86_core::soft::Executor;
 use x86_core::testing::{self, peek, poke};
-use x86_core::{Cpu, Fault, Mode, exec};
+use x86_core::{Cpu, Fault, Mode, TLB_ENTRIES, exec};
 
 use crate::engine::Engine;
 
@@ -189,6 +189,33 @@ fn a_store_into_the_running_block_takes_effect_at_once() {
     let mut engine = Engine::new();
     by_blocks(&mut cpu, &mut engine, CODE + 9).unwrap();
     assert_eq!(cpu.gpr[0] as u8, 0x2a);
+}
+
+#[test]
+fn a_call_ends_whose_two_pages_share_a_place_in_the_tlb() {
+    // call [rbx]; at its target: jmp $
+    let mut cpu = prepare(1, &[0xff, 0x13]);
+    poke(&mut cpu, 0x2000, &[0xeb, 0xfe]);
+    // The first 2 MiB, and again as far from there as the TLB repeats (Intel SDM vol. 3, 4.5).
+    const TABLES: u64 = 0x20000;
+    let repeat = (TLB_ENTRIES as u64) << 12;
+    for (at, value) in [
+        (TABLES, TABLES + 0x1003),
+        (TABLES + 0x1000, TABLES + 0x2003),
+        (TABLES + 0x2000, 0x83),
+        (TABLES + 0x2000 + (repeat >> 21) * 8, 0x83),
+    ] {
+        poke(&mut cpu, at, &u64::to_le_bytes(value));
+    }
+    cpu.cr3 = TABLES;
+    cpu.cr0 |= 1 << 31;
+    cpu.update_mode();
+    poke(&mut cpu, 0x8100, &0x2000u64.to_le_bytes());
+    cpu.gpr[3] = 0x8100;
+    cpu.gpr[4] = repeat + 0x8800;
+    by_blocks(&mut cpu, &mut Engine::new(), 0x2000).unwrap();
+    assert_eq!(cpu.gpr[4], repeat + 0x87f8);
+    assert_eq!(peek(&mut cpu, 0x87f8, 8), (CODE + 2).to_le_bytes());
 }
 
 #[test]

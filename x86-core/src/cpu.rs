@@ -6,7 +6,7 @@ use std::sync::Arc;
 use accel_api::{CpuModel, DescriptorTable, InjectedEvent, MpState, Msrs, Segment, VcpuBus, Ymm};
 
 use crate::alu::{ArithFlags, flag};
-use crate::lapic::Lapic;
+use crate::lapic::{Lapic, Now};
 use crate::mode::{Mode, bits};
 use crate::shared::{VcpuShared, VmShared, request};
 use crate::{FpuRegs, MemoryMap, Tlb, TlbEntry, TlbMode};
@@ -296,6 +296,29 @@ impl Cpu {
     #[inline(always)]
     pub fn tsc(&self) -> u64 {
         host_tsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// The moment, as the local APIC counts it: nanoseconds by the host's TSC, which the guest cannot set.
+    pub fn now(&self) -> Now {
+        let host = host_tsc();
+        Now { ns: self.tsc_to_ns(host), tsc: host.wrapping_add(self.tsc_offset) }
+    }
+
+    /// TSC ticks in nanoseconds.
+    pub fn tsc_to_ns(&self, tsc: u64) -> u64 {
+        let khz = u128::from(self.model.tsc_khz.max(1));
+        (u128::from(tsc) * 1_000_000 / khz) as u64
+    }
+
+    /// The host TSC at which a timer of the local APIC is due.
+    pub fn deadline_tsc(&self, deadline: crate::lapic::TimerDeadline) -> u64 {
+        match deadline {
+            crate::lapic::TimerDeadline::Tsc(tsc) => tsc.wrapping_sub(self.tsc_offset),
+            crate::lapic::TimerDeadline::Ns(ns) => {
+                let ticks = (u128::from(ns) * u128::from(self.model.tsc_khz)).div_ceil(1_000_000);
+                u64::try_from(ticks).unwrap_or(u64::MAX)
+            }
+        }
     }
 
     /// Whether a maskable interrupt could be taken now.

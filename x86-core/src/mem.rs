@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use accel_api::{IoSize, PAGE_SIZE, PageFlag};
 
 use crate::alu::{Word, flag};
-use crate::lapic::Now;
 use crate::mode::Mode;
 use crate::{AccessKind, Cpu, Exec, Fault, TlbMode, Translation, lines};
 
@@ -473,29 +472,6 @@ impl Cpu {
             self.wrote(Span { host, len: PAGE_SIZE as usize - offset, page: page.index }, width);
         }
         done
-    }
-
-    /// The moment, as the local APIC counts it: nanoseconds by the host's TSC, which the guest cannot set.
-    pub fn now(&self) -> Now {
-        let host = crate::host_tsc();
-        Now { ns: self.tsc_to_ns(host), tsc: host.wrapping_add(self.tsc_offset) }
-    }
-
-    /// TSC ticks in nanoseconds.
-    pub fn tsc_to_ns(&self, tsc: u64) -> u64 {
-        let khz = u128::from(self.model.tsc_khz.max(1));
-        (u128::from(tsc) * 1_000_000 / khz) as u64
-    }
-
-    /// The host TSC at which a timer of the local APIC is due.
-    pub fn deadline_tsc(&self, deadline: crate::lapic::TimerDeadline) -> u64 {
-        match deadline {
-            crate::lapic::TimerDeadline::Tsc(tsc) => tsc.wrapping_sub(self.tsc_offset),
-            crate::lapic::TimerDeadline::Ns(ns) => {
-                let ticks = (u128::from(ns) * u128::from(self.model.tsc_khz)).div_ceil(1_000_000);
-                u64::try_from(ticks).unwrap_or(u64::MAX)
-            }
-        }
     }
 
     fn bus_read(&mut self, gpa: u64, out: &mut [u8]) {

@@ -142,7 +142,11 @@ handler! {
         }
         let back = s.cpu().code_page + s.op().imm;
         let rsp = s.cpu().gpr[RSP].wrapping_sub(8);
-        hit!(s, store u64, rsp, back);
+        // Not `hit!`, which starts over: if both pages have the same place in the TLB, each would evict the other's
+        // entry for ever.
+        if s.store::<u64>(rsp, back).is_none() {
+            return s.slow();
+        }
         s.cpu().gpr[RSP] = rsp;
         indirect(s, rip)
     }

@@ -238,3 +238,42 @@ pub fn inputs(case: &Case) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::case::{State, WINDOW_SIZE};
+    use super::*;
+    use iced_x86::Decoder;
+
+    fn what(bytes: &[u8], change: impl FnOnce(&mut Outcome)) -> Vec<String> {
+        let ins = Decoder::new(64, bytes, 0).decode();
+        let memory = vec![0; WINDOW_SIZE];
+        let case = Case { bytes: bytes.to_vec(), state: State::new(), memory: memory.clone() };
+        let native = Outcome { end: End::Done, state: State::new(), memory };
+        let mut soft = native.clone();
+        change(&mut soft);
+        differences(&ins, &case, &native, &soft).into_iter().map(|d| d.what).collect()
+    }
+
+    #[test]
+    fn every_kind_of_state_is_looked_at() {
+        const NOP: &[u8] = &[0x90];
+        assert!(what(NOP, |_| {}).is_empty());
+        assert_eq!(what(NOP, |o| o.state.gpr[15] = 1), ["r15"]);
+        assert_eq!(what(NOP, |o| o.state.rflags |= 1 << 10), ["rflags"]);
+        assert_eq!(what(NOP, |o| o.state.rip += 1), ["rip"]);
+        assert_eq!(what(NOP, |o| o.state.fpu.mxcsr |= 1), ["mxcsr"]);
+        assert_eq!(what(NOP, |o| o.state.fpu.st[7][9] = 1), ["st7"]);
+        assert_eq!(what(NOP, |o| o.state.fpu.ymm[3][3] = 1), ["ymm3"]);
+        assert_eq!(what(NOP, |o| o.memory[0x1fff] = 1), ["[0x20001fff]"]);
+        let fault = End::Fault(Raised { vector: 6, error: 0, address: 0 });
+        assert_eq!(what(NOP, |o| o.end = fault), ["end"]);
+    }
+
+    #[test]
+    fn undefined_flags_are_not() {
+        let and_leaves_af_undefined = &[0x21, 0xc0];
+        assert!(what(and_leaves_af_undefined, |o| o.state.rflags |= 1 << 4).is_empty());
+        assert_eq!(what(and_leaves_af_undefined, |o| o.state.rflags |= 1), ["rflags"]);
+    }
+}

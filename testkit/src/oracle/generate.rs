@@ -280,3 +280,36 @@ fn harmful(ins: &Instruction, bytes: &[u8]) -> bool {
     let branches = !matches!(ins.flow_control(), FlowControl::Next);
     branches && bytes[..bytes.len().min(ins.len())].iter().take(4).any(|&byte| byte == 0x66)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_follow_from_seed_and_number() {
+        let codes = super::super::select::codes(&super::super::select::features());
+        assert!(codes.len() > 1000, "{} instructions", codes.len());
+        let case = |generator: &mut Generator, index| {
+            let mut rng = Rng::new(5, index);
+            let code = rng.pick(&codes);
+            generator.case(&mut rng, code)
+        };
+        let (mut a, mut b) = (Generator::new(), Generator::new());
+        let made: Vec<_> = (0..2000).map(|index| case(&mut a, index)).collect();
+        assert!(made.iter().flatten().count() > 1500);
+        for index in (0..2000).rev() {
+            assert_eq!(case(&mut b, index), made[index as usize]);
+        }
+    }
+
+    #[test]
+    fn addresses_are_what_was_aimed_at() {
+        // mov eax, [rbx+rcx*4-8], and [ebx]
+        for bytes in [&[0x8b, 0x44, 0x8b, 0xf8][..], &[0x67, 0x8b, 0x03]] {
+            let (_, ins) = whole(bytes.to_vec());
+            let mut state = State { gpr: [u64::MAX / 3; 16], ..State::new() };
+            aim(&ins, &mut state, WINDOW + 5);
+            assert_eq!(ins.virtual_address(1, 0, |r, _, _| Some(value(&state, r))), Some(WINDOW + 5));
+        }
+    }
+}

@@ -36,9 +36,7 @@ pub(super) fn known(ins: &Instruction, case: &Case, found: &[Difference]) -> Opt
         Fbstp | Fbld | Fstp | Fld if fault && only(&["end"]) && ins.memory_size().size() == 10 => {
             "operands of ten bytes are touched in pieces"
         }
-        Movsxd if memory && fault && only(&["end"]) => {
-            "MOVSXD r16 reads 16 bits (Intel SDM vol. 2B), on AMD 32"
-        }
+        Movsxd if memory && ends("#", "") => "MOVSXD r16 reads 16 bits (Intel SDM vol. 2B), on AMD 32",
         INVALID if case.bytes.contains(&0xf0) && ends("#GP", "#UD") => "LOCK MOV CR0 is MOV CR8 on AMD",
         Pause if only(&["rax", "r8"]) => "PAUSE with REX.B is XCHG R8, RAX; iced decodes PAUSE",
         Ldmxcsr | Fxrstor | Fxrstor64 if ends("done", "#GP") => {

@@ -86,9 +86,7 @@ fn cmpxchg8b(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 fn cmpxchg16b(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     require(cpu, Feature::Cx16)?;
     let ea = cpu.ea(ins, 16, true)?;
-    if !Cpu::canonical(ea.la) {
-        return Err(if ea.stack { Fault::SS0 } else { Fault::GP0 });
-    }
+    // Alignment is looked at first, so that this is #GP also for a stack address that is not canonical.
     if ea.la & 15 != 0 {
         return Err(Fault::GP0);
     }

@@ -143,3 +143,15 @@ fn conversions_with_unmasked_exceptions() {
     assert_eq!(run(&mut cpu, cvtps2pi), Ok(()));
     assert_eq!(cpu.fpu.r[0], F80 { mantissa: 0x8000_0000, exponent: 0xffff });
 }
+
+/// Behind an unmasked invalid operation of one element the other's rounding is not reported (Intel SDM vol. 1, 11.5.3.2).
+#[test]
+fn conversions_report_no_rounding_behind_an_invalid_operation() {
+    let mut cpu = testing::cpu(Mode::Long);
+    cpu.vector.0[1] = [f64::NAN.to_bits(), 1.5f64.to_bits(), 0, 0];
+    cpu.set_mxcsr(0x1f00);
+    crate::exec::mxcsr::enter(&mut cpu);
+    let result = run(&mut cpu, &[0x66, 0x0f, 0x2d, 0xc1]); // cvtpd2pi mm0, xmm1
+    crate::exec::mxcsr::leave(&mut cpu);
+    assert_eq!((result, cpu.fpu.mxcsr), (Err(Fault::XM), 0x1f01));
+}

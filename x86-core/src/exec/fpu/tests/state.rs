@@ -307,3 +307,18 @@ fn speed() {
         println!("{:?}: {} ns", ins.code(), start.elapsed().as_nanos() / 1_000_000);
     }
 }
+
+/// While guest code runs the host's MXCSR holds the sticky flags: those from before FXRSTOR must not outlive it.
+#[test]
+fn fxrstor_replaces_the_sticky_flags() {
+    let mut cpu = testing::cpu(Mode::Long);
+    cpu.gpr[gpr::RSI] = OPERAND;
+    poke(&mut cpu, OPERAND, &[0; 512]);
+    poke(&mut cpu, OPERAND + 24, &0x1f82u32.to_le_bytes());
+    cpu.set_mxcsr(0x1fa1);
+    crate::exec::mxcsr::enter(&mut cpu);
+    let result = run(&mut cpu, FXRSTOR);
+    crate::exec::mxcsr::leave(&mut cpu);
+    result.unwrap();
+    assert_eq!(cpu.fpu.mxcsr, 0x1f82);
+}

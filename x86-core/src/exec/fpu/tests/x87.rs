@@ -46,3 +46,18 @@ fn register_forms() {
 fn functions() {
     sweep(4000, transcendental);
 }
+
+/// A store that an unmasked exception suppresses still touches its operand first, as the host does.
+#[test]
+fn operands_fault_before_an_exception_is_recorded() {
+    for (ftw, fcw, st0) in [(0, 0x37e, 0), (0xff, 0x36f, 1)] {
+        let mut cpu = crate::testing::cpu(crate::mode::Mode::Long);
+        cpu.gpr[accel_api::gpr::RBX] = 1 << 47;
+        (cpu.fpu.ftw, cpu.fpu.fcw) = (ftw, fcw);
+        cpu.fpu.r[0].mantissa = st0;
+        let before = cpu.fpu.clone();
+        // fst dword [rbx]
+        assert_eq!(crate::testing::run(&mut cpu, &[0xd9, 0x13]), Err(crate::Fault::GP0));
+        assert_eq!((cpu.fpu.fsw, cpu.fpu.ftw), (before.fsw, before.ftw));
+    }
+}

@@ -149,6 +149,11 @@ fn cmpxchg16b_wants_alignment() {
     c.gpr[gpr::RDI] = 0x2008;
     assert_eq!(run(&mut c, &[0x48, 0x0f, 0xc7, 0x0f]), Err(Fault::GP0));
     assert_eq!(run(&mut c, &[0xf0, 0x48, 0x0f, 0xc7, 0x0f]), Err(Fault::GP0));
+    // Alignment comes before the canonical form.
+    c.gpr[gpr::RBP] = (1 << 47) + 8;
+    assert_eq!(run(&mut c, &[0x48, 0x0f, 0xc7, 0x4d, 0x00]), Err(Fault::GP0));
+    c.gpr[gpr::RBP] = 1 << 47;
+    assert_eq!(run(&mut c, &[0x48, 0x0f, 0xc7, 0x4d, 0x00]), Err(Fault::SS0));
     c.gpr[gpr::RDI] = 0x2010;
     (c.gpr[gpr::RAX], c.gpr[gpr::RDX], c.gpr[gpr::RBX], c.gpr[gpr::RCX]) = (0, 0, 7, 8);
     run(&mut c, &[0xf0, 0x48, 0x0f, 0xc7, 0x0f]).unwrap();
