@@ -13,7 +13,7 @@ mod scene;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
 use accel_api::*;
@@ -78,13 +78,18 @@ pub fn run(accel: &Arc<dyn Accelerator>, seed: u64, time: Duration) -> Report {
         n += 1;
     }
     let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
-    Report {
+    let report = Report {
         cases: get(&counters.cases),
         refused: get(&counters.refused),
         triple_faults: get(&counters.triple_faults),
         kicked: get(&counters.kicked),
         bus: get(&counters.bus),
+    };
+    #[allow(clippy::print_stderr)] // for whoever runs it for hours
+    {
+        eprintln!("{report:?}");
     }
+    report
 }
 
 fn batch(accel: &Arc<dyn Accelerator>, seed: u64, vcpus: u32, counters: &Arc<Counters>) {
@@ -147,9 +152,11 @@ fn vcpu(
         state: AtomicU64::new(random.next()),
         port: vm.interrupts(),
         inside: AtomicBool::new(false),
+        kick: OnceLock::new(),
         counters: counters.clone(),
     });
-    let mut vcpu = vm.bind_vcpu(&VcpuConfig { id }, bus).expect("bind_vcpu");
+    let mut vcpu = vm.bind_vcpu(&VcpuConfig { id }, bus.clone()).expect("bind_vcpu");
+    bus.kick.set(vcpu.kicker()).expect("once");
     kicks.lock().expect("lock").push(vcpu.kicker());
     barrier.wait();
     for _ in 0..CASES {
@@ -198,7 +205,7 @@ fn pest(
     let mut mapped = false;
     let (mut seen, mut since) = (0, Instant::now());
     while running.load(Ordering::SeqCst) > 0 {
-        for _ in 0..random.below(40) {
+        for _ in 0..random.below(4) {
             std::thread::yield_now();
         }
         match random.below(12) {
@@ -253,6 +260,7 @@ struct Bus {
     port: Arc<dyn InterruptPort>,
     /// An access is under way: the vCPU must not start another one on this thread.
     inside: AtomicBool,
+    kick: OnceLock<Arc<dyn Kick>>,
     counters: Arc<Counters>,
 }
 
@@ -270,6 +278,11 @@ impl Bus {
         if random.one_in(16) {
             let message = MsiMessage { address: 0xfee0_0000, data: random.next() as u32 & 0xff };
             self.port.signal_msi(message).expect("signal_msi");
+        }
+        if random.one_in(64)
+            && let Some(kick) = self.kick.get()
+        {
+            kick.kick();
         }
         self.inside.store(false, Ordering::Relaxed);
         random.next()

@@ -9,6 +9,9 @@ use crate::rig::cell;
 /// What closures that emit code return.
 pub type Asm = Result<(), IcedError>;
 
+/// Emits one instruction of a table of them.
+pub type Emit<'a> = &'a dyn Fn(&mut CodeAssembler) -> Asm;
+
 /// Assembles `body` for `bits` (16, 32 or 64) at linear address `at`.
 ///
 /// # Panics

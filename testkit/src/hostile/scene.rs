@@ -54,11 +54,16 @@ const CODE64: u64 = 2;
 const TABLE: u64 = 3;
 const DESCRIPTORS: u64 = 4;
 
-/// Tables that work, until somebody stores to them: 4-level paging, 32-bit paging, IDT for 64-bit mode, GDT.
+/// Tables that work, until somebody stores to them: 4-level paging, 32-bit paging, IDTs for 64-bit and 32-bit mode, GDT,
+/// TSSs.
 const SANE_PML4: u64 = 0xf_0000;
 const SANE_DIRECTORY: u64 = 0xf_2000;
 const SANE_IDT: u64 = 0xf_4000;
 const SANE_GDT: u64 = 0xf_5000;
+const SANE_IDT32: u64 = 0xf_6000;
+const SANE_TSS: u64 = 0xf_7000;
+const SANE_TSS32: u64 = 0xf_8000;
+const SANE_STACK: u64 = 0xf_a000;
 
 /// Address of a random page of a kind.
 fn page_of(random: &mut Random, wanted: u64) -> u64 {
@@ -84,14 +89,23 @@ pub(super) fn fill(ram: &GuestRam, random: &mut Random) {
         write(SANE_PML4 + 0x1000 + 8 * n, n << 30 | 0xe7);
     }
     for n in 0..512u64 {
-        write(SANE_DIRECTORY + 8 * n, (2 * n << 22 | 0xe7) | (2 * n + 1 << 22 | 0xe7) << 32);
+        write(SANE_DIRECTORY + 8 * n, (n << 23 | 0xe7) | (n << 23 | 1 << 22 | 0xe7) << 32);
     }
     for n in 0..256 {
         let offset = page_of(random, CODE64) + random.below(0x800);
-        write(SANE_IDT + 16 * n, offset & 0xffff | 8 << 16 | 0x8e << 40 | offset >> 16 << 48);
+        // On a stack that works, so that not every fault ends as a triple fault.
+        let ist = random.below(2);
+        write(SANE_IDT + 16 * n, offset & 0xffff | 8 << 16 | ist << 32 | 0x8e << 40 | offset >> 16 << 48);
         write(SANE_IDT + 16 * n + 8, 0);
+        let offset = page_of(random, CODE32) + random.below(0x800);
+        write(SANE_IDT32 + 8 * n, offset & 0xffff | 0x10 << 16 | 0x8e << 40 | offset >> 16 << 48);
     }
-    for (n, entry) in (0..).zip([0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00af_fb00_0000_ffff]) {
+    write(SANE_TSS + 4, SANE_STACK);
+    write(SANE_TSS + 0x24, SANE_STACK);
+    write(SANE_TSS32 + 4, SANE_STACK | 0x18 << 32);
+    // 64-bit code, 32-bit code, data; user's 64-bit code and data.
+    let gdt = [0x00af_9b00_0000_ffff, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    for (n, entry) in (1..).zip(gdt.into_iter().chain([0x00af_fb00_0000_ffff, 0x00cf_f300_0000_ffff])) {
         write(SANE_GDT + 8 * n, entry);
     }
     for (at, len) in [MOVING, ROM, super::OUTSIDE] {
@@ -215,6 +229,9 @@ pub(super) fn state(id: VcpuId, random: &mut Random) -> CpuState {
     for r in &mut state.gpr {
         *r = address(random);
     }
+    if !random.one_in(4) {
+        state.gpr[gpr::RSP] = 0x1000 + random.below(LOW.1 - 0x1000);
+    }
     if random.one_in(2) {
         state.gpr[gpr::RCX] = random.below(0x2000);
     }
@@ -297,8 +314,13 @@ fn mode(state: &mut CpuState, random: &mut Random) {
     if state.msrs.efer == 0 && !random.one_in(4) {
         state.control.cr4 = state.control.cr4 & !0x20 | 0x10; // PAE off, PSE on
     }
-    if state.msrs.efer != 0 && !random.one_in(4) {
-        (state.gdtr.base, state.idtr) = (SANE_GDT, DescriptorTable { base: SANE_IDT, limit: 0xfff });
+    if !random.one_in(4) {
+        let (idt, limit) = if state.msrs.efer == 0 { (SANE_IDT32, 0x7ff) } else { (SANE_IDT, 0xfff) };
+        (state.gdtr.base, state.idtr) = (SANE_GDT, DescriptorTable { base: idt, limit });
+        state.segments.tr.base = if state.msrs.efer == 0 { SANE_TSS32 } else { SANE_TSS };
+    }
+    if state.control.cr0 & 1 == 0 && !random.one_in(8) {
+        state.idtr = DescriptorTable { base: 0, limit: 0x3ff };
     }
 }
 
