@@ -180,9 +180,10 @@ impl Traveller {
             let mut fresh = vm.bind_vcpu(&self.config, self.bus.clone())?;
             fresh.load(&state)?;
             vm.interrupts().set_extint(place.extint);
-            let before = canonical(state);
-            let after = canonical(fresh.save()?);
+            let (before, armed) = canonical(state);
+            let (after, still_armed) = canonical(fresh.save()?);
             assert_eq!(before.diff(&after), [], "save, load, save");
+            assert_eq!(armed, still_armed, "the timer's interrupt was lost or made up");
             *self.kick.to.lock().unwrap_or_else(PoisonError::into_inner) = fresh.kicker();
             if self.kick.kicked.load(Ordering::SeqCst) {
                 fresh.kicker().kick();
@@ -196,12 +197,19 @@ impl Traveller {
     }
 }
 
-/// What must survive a move: everything but the passage of time.
-fn canonical(mut state: CpuState) -> CpuState {
+/// What must survive a move: everything but the passage of time. Whether the timer will still interrupt, or has just
+/// done so, is one thing here.
+fn canonical(mut state: CpuState) -> (CpuState, bool) {
     state.normalise();
     let lapic = &mut state.lapic;
-    lapic.timer_remaining_ns = u64::from(lapic.timer_remaining_ns != 0);
-    state
+    let vector = lapic.lvt_timer as u8;
+    let request = &mut lapic.irr[usize::from(vector >> 6)];
+    let bit = 1 << (vector & 63);
+    let masked = lapic.lvt_timer & 1 << 16 != 0;
+    let armed = lapic.timer_remaining_ns != 0 || lapic.tsc_deadline != 0 || *request & bit != 0;
+    *request &= !bit;
+    (lapic.timer_remaining_ns, lapic.tsc_deadline) = (0, 0);
+    (state, armed && !masked)
 }
 
 impl Vcpu for Traveller {

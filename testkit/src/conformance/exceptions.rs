@@ -20,7 +20,6 @@ const SS: u64 = 12;
 const GP: u64 = 13;
 const PF: u64 = 14;
 const MF: u64 = 16;
-const AC: u64 = 17;
 const XM: u64 = 19;
 
 /// Runs each instruction where it must fault; compares vector and error code, and that RIP is the instruction's.
@@ -332,32 +331,6 @@ pub fn fault_on_the_handlers_stack(accel: &Arc<dyn Accelerator>) {
     let trap = rig.traps()[0];
     assert_eq!((trap.vector, trap.rip, trap.rsp), (DF, trap.expected_rip, map::DATA + 0x800));
     assert_eq!(trap.cr2 & !0xfff, map::DATA);
-}
-
-/// An alignment check in ring 3 with CR0.AM and RFLAGS.AC (Intel SDM vol. 3, 6.15, interrupt 17).
-pub fn alignment_check(accel: &Arc<dyn Accelerator>) {
-    let rig = Rig::new(accel);
-    for page in [map::USER_CODE, map::USER_STACK - 0x1000, map::CELLS] {
-        rig.user_page(page);
-    }
-    rig.code_at(64, map::USER_CODE, |a| {
-        a.mov(eax, dword_ptr(cell::USER + 1))?; // AC is off
-        a.pushfq()?;
-        a.bts(dword_ptr(rsp), 18)?;
-        a.popfq()?;
-        faulting(a, |a| a.mov(eax, dword_ptr(cell::USER + 1)))?;
-        a.mov(al, byte_ptr(cell::USER + 1))?;
-        a.int(0x80)?;
-        a.syscall()
-    });
-    rig.code_at(64, map::CODE, exit);
-    let mut state = user_state(&rig);
-    state.control.cr0 |= 1 << 18;
-    state.msrs.star = u64::from(sel::USER_CODE32) << 48 | u64::from(sel::CODE64) << 32;
-    state.msrs.lstar = map::CODE;
-    rig.run(&state);
-    let seen: Vec<_> = rig.traps().iter().map(|t| (t.vector, t.error)).collect();
-    assert_eq!(seen, [(AC, 0), (0x80, 0)]);
 }
 
 /// A state that is saved between accepting an event and delivering it: hardware exceptions push their error code,

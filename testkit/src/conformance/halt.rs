@@ -170,7 +170,7 @@ pub fn kicks_in_a_loop(accel: &Arc<dyn Accelerator>) {
             });
         }
         let mut last = 0;
-        for _ in 0..300 {
+        for _ in 0..100 {
             until_kicked(&mut runner);
             let state = runner.save();
             let (b, c) = (state.gpr[gpr::RBX], state.gpr[gpr::RCX]);

@@ -4,14 +4,17 @@
 //! ([`crate::travel`]), where the state goes through `save` and `load` between instructions.
 
 pub mod arithmetic;
+pub mod debug;
 pub mod exceptions;
 pub mod halt;
 pub mod interrupts;
 pub mod io;
 pub mod memory;
+pub mod model;
 pub mod slots;
 pub mod smc;
 pub mod smp;
+pub mod state;
 pub mod time;
 
 /// `conformance!(name, accelerator)`: a module `name` with a test for each check, where `accelerator` is an expression
@@ -67,6 +70,9 @@ macro_rules! __conformance_checks {
                 read_only_slot;
             memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
                 other_paging_modes addressing;
+            debug: breakpoints single_step step_into_interrupts;
+            model: cpuid features named_msrs other_msrs system_calls;
+            state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
             slots: refusals by_a_device while_running dirty_log dirty_again_while_running code_unmapped;
             time: one_shot periodic tsc_deadline time_stamp;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping

@@ -110,7 +110,7 @@ pub fn while_running(accel: &Arc<dyn Accelerator>) {
                 }
                 assert_ne!(rig.read::<u32>(cell::USER), from, "the guest stands still");
             };
-            for _ in 0..30 {
+            for _ in 0..12 {
                 progress();
                 rig.vm.unmap(SLOT).expect("unmap");
                 let left = rig.read::<u32>(map::EXTRA);

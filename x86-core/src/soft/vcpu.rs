@@ -282,6 +282,8 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
 
 impl<E: Executor> Drop for SoftVcpu<E> {
     fn drop(&mut self) {
+        // Where a panic came out of `run`, the others must not wait for this vCPU.
+        self.cpu.shared.set_running(false);
         if let Some(bound) = self.bound.get(self.cpu.id as usize) {
             bound.store(false, Ordering::Release);
         }
