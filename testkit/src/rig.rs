@@ -403,7 +403,7 @@ impl Rig {
     ///
     /// # Panics
     /// The guest ended through [`FAULT_PORT`].
-    pub fn check(&self, ended: Result<CpuState, CpuState>) -> CpuState {
+    pub fn check(&self, ended: Result<CpuState, Box<CpuState>>) -> CpuState {
         ended.unwrap_or_else(|_| panic!("an exception nobody expected: {:x?}", self.traps()))
     }
 }

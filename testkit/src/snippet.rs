@@ -9,6 +9,9 @@ use crate::rig::cell;
 /// What closures that emit code return.
 pub type Asm = Result<(), IcedError>;
 
+/// A piece of guest code, and two numbers that say what is to come of it.
+pub type Case<'a> = (&'a dyn Fn(&mut CodeAssembler) -> Asm, u64, u64);
+
 /// Assembles `body` for `bits` (16, 32 or 64) at linear address `at`.
 ///
 /// # Panics

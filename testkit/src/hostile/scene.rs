@@ -84,7 +84,7 @@ pub(super) fn fill(ram: &GuestRam, random: &mut Random) {
         write(SANE_PML4 + 0x1000 + 8 * n, n << 30 | 0xe7);
     }
     for n in 0..512u64 {
-        write(SANE_DIRECTORY + 8 * n, (2 * n << 22 | 0xe7) | (2 * n + 1 << 22 | 0xe7) << 32);
+        write(SANE_DIRECTORY + 8 * n, ((2 * n) << 22 | 0xe7) | ((2 * n + 1) << 22 | 0xe7) << 32);
     }
     for n in 0..256 {
         let offset = page_of(random, CODE64) + random.below(0x800);

@@ -49,7 +49,7 @@ impl Runner {
     ///
     /// # Panics
     /// Those of [`Self::step`], and any exit but a kick.
-    pub fn finish(&mut self) -> Result<CpuState, CpuState> {
+    pub fn finish(&mut self) -> Result<CpuState, Box<CpuState>> {
         loop {
             match self.step() {
                 Exit::Kicked => {}
@@ -57,7 +57,7 @@ impl Runner {
             }
             match self.bus.take_ending() {
                 Some(Ending::Exit(_)) => return Ok(self.save()),
-                Some(Ending::Fault) => return Err(self.save()),
+                Some(Ending::Fault) => return Err(Box::new(self.save())),
                 None => {}
             }
         }
