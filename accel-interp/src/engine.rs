@@ -304,3 +304,9 @@ fn mode_key(cpu: &Cpu) -> u8 {
 pub(crate) fn code_base(cpu: &Cpu) -> u64 {
     if cpu.mode == Mode::Long { 0 } else { cpu.segs[seg::CS].base }
 }
+
+/// `rip` in the width of the mode: outside 64-bit mode code may wrap around at 4 GiB.
+#[inline(always)]
+pub(crate) fn code_offset(cpu: &Cpu, rip: u64) -> u64 {
+    if cpu.mode == Mode::Long { rip } else { rip & 0xffff_ffff }
+}

@@ -68,13 +68,9 @@ pub(crate) fn block(cpu: &mut Cpu, store: &mut Store, out: &mut Lowered) -> Exec
     out.bytes = next_rip.wrapping_sub(rip) as usize;
     liveness(&out.decoded, &mut out.live);
 
-    let page = rip.wrapping_sub(start as u64);
+    // As the handlers compute it, which is RIP's page modulo 4 GiB outside 64-bit mode.
+    let page = (la & !(PAGE_SIZE - 1)).wrapping_sub(code_base(cpu));
     let mut lower = Lower { page, long: cpu.mode == Mode::Long, features: cpu.model.features, store };
-    debug_assert_eq!(
-        page,
-        (la & !(PAGE_SIZE - 1)).wrapping_sub(code_base(cpu))
-            & if lower.long { u64::MAX } else { u64::from(u32::MAX) }
-    );
     let mut at = 0;
     while at < out.decoded.len() {
         let ins = &out.decoded[at];

@@ -78,7 +78,8 @@ handler! {
     fn fall_legacy(s) {
         s.spend(s.op().count);
         let base = crate::engine::code_base(s.cpu());
-        s.lookup(s.cpu().code_page.wrapping_add(u64::from(s.op().offset)).wrapping_sub(base) & 0xffff_ffff)
+        let rip = s.cpu().code_page.wrapping_add(u64::from(s.op().offset)).wrapping_sub(base);
+        s.lookup(crate::engine::code_offset(s.cpu(), rip))
     }
 
     fn jcc<; const CC: u8>(s) {

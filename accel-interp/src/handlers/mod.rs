@@ -14,7 +14,7 @@ pub(crate) mod vector;
 
 use x86_core::alu::Word;
 
-use crate::engine::code_base;
+use crate::engine::{code_base, code_offset};
 use crate::op::{Exit, Generic, Op, Step};
 
 /// Defines handlers: `fn name<Types; constants>(s) { body }`, with `s` the [`Step`].
@@ -69,7 +69,7 @@ handler! {
     /// The first op of a block that was dropped: what is there now must be looked up.
     fn retired(s) {
         let rip = s.rip().wrapping_sub(code_base(s.cpu()));
-        s.lookup(rip)
+        s.lookup(code_offset(s.cpu(), rip))
     }
 
     /// Ends a block that a branch ends already: never reached.
@@ -83,7 +83,7 @@ handler! {
         // SAFETY: the immediate of a generic op is the address of its `Generic`, kept with the block.
         let generic = unsafe { &*(s.op().imm as *const Generic) };
         let page = cpu.code_page.wrapping_sub(code_base(cpu));
-        let rip = page.wrapping_add(u64::from(s.op().offset));
+        let rip = code_offset(cpu, page.wrapping_add(u64::from(s.op().offset)));
         let delta = page.wrapping_sub(generic.page);
         if delta != 0 && generic.relative {
             return moved(s, rip);
@@ -107,7 +107,7 @@ handler! {
         // SAFETY: as in `generic`.
         let generic = unsafe { &*(s.op().imm as *const Generic) };
         let page = cpu.code_page.wrapping_sub(code_base(cpu));
-        let rip = page.wrapping_add(u64::from(s.op().offset));
+        let rip = code_offset(cpu, page.wrapping_add(u64::from(s.op().offset)));
         let delta = page.wrapping_sub(generic.page);
         if delta != 0 && generic.relative {
             return moved(s, rip);
