@@ -1,6 +1,8 @@
 //! Finds, decodes, links and drops blocks, and runs chains of them.
 #![allow(unsafe_code)] // starts chains of handlers and patches links in ops that the store keeps
 
+use std::sync::atomic::Ordering;
+
 use accel_api::{PAGE_SIZE, PageFlag};
 use x86_core::soft::Executor;
 use x86_core::{Cpu, Exec, Fault, exec, lines};
@@ -17,7 +19,7 @@ const JUMPS: usize = 4096;
 #[derive(Clone, Copy)]
 pub(crate) struct Jump {
     pub rip: u64,
-    /// [`Engine::epoch`] when it was filled in.
+    /// [`Engine::epoch`] when it was filled in, or [`Engine::lasting_epoch`] if its page is global.
     pub epoch: u64,
     pub first: *mut Op,
 }
@@ -26,10 +28,12 @@ pub(crate) struct Jump {
 pub(crate) struct Engine {
     store: Store,
     pub jumps: Box<[Jump; JUMPS]>,
-    /// Stands for everything a jump cache entry depends on but RIP: translations, privilege, mode, dropped blocks. Never
-    /// repeats.
+    /// Stands for everything a jump cache entry depends on but RIP: translations, privilege, mode, dropped blocks. No two
+    /// sets of circumstances have the same one.
     pub epoch: u64,
-    seen: Context,
+    /// Likewise for code on global pages, which stays where it is when CR3 is loaded.
+    pub lasting_epoch: u64,
+    epochs: Epochs,
     /// Address that the TLB did not know.
     pub missed: u64,
     /// Fault to be raised.
@@ -45,8 +49,28 @@ pub(crate) struct Engine {
 struct Context {
     fetch_generation: u64,
     mode: u8,
-    user: bool,
     drops: u64,
+}
+
+/// The epochs of each privilege, so that going to the kernel and back changes none.
+#[derive(Default)]
+struct Epochs {
+    last: u64,
+    /// By whether the code is the user's.
+    current: [(Context, u64); 2],
+    lasting: [(Context, u64); 2],
+}
+
+impl Epochs {
+    /// The epoch that stands for `context`, a new one if that is not what it was.
+    #[inline]
+    fn of(slot: &mut (Context, u64), context: Context, last: &mut u64) -> u64 {
+        if slot.0 != context || slot.1 == 0 {
+            *last += 1;
+            *slot = (context, *last);
+        }
+        slot.1
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -63,6 +87,8 @@ enum Found {
     Block(*mut Op),
     /// An instruction that no block can hold: it crosses into another page, or lies outside RAM.
     Single,
+    /// The memory map has changed meanwhile.
+    Again,
 }
 
 impl Engine {
@@ -88,69 +114,88 @@ impl Engine {
     /// The block at RIP, decoded if need be; sets [`Cpu::code_page`].
     fn find(&mut self, cpu: &mut Cpu) -> Exec<Found> {
         let rip = cpu.rip;
-        let context = Context {
-            fetch_generation: cpu.tlb.fetch_generation,
-            mode: mode_key(cpu),
-            user: cpu.cpl == 3,
-            drops: self.stats.dropped_pages + self.stats.flushes,
-        };
-        if context != self.seen {
-            self.seen = context;
-            self.epoch += 1;
-        }
+        self.set_epochs(cpu);
         let la = cpu.code_address(rip);
         cpu.code_page = la & !(PAGE_SIZE - 1);
         let known = self.jump_entry(la);
-        if known.rip == la && known.epoch == self.epoch {
+        if known.rip == la && self.is_current(known) {
             return Ok(Found::Block(known.first));
         }
         let Some(page) = cpu.code_page_at(la)? else { return Ok(Found::Single) };
-        let key = Key::new(page.index, la & (PAGE_SIZE - 1), context.mode);
+        let key = Key::new(page.index, la & (PAGE_SIZE - 1), mode_key(cpu));
         let first = match self.store.find(key) {
             Some(first) => first,
+            None if self.watch(cpu, page.index) => return Ok(Found::Again),
             None => match self.decode(cpu, key, page.index)? {
                 Some(first) => first,
                 None => return Ok(Found::Single),
             },
         };
-        // The fetch may have evicted nothing, but decoding may have emptied the store.
-        self.jumps[jump_index(la)] = Jump { rip: la, epoch: self.epoch, first };
+        let epoch = if page.global { self.lasting_epoch } else { self.epoch };
+        self.jumps[jump_index(la)] = Jump { rip: la, epoch, first };
         Ok(Found::Block(first))
+    }
+
+    fn set_epochs(&mut self, cpu: &Cpu) {
+        let user = usize::from(cpu.cpl == 3);
+        let context = Context {
+            fetch_generation: cpu.tlb.fetch_generation,
+            mode: mode_key(cpu),
+            drops: self.stats.dropped_pages + self.stats.flushes,
+        };
+        let lasting = Context { fetch_generation: cpu.tlb.global_fetch_generation, ..context };
+        let Epochs { last, current, lasting: all_lasting } = &mut self.epochs;
+        self.epoch = Epochs::of(&mut current[user], context, last);
+        self.lasting_epoch = Epochs::of(&mut all_lasting[user], lasting, last);
+    }
+
+    /// Whether a jump cache entry holds now.
+    #[inline(always)]
+    pub(crate) fn is_current(&self, entry: &Jump) -> bool {
+        entry.epoch == self.epoch || entry.epoch == self.lasting_epoch
     }
 
     #[cold]
     fn decode(&mut self, cpu: &mut Cpu, key: Key, page: usize) -> Exec<Option<*mut Op>> {
         if self.store.full() {
             self.flush();
-            self.seen.drops += 1;
+            self.set_epochs(cpu);
         }
-        self.watch(cpu, page);
         let mut lowered = std::mem::take(&mut self.scratch);
-        let result = lower::block(cpu, &mut self.store, &mut lowered);
-        let first = match result {
-            Ok(()) if lowered.ops.is_empty() => None,
-            Ok(()) => {
-                self.stats.decoded += lowered.instructions as u64;
-                cpu.vm.code.add(page, lines(lowered.start, lowered.bytes));
-                Some(self.store.insert(key, &lowered.ops))
-            }
-            Err(fault) => {
+        let mut first = None;
+        // Another vCPU that goes on storing to code must not keep us here: after a few tries, one instruction.
+        for _ in 0..4 {
+            let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
+            if let Err(fault) = lower::block(cpu, &mut self.store, &mut lowered) {
                 self.scratch = lowered;
                 return Err(fault);
             }
-        };
+            if lowered.ops.is_empty() {
+                break;
+            }
+            cpu.vm.code.add(page, lines(lowered.start, lowered.bytes));
+            // A store between our reading and this could not know that it hits code.
+            if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
+                self.stats.decoded += lowered.instructions as u64;
+                first = Some(self.store.insert(key, &lowered.ops));
+                break;
+            }
+        }
         self.scratch = lowered;
         Ok(first)
     }
 
-    /// Makes stores to `page` visible to us from now on, before its bytes are read.
-    fn watch(&mut self, cpu: &mut Cpu, page: usize) {
+    /// Makes stores to `page` visible to us from now on, before its bytes are read; whether translations have changed
+    /// meanwhile.
+    #[cold]
+    fn watch(&mut self, cpu: &mut Cpu, page: usize) -> bool {
         if self.store.has_page(page) && cpu.vm.flags.get(page).contains(PageFlag::CODE) {
-            return;
+            return false;
         }
         cpu.vm.flags.set(page, PageFlag::CODE);
         cpu.tlb.drop_write_tags_of(page);
         cpu.vm.code_watched(page, cpu.id as usize);
+        cpu.serve_memory_requests()
     }
 
     /// Drops everything. No chain may be running.
@@ -158,18 +203,18 @@ impl Engine {
         self.stats.flushes += 1;
         self.link = std::ptr::null_mut();
         self.store.clear();
-        self.epoch += 1;
     }
 }
 
 impl Executor for Engine {
     fn new() -> Self {
-        let none = Jump { rip: 0, epoch: 0, first: std::ptr::null_mut() };
+        let none = Jump { rip: 1 << 63, epoch: 0, first: std::ptr::null_mut() };
         Self {
             store: Store::default(),
             jumps: Box::new([none; JUMPS]),
-            epoch: 1,
-            seen: Context::default(),
+            epoch: 0,
+            lasting_epoch: 0,
+            epochs: Epochs::default(),
             missed: 0,
             fault: Fault::UD,
             link: std::ptr::null_mut(),
@@ -184,6 +229,7 @@ impl Executor for Engine {
             self.stats.lookups += 1;
             let first = match self.find(cpu)? {
                 Found::Block(first) => first,
+                Found::Again => continue,
                 Found::Single => {
                     self.link = std::ptr::null_mut();
                     cpu.budget -= 1;

@@ -9,6 +9,7 @@
 
 mod engine;
 mod handlers;
+mod liveness;
 mod lower;
 mod op;
 mod store;

@@ -2,13 +2,14 @@
 #![allow(unsafe_code)] // copies code bytes out of guest RAM
 
 use accel_api::{CpuFeatures, PAGE_SIZE};
-use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use x86_core::exec::sse;
 use x86_core::{Cpu, DECODER_OPTIONS, Exec, Mode, exec, gpr_place, seg, segment_index};
 
 use crate::engine::code_base;
 use crate::handlers::alu::{self, Form};
 use crate::handlers::{branch, data, end, generic, generic_end, sentinel, stack, vector};
+use crate::liveness::liveness;
 use crate::op::{Generic, Handler, Op};
 use crate::store::Store;
 
@@ -27,9 +28,6 @@ pub(crate) struct Lowered {
     /// Whether the flags an instruction sets are read before they are set again.
     live: Vec<bool>,
 }
-
-const ARITH: u32 =
-    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// Makes the block at RIP. It has no ops if even the first instruction cannot be in a block: it crosses into another
 /// page, or is none.
@@ -112,37 +110,6 @@ fn ends_block(ins: &Instruction) -> bool {
         // INT and SYSCALL go elsewhere, but XBEGIN's kind does not matter here.
         _ => true,
     }
-}
-
-/// For each instruction: whether a flag it sets may be read. At the end of the block and where it may be left by a
-/// branch, every flag may. Where it may be left by a fault the flags that are set again before they are read may be
-/// stale: the guest cannot tell after it has resumed.
-fn liveness(decoded: &[Instruction], live: &mut Vec<bool>) {
-    live.clear();
-    live.resize(decoded.len(), true);
-    let mut wanted = ARITH;
-    for (ins, live) in decoded.iter().zip(live.iter_mut()).rev() {
-        if ins.flow_control() != FlowControl::Next {
-            wanted = ARITH;
-        }
-        let sets = ins.rflags_modified() & ARITH;
-        *live = sets & wanted != 0;
-        if conditionally_sets_flags(ins) {
-            // With a count of zero the old flags survive.
-            wanted |= sets;
-        } else {
-            // Where the manual calls a flag undefined, processors may leave it alone.
-            wanted &= !sets | ins.rflags_undefined();
-        }
-        wanted |= ins.rflags_read() & ARITH;
-    }
-}
-
-/// Shifts by CL and repeated comparisons, which set no flag when the count is zero.
-fn conditionally_sets_flags(ins: &Instruction) -> bool {
-    let by_cl =
-        (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n) == Register::CL);
-    by_cl || ins.has_rep_prefix() || ins.has_repne_prefix()
 }
 
 /// A memory operand in the form ops have it.
@@ -552,7 +519,8 @@ impl Lower<'_> {
         let in_memory = ins.op0_kind() == OpKind::Memory || ins.op1_kind() == OpKind::Memory;
         if in_memory {
             let memory = self.memory(ins)?;
-            (op.handler, op.imm) = vector::memory_form(form, whole_move, memory.indexed)?;
+            let scalar = matches!(ins.mnemonic(), Mnemonic::Movss | Mnemonic::Movsd | Mnemonic::Movq);
+            (op.handler, op.imm) = vector::memory_form(form, whole_move || scalar, memory.indexed)?;
             op = with_memory(op, &memory);
         } else {
             (op.handler, op.imm) = vector::register_form(form, whole_move);

@@ -7,9 +7,9 @@ use std::cell::OnceCell;
 
 use accel_api::GuestRam;
 use libfuzzer_sys::fuzz_target;
+use machine::Source;
 use machine::boot::{self, BootSpec};
 use machine::memory_map::{ACPI_AREA, MIB, MemoryMap};
-use machine::Source;
 
 thread_local! {
     static MACHINE: OnceCell<(MemoryMap, GuestRam)> = const { OnceCell::new() };

@@ -48,7 +48,7 @@ Environment:
 
 #[derive(Debug, Parser)]
 #[command(name = "gearshift", version, about = ABOUT, long_about = LONG_ABOUT, max_term_width = 100)]
-#[command(subcommand_required = true, arg_required_else_help = false)]
+#[command(subcommand_required = true, arg_required_else_help = false, after_help = after_help())]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -57,6 +57,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a guest and connect its serial console to this terminal
+    #[command(after_help = after_run_help())]
     Run(RunArgs),
     /// Show the accelerators of this build and whether they work on this host
     Probe {
@@ -124,13 +125,21 @@ pub(crate) struct RunArgs {
     pub(crate) offline: bool,
 }
 
-/// The command with everything that `--help` and the manual page show.
+fn exit_codes() -> String {
+    format!("Exit codes:\n{}", ExitCode::table())
+}
+
+fn after_help() -> String {
+    [EXAMPLES, &exit_codes(), FILES].join("\n\n")
+}
+
+fn after_run_help() -> String {
+    [KEYS, EXAMPLES, &exit_codes(), FILES].join("\n\n")
+}
+
+/// The command's definition.
 pub(crate) fn command() -> clap::Command {
-    let codes = format!("Exit codes:\n{}", ExitCode::table());
-    let extra = |parts: &[&str]| parts.join("\n\n");
     Cli::command()
-        .after_help(extra(&[EXAMPLES, &codes, FILES]))
-        .mut_subcommand("run", |run| run.after_help(extra(&[KEYS, EXAMPLES, &codes, FILES])))
 }
 
 /// The same for the manual page: titles and texts.

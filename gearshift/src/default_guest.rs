@@ -4,10 +4,11 @@
 //! network, no apt, no such package) gets the guest that is built in. A cache that cannot be written or a package that
 //! is damaged is an error: the user can do something about it.
 
-use guests::debian::{self, FetchError, Flavour};
+use guests::debian::{self, DefaultGuest, FetchError, Flavour};
 use guests::embedded;
 use machine::Source;
 
+use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::stdio::say;
 
@@ -26,36 +27,46 @@ pub(crate) struct Guest {
 /// # Errors
 /// See the module's description.
 pub(crate) fn obtain(offline: bool, built_in_will_do: bool) -> Result<Guest, Failure> {
-    let result = match debian::cached(Flavour::Cloud) {
-        Some(guest) => Ok(guest),
-        None if offline => {
-            Err(FetchError::Network("told to stay offline, and the cache has no guest".into()))
-        }
+    let reason = match debian::cached(Flavour::Cloud) {
+        Some(guest) => return Ok(debians(guest)),
+        None if offline => "told to stay offline, and the cache has none".to_owned(),
         None => {
             say(
                 "fetching the default guest, Debian's cloud kernel and busybox, once, through this host's apt",
             );
-            debian::fetch(Flavour::Cloud, &mut |line| say(line))
+            match debian::fetch(Flavour::Cloud, &mut |line| say(line)) {
+                Ok(guest) => return Ok(debians(guest)),
+                Err(error) if out_of_reach(&error) => error.to_string(),
+                Err(error) => return Err(missing(&error)),
+            }
         }
     };
-    match result {
-        Ok(guest) => Ok(Guest {
-            name: format!("Debian's {}", guest.version),
-            kernel: guest.kernel.into(),
-            initrd: Some(guest.initrd.into()),
-            linux: true,
-        }),
-        Err(error) if built_in_will_do && out_of_reach(&error) => {
-            say(format_args!("no Debian guest ({error}): booting the small built-in guest instead"));
-            Ok(Guest {
-                name: "the built-in guest".into(),
-                kernel: Source::bytes("the built-in guest", embedded::ELF),
-                initrd: None,
-                linux: false,
-            })
-        }
-        Err(error) => Err(error.into()),
+    if !built_in_will_do {
+        return Err(missing(&reason));
     }
+    say(format_args!("no Debian guest ({reason}): booting the small built-in guest instead"));
+    Ok(Guest {
+        name: "the built-in guest".into(),
+        kernel: Source::bytes("the built-in guest", embedded::ELF),
+        initrd: None,
+        linux: false,
+    })
+}
+
+fn debians(guest: DefaultGuest) -> Guest {
+    Guest {
+        name: format!("Debian's {}", guest.version),
+        kernel: guest.kernel.into(),
+        initrd: Some(guest.initrd.into()),
+        linux: true,
+    }
+}
+
+fn missing(reason: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        ExitCode::Fetch,
+        format!("the default guest cannot be obtained: {reason}; or name a kernel with --kernel"),
+    )
 }
 
 /// This host cannot have the guest now, and nothing is wrong with it.

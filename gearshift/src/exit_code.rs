@@ -91,6 +91,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_readme_has_the_same_table() {
+        let readme = include_str!("../../README.md").replace('`', "");
+        for (code, meaning) in ExitCode::TABLE {
+            let row = format!("| {} | {meaning} |", code.number());
+            assert!(readme.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn our_codes_are_even_and_the_guests_are_odd() {
         let numbers: Vec<_> = ExitCode::TABLE.iter().map(|(code, _)| code.number()).collect();
         assert_eq!(numbers, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]);

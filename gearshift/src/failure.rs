@@ -1,7 +1,6 @@
 //! Why the program gives up: one line for the user, and the exit code.
 
 use accel_api::AccelError;
-use guests::debian::FetchError;
 use machine::boot::BootError;
 use machine::{ChooseError, MachineError};
 
@@ -31,14 +30,6 @@ impl Failure {
 impl From<ChooseError> for Failure {
     fn from(error: ChooseError) -> Self {
         Self::new(ExitCode::Accelerator, error.to_string())
-    }
-}
-
-impl From<FetchError> for Failure {
-    fn from(error: FetchError) -> Self {
-        let message =
-            format!("the default guest cannot be obtained: {error}; or name a kernel with --kernel");
-        Self::new(ExitCode::Fetch, message)
     }
 }
 

@@ -89,13 +89,10 @@ fn a_console_nobody_reads_any_more_ends_the_run() {
     let mut code = out(0x3f8, b'\n');
     code.extend([0xeb, 0xfd]);
     let kernel = file(&pvh_elf(&code));
-    let mut child = gearshift(&["run", "--mem", "16M", "--kernel", path(&kernel)])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = gearshift(&["run", "--mem", "16M", "--kernel", path(&kernel)]);
+    let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(20), "{text}");
     assert!(

@@ -1,8 +1,17 @@
 //! What the tests of several crates share; no part of the program.
 //!
 //! 1. [`oracle`] runs single instructions on the host's processor and in the software CPU and compares everything the
-//!    manual defines: the silicon is the reference.
-//! 2. [`asm`] assembles snippets of guest code.
+//!    manual defines: the silicon is the reference. [`asm`] assembles its instructions.
+//! 2. [`conformance`] is the suite that every backend must pass; [`conformance!`] instantiates it.
+//! 3. [`rig`] builds a small VM for one guest snippet, [`fake_bus`] is its machine, [`snippet`] assembles the guest.
+//! 4. [`travel`] wraps a backend so that the guest moves to a fresh VM again and again while it runs.
+//! 5. [`hostile`] runs guests that nobody wrote.
 
 pub mod asm;
+pub mod conformance;
+pub mod fake_bus;
+pub mod hostile;
 pub mod oracle;
+pub mod rig;
+pub mod snippet;
+pub mod travel;

@@ -8,7 +8,7 @@ use accel_api::{CpuModel, DescriptorTable, InjectedEvent, MpState, Msrs, Segment
 use crate::alu::{ArithFlags, flag};
 use crate::lapic::{Lapic, Now};
 use crate::mode::{Mode, bits};
-use crate::shared::{VcpuShared, VmShared};
+use crate::shared::{VcpuShared, VmShared, request};
 use crate::{FpuRegs, MemoryMap, Tlb, TlbEntry, TlbMode};
 
 /// Indices into [`Cpu::segs`], in encoding order.
@@ -324,6 +324,51 @@ impl Cpu {
     /// Whether a maskable interrupt could be taken now.
     pub fn interrupts_open(&self) -> bool {
         self.has(flag::IF) && !self.shadow
+    }
+
+    /// Calls a device. Nobody waits for this vCPU meanwhile ([`VcpuShared::settle`]): the device may be waiting for who
+    /// would, or be the one who changes the memory map.
+    pub(crate) fn device<R>(&mut self, call: impl FnOnce(&dyn VcpuBus) -> R) -> R {
+        let running = self.shared.set_running(false);
+        let result = call(&*self.bus);
+        self.shared.set_running(running);
+        // Nobody waited for us, so that already the rest of this instruction must do without what it knew.
+        self.serve_memory_requests();
+        self.heed_requests();
+        result
+    }
+
+    /// If something is requested, makes the executor look before the next instruction: behind a device access, which
+    /// may have been the cause (a kick, DMA into code), and at instructions that serialise, behind which other
+    /// processors' changes to code must be seen (Intel SDM vol. 3, 9.1.3).
+    #[inline]
+    pub(crate) fn heed_requests(&mut self) {
+        if self.shared.requested() != 0 {
+            self.leave = true;
+        }
+    }
+
+    /// Serves the requests that are about how memory is reached: needed before going on whenever others did not wait
+    /// for this vCPU. Whether translations have changed.
+    pub fn serve_memory_requests(&mut self) -> bool {
+        const MEMORY: u32 = request::REMAP | request::DIRTY | request::WRITES;
+        if self.shared.requested() & MEMORY == 0 {
+            return false;
+        }
+        let requests = self.shared.take(MEMORY);
+        if requests & request::REMAP != 0 {
+            self.remap();
+        }
+        if requests & request::DIRTY != 0 {
+            self.tlb.drop_write_tags();
+        }
+        if requests & request::WRITES != 0 {
+            // Who decodes the page waits until we have looked, so that what we stored before is seen.
+            for page in self.shared.take_watched_pages() {
+                self.tlb.drop_write_tags_of(page);
+            }
+        }
+        requests & request::REMAP != 0
     }
 
     /// Byte offset in `Cpu` of general register `index`.

@@ -18,6 +18,8 @@ pub struct CodePage {
     pub host: *const u8,
     /// RAM page index.
     pub index: usize,
+    /// Its translation survives a CR3 load.
+    pub global: bool,
 }
 
 impl Cpu {
@@ -37,7 +39,7 @@ impl Cpu {
     pub fn code_page_at(&mut self, la: u64) -> Exec<Option<CodePage>> {
         let user = self.cpl == 3;
         if let Some(entry) = self.tlb.fetch(la, user) {
-            return Ok(Some(CodePage { host: entry.host, index: entry.page }));
+            return Ok(Some(CodePage { host: entry.host, index: entry.page, global: entry.global }));
         }
         self.walk_code(la, user)
     }
@@ -57,7 +59,7 @@ impl Cpu {
             large: walked.large,
         };
         self.tlb.fill_fetch(la, user, &to);
-        Ok(Some(CodePage { host: page.host, index: page.index }))
+        Ok(Some(CodePage { host: page.host, index: page.index, global: walked.global }))
     }
 
     /// Copies code bytes at `rip` into `bytes`, up to the end of the page or of the segment, and on into the next page
@@ -151,9 +153,16 @@ impl Cpu {
 /// Options for every decoder of guest code.
 pub const DECODER_OPTIONS: u32 = DecoderOptions::NONE;
 
-/// What fifteen bytes that are no instruction raise: #GP(0) if it is only their length (Intel SDM vol. 2A, 2.3.11).
+/// What fifteen bytes that are no instruction raise: #GP(0) if it is only their length (Intel SDM vol. 2A, 2.3.11),
+/// so that without the first prefix they are the start of an instruction.
 fn invalid(bytes: &[u8; MAX_INSTRUCTION], mode: Mode) -> Fault {
-    let mut decoder = Decoder::new(mode.bitness(), bytes, DECODER_OPTIONS);
+    let mut decoder = Decoder::new(mode.bitness(), &bytes[1..], DECODER_OPTIONS);
     let _ = decoder.decode();
-    if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes { Fault::GP0 } else { Fault::UD }
+    let truncated = decoder.last_error() == iced_x86::DecoderError::NoMoreBytes;
+    if is_prefix(bytes[0], mode) && truncated { Fault::GP0 } else { Fault::UD }
+}
+
+fn is_prefix(byte: u8, mode: Mode) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+        || mode == Mode::Long && matches!(byte, 0x40..=0x4f)
 }

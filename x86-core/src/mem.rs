@@ -7,6 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use accel_api::{IoSize, PAGE_SIZE, PageFlag};
 
@@ -324,6 +325,7 @@ impl Cpu {
 
     #[cold]
     fn wrote_code(&mut self, page: usize, offset: usize, len: usize) {
+        self.vm.code_writes.fetch_add(1, Ordering::SeqCst);
         if self.vm.code.get(page) & lines(offset, len) != 0 {
             self.vm.code_stale(page, Some(self.id as usize));
             self.stale_pages.push(page);
@@ -482,7 +484,7 @@ impl Cpu {
                     let moment = self.now();
                     self.lapic.mmio_read(offset, size.bytes() as u8, moment)
                 }
-                None => self.bus.mmio_read(at, size),
+                None => self.device(|bus| bus.mmio_read(at, size)),
             };
             now.copy_from_slice(&value.to_le_bytes()[..size.bytes()]);
             at = at.wrapping_add(size.bytes() as u64);
@@ -504,7 +506,7 @@ impl Cpu {
                     self.lapic.mmio_write(offset, size.bytes() as u8, value, moment);
                     self.leave = true;
                 }
-                None => self.bus.mmio_write(at, size, value),
+                None => self.device(|bus| bus.mmio_write(at, size, value)),
             }
             at = at.wrapping_add(size.bytes() as u64);
             rest = tail;

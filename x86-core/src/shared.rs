@@ -35,8 +35,6 @@ pub struct VcpuShared {
     watched_pages: Mutex<Vec<usize>>,
     /// In guest code, so that requests take effect only once it looks.
     running: AtomicBool,
-    /// Counts the times the vCPU looked.
-    looks: AtomicU64,
     sleep: Mutex<()>,
     wake: Condvar,
 }
@@ -58,10 +56,9 @@ impl VcpuShared {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Takes all requests.
-    pub fn take(&self) -> u32 {
-        self.looks.fetch_add(1, Ordering::SeqCst);
-        self.requests.swap(0, Ordering::SeqCst)
+    /// Takes those of the requests that are in `bits`; the vCPU serves them before it touches guest memory again.
+    pub fn take(&self, bits: u32) -> u32 {
+        self.requests.fetch_and(!bits, Ordering::SeqCst) & bits
     }
 
     /// Sleeps until something is requested or `timeout` passes.
@@ -78,16 +75,15 @@ impl VcpuShared {
         }
     }
 
-    /// Tells that the vCPU enters or leaves guest code.
-    pub fn set_running(&self, running: bool) {
-        self.running.store(running, Ordering::SeqCst);
+    /// Tells that the vCPU enters or leaves guest code; returns what was told before.
+    pub fn set_running(&self, running: bool) -> bool {
+        self.running.swap(running, Ordering::SeqCst)
     }
 
-    /// Waits until the vCPU has looked at what was posted before, or is outside guest code, where it will look before
-    /// it goes in.
-    pub fn settle(&self) {
-        let before = self.looks.load(Ordering::SeqCst);
-        while self.running.load(Ordering::SeqCst) && self.looks.load(Ordering::SeqCst) == before {
+    /// Waits until the vCPU has taken the requests `bits`, or is outside guest code, where it will look before it goes
+    /// in.
+    pub fn settle(&self, bits: u32) {
+        while self.requests.load(Ordering::SeqCst) & bits != 0 && self.running.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
     }
@@ -127,6 +123,8 @@ pub struct VmShared {
     pub flags: Arc<PageFlags>,
     /// One entry a vCPU, by id.
     pub vcpus: Vec<Arc<VcpuShared>>,
+    /// Counts stores to pages with decoded code: who decodes looks whether one came in between.
+    pub code_writes: AtomicU64,
     /// Held by locked accesses that one host instruction cannot do: across a page boundary, or to a device.
     pub split_lock: Mutex<()>,
     map: RwLock<Arc<MemoryMap>>,
@@ -138,6 +136,7 @@ impl VmShared {
         let shared = Arc::new(Self {
             code: CodeMap::new(flags.pages()),
             vcpus: (0..vcpus).map(|_| Arc::new(VcpuShared::default())).collect(),
+            code_writes: AtomicU64::new(0),
             split_lock: Mutex::new(()),
             map: RwLock::default(),
             flags,
@@ -161,7 +160,7 @@ impl VmShared {
         *map = Arc::new(change(&map)?);
         drop(map);
         self.post_all(request::REMAP);
-        self.vcpus.iter().for_each(|v| v.settle());
+        self.vcpus.iter().for_each(|v| v.settle(request::REMAP));
         Ok(())
     }
 
@@ -181,12 +180,18 @@ impl VmShared {
         }
     }
 
-    /// vCPU `reader` decodes code of `page` for the first time: the others' stores to it must ask from now on.
+    /// vCPU `reader` is about to decode code of `page`: the others' stores to it must ask from now on. What they stored
+    /// without asking is visible when this returns. The reader may have been asked for something meanwhile, and must
+    /// look before it goes on with guest code.
     pub fn code_watched(&self, page: usize, reader: usize) {
-        for (id, vcpu) in self.vcpus.iter().enumerate() {
-            if id != reader {
-                vcpu.push(&vcpu.watched_pages, page, request::WRITES);
-            }
+        let others = || self.vcpus.iter().enumerate().filter(|(id, _)| *id != reader).map(|(_, vcpu)| vcpu);
+        others().for_each(|vcpu| vcpu.push(&vcpu.watched_pages, page, request::WRITES));
+        // Two readers wait for each other here.
+        let own = self.vcpus.get(reader);
+        let running = own.is_some_and(|own| own.set_running(false));
+        others().for_each(|vcpu| vcpu.settle(request::WRITES));
+        if let Some(own) = own {
+            own.set_running(running);
         }
     }
 }
@@ -206,8 +211,8 @@ mod tests {
         let v = VcpuShared::default();
         v.kick();
         v.sleep(None);
-        assert_eq!(v.take(), request::KICK);
-        assert_eq!(v.take(), 0);
+        assert_eq!(v.take(u32::MAX), request::KICK);
+        assert_eq!(v.take(u32::MAX), 0);
     }
 
     #[test]
@@ -216,7 +221,7 @@ mod tests {
         let other = v.clone();
         let sleeper = std::thread::spawn(move || {
             other.sleep(None);
-            other.take()
+            other.take(u32::MAX)
         });
         std::thread::sleep(Duration::from_millis(5));
         v.post(request::INTERRUPT);
@@ -231,7 +236,7 @@ mod tests {
         flags.set(3, PageFlag::CODE);
         flags.mark_written(3 * 4096, 1);
         for vcpu in &vm.vcpus {
-            assert_eq!(vcpu.take(), request::CODE);
+            assert_eq!(vcpu.take(u32::MAX), request::CODE);
             assert_eq!(vcpu.take_stale_pages(), [3]);
         }
         assert_eq!(vm.code.get(3), 0);

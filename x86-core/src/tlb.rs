@@ -47,6 +47,8 @@ pub struct FetchEntry {
     pub host: *const u8,
     /// RAM page index.
     pub page: usize,
+    /// Survives a CR3 load.
+    pub global: bool,
 }
 
 /// What a new entry is to say.
@@ -69,13 +71,16 @@ pub struct Translation {
 pub struct Tlb {
     data: Box<[[TlbEntry; TLB_ENTRIES]; MODES]>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
-    /// Slots filled since the last flush, `mode << 16 | index`, so that a flush costs what was filled.
-    filled: Vec<u32>,
-    filled_global: Vec<u32>,
+    /// Slots that hold, or held, translations that go with a CR3 load.
+    filled: Filled,
+    /// Slots that hold, or held, global ones.
+    filled_global: Filled,
     /// Linear range that entries of large pages lie in.
     large: (u64, u64),
     /// Changes whenever a fetch translation may have changed. Never 0.
     pub fetch_generation: u64,
+    /// Changes whenever a global fetch translation may have changed. Never 0.
+    pub global_fetch_generation: u64,
 }
 
 const PAGE_MASK: u64 = !0xfff;
@@ -89,13 +94,51 @@ const fn empty(index: usize) -> TlbEntry {
     TlbEntry { read_tag: never(index), write_tag: never(index), addend: 0, page: 0 }
 }
 
-/// Lists a filled slot, keeping the list bounded.
-fn note(list: &mut Vec<u32>, key: u32) {
-    if list.len() >= 4 * MODES * TLB_ENTRIES {
-        list.sort_unstable();
-        list.dedup();
+/// Slots filled since the last flush, so that a flush costs what was filled.
+#[derive(Debug)]
+struct Filled {
+    /// `mode << 16 | index`, each once.
+    slots: Vec<u32>,
+    listed: [u64; MODES * TLB_ENTRIES / 64],
+    /// RAM pages that may have a write tag in one of the slots: a bit for each, by page number modulo their count.
+    stored: [u64; 64],
+}
+
+impl Filled {
+    const fn new() -> Self {
+        Self { slots: Vec::new(), listed: [0; MODES * TLB_ENTRIES / 64], stored: [0; 64] }
     }
-    list.push(key);
+
+    fn note(&mut self, mode: TlbMode, index: usize, to: &Translation) {
+        let at = mode as usize * TLB_ENTRIES + index;
+        if self.listed[at / 64] & 1 << (at % 64) == 0 {
+            self.listed[at / 64] |= 1 << (at % 64);
+            self.slots.push((mode as u32) << 16 | index as u32);
+        }
+        if to.store {
+            self.stored[to.page / 64 % 64] |= 1 << (to.page % 64);
+        }
+    }
+
+    fn may_store(&self, page: usize) -> bool {
+        self.stored[page / 64 % 64] & 1 << (page % 64) != 0
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.slots.iter().map(|key| ((key >> 16) as usize, (key & 0xffff) as usize))
+    }
+
+    fn clear(&mut self) {
+        self.slots.clear();
+        self.listed.fill(0);
+        self.stored.fill(0);
+    }
+}
+
+/// Slot of `address` in the fetch table. User and supervisor code of one page have a slot each.
+#[inline(always)]
+const fn fetch_index(address: u64, user: bool) -> usize {
+    ((address >> 12) as usize ^ (user as usize) << 7) & (FETCH_ENTRIES - 1)
 }
 
 /// Slot of `address` in a data table.
@@ -110,14 +153,15 @@ impl Default for Tlb {
         for (index, entry) in table.iter_mut().enumerate() {
             *entry = empty(index);
         }
-        let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0 };
+        let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0, global: false };
         Self {
             data: Box::new([table; MODES]),
             fetch: Box::new([none; FETCH_ENTRIES]),
-            filled: Vec::new(),
-            filled_global: Vec::new(),
+            filled: Filled::new(),
+            filled_global: Filled::new(),
             large: (u64::MAX, 0),
             fetch_generation: 1,
+            global_fetch_generation: 1,
         }
     }
 }
@@ -139,21 +183,15 @@ impl Tlb {
         let index = tlb_index(address);
         let base = address & PAGE_MASK;
         let slot = &mut self.data[mode as usize][index];
-        let fresh = slot.read_tag == never(index) && slot.write_tag == never(index);
         *slot = TlbEntry {
             read_tag: base,
             write_tag: if to.store { base } else { never(index) },
             addend: (to.host as u64).wrapping_sub(base),
             page: to.page as u64,
         };
-        let key = (mode as u32) << 16 | index as u32;
-        // A slot may be in both lists when a global translation replaces another: flushing it early is harmless, late
-        // is not, so a non-global one is always listed.
-        match (to.global, fresh) {
-            (true, true) => note(&mut self.filled_global, key),
-            (true, false) => {}
-            (false, _) => note(&mut self.filled, key),
-        }
+        // A slot may be in both lists: flushing it early is harmless, late is not.
+        let filled = if to.global { &mut self.filled_global } else { &mut self.filled };
+        filled.note(mode, index, to);
         if to.large {
             self.large = (self.large.0.min(base), self.large.1.max(base));
         }
@@ -162,15 +200,15 @@ impl Tlb {
     /// The fetch translation of the page of `address`, if remembered.
     #[inline(always)]
     pub fn fetch(&self, address: u64, user: bool) -> Option<&FetchEntry> {
-        let entry = &self.fetch[(address >> 12) as usize & (FETCH_ENTRIES - 1)];
+        let entry = &self.fetch[fetch_index(address, user)];
         (entry.tag == (address & PAGE_MASK | user as u64)).then_some(entry)
     }
 
     /// Remembers a fetch translation.
     pub fn fill_fetch(&mut self, address: u64, user: bool, to: &Translation) {
         let tag = address & PAGE_MASK | user as u64;
-        self.fetch[(address >> 12) as usize & (FETCH_ENTRIES - 1)] =
-            FetchEntry { tag, host: to.host, page: to.page };
+        self.fetch[fetch_index(address, user)] =
+            FetchEntry { tag, host: to.host, page: to.page, global: to.global };
         if to.large {
             self.large = (self.large.0.min(tag & PAGE_MASK), self.large.1.max(tag & PAGE_MASK));
         }
@@ -178,21 +216,22 @@ impl Tlb {
 
     /// Forgets everything.
     pub fn flush_all(&mut self) {
-        let mut global = std::mem::take(&mut self.filled_global);
-        self.drop_slots(&global);
-        global.clear();
-        self.filled_global = global;
+        for (mode, index) in self.filled_global.slots() {
+            self.data[mode][index] = empty(index);
+        }
+        self.filled_global.clear();
         self.large = (u64::MAX, 0);
         self.flush_non_global();
+        self.flush_fetch(true);
     }
 
     /// Forgets all but global translations (CR3 load, Intel SDM vol. 3, 4.10.4.1).
     pub fn flush_non_global(&mut self) {
-        let mut filled = std::mem::take(&mut self.filled);
-        self.drop_slots(&filled);
-        filled.clear();
-        self.filled = filled;
-        self.flush_fetch();
+        for (mode, index) in self.filled.slots() {
+            self.data[mode][index] = empty(index);
+        }
+        self.filled.clear();
+        self.flush_fetch(false);
     }
 
     /// Forgets the page of `address` (INVLPG). If it may be part of a large page, everything goes: its pieces are
@@ -212,43 +251,45 @@ impl Tlb {
                 table[index] = empty(index);
             }
         }
-        self.flush_fetch();
+        self.flush_fetch(true);
     }
 
     /// Makes every store ask again.
     pub fn drop_write_tags(&mut self) {
-        for key in self.filled.iter().chain(&self.filled_global) {
-            let (mode, index) = ((key >> 16) as usize, (key & 0xffff) as usize);
-            self.data[mode][index].write_tag = never(index);
+        for filled in [&mut self.filled, &mut self.filled_global] {
+            for (mode, index) in filled.slots() {
+                self.data[mode][index].write_tag = never(index);
+            }
+            filled.stored.fill(0);
         }
     }
 
     /// Makes stores to RAM page `page` ask again; true if some could hit until now.
     pub fn drop_write_tags_of(&mut self, page: usize) -> bool {
         let mut found = false;
-        for key in self.filled.iter().chain(&self.filled_global) {
-            let (mode, index) = ((key >> 16) as usize, (key & 0xffff) as usize);
-            let entry = &mut self.data[mode][index];
-            if entry.page == page as u64 && entry.write_tag != never(index) {
-                entry.write_tag = never(index);
-                found = true;
+        for filled in [&self.filled, &self.filled_global] {
+            if !filled.may_store(page) {
+                continue;
+            }
+            for (mode, index) in filled.slots() {
+                let entry = &mut self.data[mode][index];
+                if entry.page == page as u64 && entry.write_tag != never(index) {
+                    entry.write_tag = never(index);
+                    found = true;
+                }
             }
         }
         found
     }
 
-    fn flush_fetch(&mut self) {
+    fn flush_fetch(&mut self, global: bool) {
         for entry in self.fetch.iter_mut() {
-            entry.tag = u64::MAX;
+            if global || !entry.global {
+                entry.tag = u64::MAX;
+            }
         }
         self.fetch_generation += 1;
-    }
-
-    fn drop_slots(&mut self, keys: &[u32]) {
-        for key in keys {
-            let (mode, index) = ((key >> 16) as usize, (key & 0xffff) as usize);
-            self.data[mode][index] = empty(index);
-        }
+        self.global_fetch_generation += u64::from(global);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod lint;
 mod oracle;
+mod test;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
@@ -29,6 +30,12 @@ enum Task {
     Lint,
     /// Run random instructions on this processor and in the software CPU, and compare
     Oracle(oracle::Arguments),
+    /// Run all tests, with all they need, and count them
+    Test {
+        /// Passed on to `cargo test`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Write one of our own guests, a PVH ELF, to a file
     Guest {
         /// "embedded" or the name of a benchmark guest
@@ -67,6 +74,7 @@ fn main() -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Task::Test { arguments } => test::run(&arguments)?,
         Task::Guest { name, out } => {
             let elf = guest(&name)?;
             fs::write(&out, elf).with_context(|| format!("cannot write {}", out.display()))?;

@@ -42,6 +42,22 @@ fn load<const BYTES: usize, const ALIGNED: bool, const X: bool>(s: Step) -> Resu
     })
 }
 
+/// Stores the low bytes of `value`.
+///
+/// # Safety
+/// `host` must be valid for `BYTES` bytes.
+#[inline(always)]
+unsafe fn store_low<const BYTES: usize>(host: *mut u8, value: [u64; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match BYTES {
+            16 => x86_core::host_store16(host, value),
+            8 => x86_core::host_store(host, value[0]),
+            _ => x86_core::host_store(host, value[0] as u32),
+        }
+    }
+}
+
 handler! {
     fn registers<; const FLOAT: bool>(s) {
         if !ready::<FLOAT>(s) {
@@ -76,13 +92,7 @@ handler! {
         let mut value = [0; 4];
         apply(s, &mut value, s.field(s.op().src), 0);
         // SAFETY: a write tag maps the page, and with it these bytes, to writable RAM.
-        unsafe {
-            match BYTES {
-                16 => x86_core::host_store16(host, [value[0], value[1]]),
-                8 => x86_core::host_store(host, value[0]),
-                _ => x86_core::host_store(host, value[0] as u32),
-            }
-        }
+        unsafe { store_low::<BYTES>(host, [value[0], value[1]]) };
         s.next()
     }
 
@@ -98,11 +108,12 @@ handler! {
         s.next()
     }
 
-    fn move_from_memory<; const ALIGNED: bool, const X: bool>(s) {
+    /// Also of 4 or 8 bytes: a scalar load clears the rest of the low half.
+    fn move_from_memory<; const BYTES: usize, const ALIGNED: bool, const X: bool>(s) {
         if !ready::<false>(s) {
             return s.slow();
         }
-        let value = match load::<16, ALIGNED, X>(s) {
+        let value = match load::<BYTES, ALIGNED, X>(s) {
             Ok(value) => value,
             Err(exit) => return exit,
         };
@@ -111,7 +122,7 @@ handler! {
         s.next()
     }
 
-    fn move_to_memory<; const ALIGNED: bool, const X: bool>(s) {
+    fn move_to_memory<; const BYTES: usize, const ALIGNED: bool, const X: bool>(s) {
         if !ready::<false>(s) {
             return s.slow();
         }
@@ -119,9 +130,9 @@ handler! {
         if ALIGNED && ea & 15 != 0 {
             return s.slow();
         }
-        let Some(host) = s.writable(ea, 16) else { return s.miss::<16, true>(ea) };
+        let Some(host) = s.writable(ea, BYTES) else { return s.miss::<BYTES, true>(ea) };
         // SAFETY: the offset of a vector register; a write tag maps these bytes to writable RAM.
-        unsafe { x86_core::host_store16(host, *s.field::<[u64; 2]>(s.op().src)) };
+        unsafe { store_low::<BYTES>(host, *s.field::<[u64; 2]>(s.op().src)) };
         s.next()
     }
 }
@@ -151,13 +162,17 @@ pub(crate) fn register_form(form: &VecForm, whole_move: bool) -> (Handler, u64) 
 }
 
 /// The handler of a form with a memory operand, and its op's immediate.
-pub(crate) fn memory_form(form: &VecForm, whole_move: bool, x: bool) -> Option<(Handler, u64)> {
+pub(crate) fn memory_form(form: &VecForm, plain_move: bool, x: bool) -> Option<(Handler, u64)> {
     let float = form.float != Float::None;
-    let handler = match (form.shape, form.bytes, form.aligned, whole_move) {
-        (Shape::Load, 16, true, true) => indexed!(x, X => move_from_memory::<true, X>),
-        (Shape::Load, 16, false, true) => indexed!(x, X => move_from_memory::<false, X>),
-        (Shape::Store, 16, true, true) => indexed!(x, X => move_to_memory::<true, X>),
-        (Shape::Store, 16, false, true) => indexed!(x, X => move_to_memory::<false, X>),
+    let handler = match (form.shape, form.bytes, form.aligned, plain_move) {
+        (Shape::Load, 16, true, true) => indexed!(x, X => move_from_memory::<16, true, X>),
+        (Shape::Load, 16, false, true) => indexed!(x, X => move_from_memory::<16, false, X>),
+        (Shape::Load, 8, _, true) => indexed!(x, X => move_from_memory::<8, false, X>),
+        (Shape::Load, 4, _, true) => indexed!(x, X => move_from_memory::<4, false, X>),
+        (Shape::Store, 16, true, true) => indexed!(x, X => move_to_memory::<16, true, X>),
+        (Shape::Store, 16, false, true) => indexed!(x, X => move_to_memory::<16, false, X>),
+        (Shape::Store, 8, _, true) => indexed!(x, X => move_to_memory::<8, false, X>),
+        (Shape::Store, 4, _, true) => indexed!(x, X => move_to_memory::<4, false, X>),
         (Shape::Load, 16, true, _) if float => indexed!(x, X => from_memory::<16, true, X, true>),
         (Shape::Load, 16, true, _) => indexed!(x, X => from_memory::<16, true, X, false>),
         (Shape::Load, 8, ..) if float => indexed!(x, X => from_memory::<8, false, X, true>),

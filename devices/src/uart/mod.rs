@@ -6,7 +6,8 @@
 //!    guest drains it; so there is no overrun. [`Uart::offer`] takes what fits, [`Uart::feed`] waits for room.
 //! 3. The host honours hardware flow control: input enters the FIFO while the guest asserts RTS or has the receive
 //!    interrupt enabled, or has not touched the modem control register since reset (bare guests that poll). A
-//!    driver that probes the port and clears its FIFO does not eat what was typed, or piped in, before it started.
+//!    driver that probes the port and turns its FIFOs on does not eat what was typed, or piped in, before it started:
+//!    what came in and was not read goes back in front of what waits.
 //! 4. The interrupt is a level: the enabled and pending causes ORed, in the priority of datasheet table IV.
 //!
 //! The crate `vm-superio` offers a serial port too. It has no FIFO control, reports two causes ORed into one IIR
@@ -150,6 +151,15 @@ impl UartState {
         moved
     }
 
+    /// Takes back what has come in and was not read: the line had better waited.
+    fn take_back(&mut self) {
+        if self.mcr & MCR_LOOP == 0 {
+            while let Some(byte) = self.rx.pop_back() {
+                self.backlog.push_front(byte);
+            }
+        }
+    }
+
     /// The pending cause of highest priority that is enabled (datasheet table IV).
     fn cause(&self) -> u8 {
         if self.ier & IER_RLSI != 0 && self.overrun {
@@ -243,6 +253,10 @@ impl UartState {
             2 => {
                 // Datasheet 8.4: changing bit 0 clears the FIFOs; the other bits count only if bit 0 is set.
                 let toggled = (value ^ self.fcr) & FCR_ENABLE != 0;
+                // Linux enables the receive interrupt just before the FIFOs.
+                if value & !self.fcr & FCR_ENABLE != 0 {
+                    self.take_back();
+                }
                 if toggled || (value & FCR_ENABLE != 0 && value & FCR_CLEAR_RX != 0) {
                     self.rx.clear();
                 }
@@ -250,6 +264,10 @@ impl UartState {
             }
             3 => self.lcr = value,
             4 => {
+                // The first write tells a driver from a bare guest; it will reset the FIFOs next.
+                if !self.mcr_touched {
+                    self.take_back();
+                }
                 self.mcr = value & 0x1f;
                 self.mcr_touched = true;
                 self.update_modem();

@@ -208,6 +208,24 @@ fn probing_driver_does_not_eat_input() {
     assert_eq!(com.drain(), b"typed ahead");
 }
 
+/// Linux's serial8250_do_startup: probe, clear, receive interrupt, FIFOs; the port was fresh when input came.
+#[test]
+fn starting_driver_does_not_eat_input() {
+    let com = Com::com1();
+    com.uart.offer(b"typed ahead");
+    com.write(4, 0x10);
+    com.write(4, 0);
+    for value in [0x01, 0x07, 0x00] {
+        com.write(2, value);
+    }
+    assert_eq!(com.read(0), 0);
+    com.write(1, 0x05);
+    com.write(2, 0x01);
+    com.write(2, 0x81);
+    com.write(4, 0x0b);
+    assert_eq!(com.drain(), b"typed ahead");
+}
+
 #[test]
 fn polling_guest_that_sets_nothing_up_gets_input() {
     let com = Com::com1();

@@ -123,22 +123,8 @@ impl<E: Executor> SoftVcpu<E> {
     #[cold]
     fn serve(&mut self) -> bool {
         let cpu = &mut *self.cpu;
-        let requests = cpu.shared.take();
-        if requests & request::REMAP != 0 {
-            cpu.remap();
-        }
-        if requests & request::DIRTY != 0 {
-            cpu.tlb.drop_write_tags();
-        }
-        if requests & request::WRITES != 0 {
-            for page in cpu.shared.take_watched_pages() {
-                // Who could write the page until now may have done so after the other read it.
-                if cpu.tlb.drop_write_tags_of(page) {
-                    cpu.vm.code_stale(page, Some(cpu.id as usize));
-                    self.executor.code_stale(page);
-                }
-            }
-        }
+        cpu.serve_memory_requests();
+        let requests = cpu.shared.take(request::CODE | request::INTERRUPT | request::KICK);
         if requests & request::CODE != 0 {
             for page in cpu.shared.take_stale_pages() {
                 self.executor.code_stale(page);
@@ -296,6 +282,8 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
 
 impl<E: Executor> Drop for SoftVcpu<E> {
     fn drop(&mut self) {
+        // Where a panic came out of `run`, the others must not wait for this vCPU.
+        self.cpu.shared.set_running(false);
         if let Some(bound) = self.bound.get(self.cpu.id as usize) {
             bound.store(false, Ordering::Release);
         }

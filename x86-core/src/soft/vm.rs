@@ -91,7 +91,7 @@ impl<E: Executor> AccelVm for SoftVm<E> {
     fn collect_dirty(&self, _: &PageFlags) -> Result<(), AccelError> {
         // The flags are set as pages become writable in the TLB; from here on that must happen anew.
         self.shared.post_all(request::DIRTY);
-        self.shared.vcpus.iter().for_each(|v| v.settle());
+        self.shared.vcpus.iter().for_each(|v| v.settle(request::DIRTY));
         Ok(())
     }
 }

@@ -59,6 +59,21 @@ pub(super) fn parse(json: &[u8]) -> Result<Metadata> {
     serde_json::from_slice(json).context("cargo metadata wrote something unexpected")
 }
 
+/// Every crate of others that a manifest names, and `documented` (docs/dependencies.md) does not.
+pub(super) fn undocumented(metadata: &Metadata, documented: &str) -> Vec<Finding> {
+    let ours = |name: &str| metadata.packages.iter().any(|package| package.name == name);
+    let mut missing: Vec<_> = metadata.packages.iter().flat_map(|package| &package.dependencies).collect();
+    missing.retain(|d| !ours(&d.name) && !documented.contains(&format!("| `{}` |", d.name)));
+    missing.sort_by_key(|d| &d.name);
+    missing.dedup_by_key(|d| &d.name);
+    let finding = |d: &Dependency| Finding {
+        place: "docs/dependencies.md".to_owned(),
+        line: None,
+        message: format!("does not say what {} is for", d.name),
+    };
+    missing.into_iter().map(finding).collect()
+}
+
 pub(super) fn check(metadata: &Metadata) -> Vec<Finding> {
     let mut findings = Vec::new();
     for package in &metadata.packages {
@@ -107,6 +122,15 @@ mod tests {
         assert_eq!(findings(&devices("null")), expected);
         assert_eq!(findings(&devices(r#""build""#)), expected);
         assert!(findings(&devices(r#""dev""#)).is_empty());
+    }
+
+    #[test]
+    fn dependencies_are_documented() {
+        let metadata =
+            parse(format!(r#"{{"packages":[{API},{INTERP}],"workspace_root":"/w"}}"#).as_bytes()).unwrap();
+        assert_eq!(undocumented(&metadata, "| `serde` | x | y |"), []);
+        let found = undocumented(&metadata, "nothing of serde");
+        assert_eq!((found.len(), found[0].message.contains("serde")), (1, true));
     }
 
     #[test]

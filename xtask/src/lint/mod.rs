@@ -1,6 +1,6 @@
 //! Rules of the house that neither rustc nor clippy checks.
 //!
-//! * [`crates`]: which crate of the workspace may depend on which.
+//! * [`crates`]: which crate of the workspace may depend on which, and that others' crates are accounted for.
 //! * [`text`]: what may stand in a source file, read through [`source`], which tells code from comments and strings.
 
 mod crates;
@@ -46,6 +46,8 @@ pub(crate) fn run() -> Result<Vec<Finding>> {
     let metadata = crates::parse(&output.stdout)?;
     let mut findings = crates::check(&metadata);
     let root = Path::new(&metadata.workspace_root);
+    let documented = fs::read_to_string(root.join("docs/dependencies.md")).context("docs/dependencies.md")?;
+    findings.extend(crates::undocumented(&metadata, &documented));
     let mut files = Vec::new();
     collect(root, &mut files)?;
     if files.is_empty() {

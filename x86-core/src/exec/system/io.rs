@@ -55,11 +55,11 @@ impl Cpu {
     }
 
     fn port_in<W: Word>(&mut self, port: u16) -> W {
-        W::from_u64(self.bus.pio_read(port, io_size::<W>()).into())
+        W::from_u64(self.device(|bus| bus.pio_read(port, io_size::<W>())).into())
     }
 
     fn port_out<W: Word>(&mut self, port: u16, value: W) {
-        self.bus.pio_write(port, io_size::<W>(), value.to_u64() as u32);
+        self.device(|bus| bus.pio_write(port, io_size::<W>(), value.to_u64() as u32));
     }
 }
 

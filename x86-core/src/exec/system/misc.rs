@@ -30,6 +30,7 @@ fn cpuid(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.gpr[gpr::RBX] = out.ebx.into();
     cpu.gpr[gpr::RCX] = out.ecx.into();
     cpu.gpr[gpr::RDX] = out.edx.into();
+    cpu.heed_requests();
     Ok(())
 }
 

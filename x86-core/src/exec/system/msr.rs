@@ -104,7 +104,7 @@ impl Cpu {
             }
             _ => match mtrr::read(&self.msrs.mtrr, index) {
                 Some(value) => value,
-                None => self.bus.msr_read(index).map_err(|_| Fault::GP0)?,
+                None => self.device(|bus| bus.msr_read(index)).map_err(|_| Fault::GP0)?,
             },
         })
     }
@@ -177,7 +177,7 @@ impl Cpu {
             PLATFORM_ID | FEATURE_CONTROL | ARCH_CAPABILITIES | MCG_CAP => return Err(Fault::GP0),
             _ => match mtrr::write(&mut self.msrs.mtrr, index, value) {
                 Some(done) => done?,
-                None => self.bus.msr_write(index, value).map_err(|_| Fault::GP0)?,
+                None => self.device(|bus| bus.msr_write(index, value)).map_err(|_| Fault::GP0)?,
             },
         }
         Ok(())
@@ -227,7 +227,9 @@ fn rdmsr(cpu: &mut Cpu, _: &Instruction) -> Exec {
 fn wrmsr(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.privileged()?;
     let value = cpu.gpr[gpr::RAX] & 0xffff_ffff | cpu.gpr[gpr::RDX] << 32;
-    cpu.write_msr(cpu.gpr[gpr::RCX] as u32, value)
+    cpu.write_msr(cpu.gpr[gpr::RCX] as u32, value)?;
+    cpu.heed_requests();
+    Ok(())
 }
 
 /// RDTSC and RDTSCP are privileged while CR4.TSD is set.

@@ -1,0 +1,83 @@
+//! Checks every backend must pass: one file an area, each check a function of the backend.
+//!
+//! [`crate::conformance!`] makes a `#[test]` of each, twice: on the backend as it is, and on the backend travelling
+//! ([`crate::travel`]), where the state goes through `save` and `load` between instructions.
+
+pub mod arithmetic;
+pub mod debug;
+pub mod exceptions;
+pub mod halt;
+pub mod interrupts;
+pub mod io;
+pub mod memory;
+pub mod model;
+pub mod slots;
+pub mod smc;
+pub mod smp;
+pub mod state;
+pub mod time;
+
+/// `conformance!(name, accelerator)`: a module `name` with a test for each check, where `accelerator` is an expression
+/// of type `Arc<dyn Accelerator>`.
+#[macro_export]
+macro_rules! conformance {
+    ($name:ident, $accel:expr) => {
+        mod $name {
+            mod in_place {
+                fn accel() -> std::sync::Arc<dyn $crate::conformance::Accelerator> {
+                    $accel
+                }
+                $crate::__conformance_checks!();
+            }
+            mod travelling {
+                fn accel() -> std::sync::Arc<dyn $crate::conformance::Accelerator> {
+                    $crate::travel::travelling($accel)
+                }
+                $crate::__conformance_checks!();
+            }
+        }
+    };
+}
+
+pub use accel_api::Accelerator;
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_tests {
+    ($($area:ident: $($check:ident)+;)+) => {
+        $(mod $area {
+            $(#[test]
+            fn $check() {
+                $crate::conformance::$area::$check(&super::accel());
+            })+
+        })+
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_checks {
+    () => {
+        $crate::__conformance_tests! {
+            arithmetic:
+                add_sub_flags multiply_divide shifts control_flow strings sse x87 other_modes;
+            exceptions: divide undefined general_protection selector_errors ring3 traps floating_point double_fault
+                triple_fault fault_on_the_handlers_stack injected_events;
+            halt: wakes_by_interrupt wakes_by_nmi sti_hlt kick_while_halted early_kick kicks_in_a_loop kick_in_rep;
+            interrupts: messages priority_order in_service task_priority level_eoi extint nmi sti_shadow mov_ss_shadow
+                software_disabled storm;
+            io: ports string_ports string_port_fault port_permissions mmio_sizes mmio_instructions mmio_pieces
+                read_only_slot;
+            memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
+                other_paging_modes addressing;
+            debug: breakpoints single_step step_into_interrupts;
+            model: cpuid features named_msrs other_msrs system_calls;
+            state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
+            slots: refusals by_a_device while_running dirty_log dirty_again_while_running code_unmapped;
+            time: one_shot periodic tsc_deadline time_stamp;
+            smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
+                cross_modifying;
+            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu atomic_counters store_order shoot_down;
+        }
+    };
+}

@@ -1,0 +1,251 @@
+//! Memory slots that come and go under a running guest, and the dirty log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use accel_api::{AccelError, Accelerator, Access, PAGE_SIZE, PageFlag, SlotId, gpr};
+use iced_x86::code_asm::*;
+
+use crate::fake_bus::{Event, pattern};
+use crate::rig::{Rig, cell, map};
+use crate::snippet::{assemble, stay};
+
+const SLOT: SlotId = SlotId(map::EXTRA_SLOT);
+
+/// Slots that overlap, are in use or do not exist are refused, and nothing changes.
+pub fn refusals(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
+    let extra = &rig.ram.regions()[2];
+    let bad = |r: Result<(), AccelError>| matches!(r, Err(AccelError::BadSlot { .. }));
+    assert!(bad(rig.vm.map(SlotId(0), extra, Access::ReadWrite)), "in use");
+    assert!(bad(rig.vm.map(SLOT, &rig.ram.regions()[0], Access::ReadWrite)), "overlaps");
+    assert!(bad(rig.vm.unmap(SLOT)), "does not exist");
+    rig.vm.map(SLOT, extra, Access::ReadOnly).expect("map");
+    rig.vm.unmap(SLOT).expect("unmap");
+    rig.vm.map(SLOT, extra, Access::ReadWrite).expect("map again");
+    let id = rig.vm.bind_vcpu(&accel_api::VcpuConfig { id: 1 }, rig.bus().clone());
+    assert!(matches!(id, Err(AccelError::BadVcpu(1))));
+}
+
+/// A device maps and unmaps a slot at exact points of the program (as a PCI BAR or a shadowed ROM does): the next
+/// instruction sees it, for loads, stores and fetches.
+pub fn by_a_device(accel: &Arc<dyn Accelerator>) {
+    let rig = Arc::new(Rig::new(accel));
+    let (vm, extra) = (rig.vm.clone(), rig.ram.regions()[2].clone());
+    rig.bus().on_out(0xe0, move |what| {
+        let done = match what & 0xff {
+            0 => vm.unmap(SLOT),
+            1 => vm.map(SLOT, &extra, Access::ReadWrite),
+            _ => vm.map(SLOT, &extra, Access::ReadOnly),
+        };
+        done.expect("map or unmap");
+    });
+    rig.write(map::EXTRA, 0x1122_3344u32);
+    rig.bytes(
+        map::EXTRA + 0x100,
+        &assemble(64, 0, |a| {
+            a.mov(eax, 0x77)?;
+            a.ret()
+        }),
+    );
+    let act = |a: &mut CodeAssembler, what: u32| {
+        a.mov(eax, what)?;
+        a.out(0xe0u32, al)
+    };
+    rig.code(|a| {
+        a.mov(esi, map::EXTRA as u32)?;
+        a.mov(r8d, dword_ptr(rsi))?; // a device
+        act(a, 1)?;
+        a.mov(r9d, dword_ptr(rsi))?;
+        a.mov(dword_ptr(rsi + 4), 0x55)?;
+        a.lea(rdi, ptr(rsi + 0x100))?;
+        a.call(rdi)?;
+        a.mov(r10d, eax)?;
+        act(a, 0)?;
+        a.mov(dword_ptr(rsi + 8), 0x66)?;
+        a.mov(r11d, dword_ptr(rsi + 4))?;
+        act(a, 2)?;
+        a.mov(dword_ptr(rsi + 12), 0x77)?;
+        a.mov(r12d, dword_ptr(rsi + 4))
+    });
+    let end = rig.run_long();
+    assert_eq!(end.gpr[8..13], [pattern(map::EXTRA, 4), 0x1122_3344, 0x77, pattern(map::EXTRA + 4, 4), 0x55]);
+    let writes: Vec<_> =
+        rig.bus().take_log().into_iter().filter(|e| matches!(e, Event::MmioWrite { .. })).collect();
+    assert_eq!(writes.len(), 2, "{writes:x?}");
+    assert_eq!(rig.quads(map::EXTRA), [0x55 << 32 | 0x1122_3344, 0]);
+}
+
+/// A slot is unmapped from another thread while the guest stores to it all the time: when `unmap` has returned no store
+/// reaches the RAM any more.
+pub fn while_running(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
+    rig.vm.map(SLOT, &rig.ram.regions()[2], Access::ReadWrite).expect("map");
+    rig.code(|a| {
+        let mut top = a.create_label();
+        a.mov(esi, map::EXTRA as u32)?;
+        a.set_label(&mut top)?;
+        a.inc(ebx)?;
+        a.mov(dword_ptr(rsi), ebx)?;
+        a.mov(dword_ptr(cell::USER), ebx)?;
+        a.jmp(top)
+    });
+    let mut runner = rig.vcpu(0, &rig.long_mode(0));
+    let (stop, kick) = (AtomicBool::new(false), runner.vcpu.kicker());
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            // Kicks also when an assertion fails: the guest never ends itself.
+            struct Stop<'a>(&'a AtomicBool, Arc<dyn accel_api::Kick>);
+            impl Drop for Stop<'_> {
+                fn drop(&mut self) {
+                    self.0.store(true, Ordering::SeqCst);
+                    self.1.kick();
+                }
+            }
+            let _stop = Stop(&stop, kick.clone());
+            let progress = || {
+                let (start, from) = (std::time::Instant::now(), rig.read::<u32>(cell::USER));
+                while rig.read::<u32>(cell::USER) == from && start.elapsed() < crate::rig::PATIENCE {
+                    std::thread::yield_now();
+                }
+                assert_ne!(rig.read::<u32>(cell::USER), from, "the guest stands still");
+            };
+            for _ in 0..12 {
+                progress();
+                rig.vm.unmap(SLOT).expect("unmap");
+                let left = rig.read::<u32>(map::EXTRA);
+                progress();
+                assert_eq!(rig.read::<u32>(map::EXTRA), left, "a store reached an unmapped slot");
+                rig.bus().take_log();
+                rig.vm.map(SLOT, &rig.ram.regions()[2], Access::ReadWrite).expect("map");
+                progress();
+                progress();
+                assert_ne!(rig.read::<u32>(map::EXTRA), left, "no store reaches the slot mapped again");
+            }
+        });
+        while !stop.load(Ordering::SeqCst) {
+            assert_eq!(runner.step(), accel_api::Exit::Kicked);
+        }
+    });
+}
+
+/// Pages of low RAM that are dirty, as a migration would collect and clear them.
+fn collect(rig: &Rig) -> Vec<u64> {
+    let flags = rig.ram.flags();
+    rig.vm.collect_dirty(flags).expect("collect_dirty");
+    let pages = 0..(map::RAM_END / PAGE_SIZE) as usize;
+    pages
+        .filter(|p| flags.clear(*p, PageFlag::DIRTY).contains(PageFlag::DIRTY))
+        .map(|p| p as u64 * PAGE_SIZE)
+        .collect()
+}
+
+/// Every kind of store marks its page: plain, across pages, string, SSE, push, accessed and dirty bits, a descriptor's
+/// accessed bit. Loads mark nothing. After the flags are collected and cleared, the next store marks again.
+pub fn dirty_log(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
+    let page = |n: u64| map::DATA + n * PAGE_SIZE;
+    let pass = cell::USER;
+    rig.code(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.mov(dword_ptr(page(0)), 1)?;
+        a.mov(qword_ptr(page(2) - 4), rax)?;
+        a.mov(edi, (page(3) + 8) as u32)?;
+        a.mov(ecx, 4)?;
+        a.rep().stosd()?;
+        a.movups(xmmword_ptr(page(4)), xmm0)?;
+        a.lock().inc(dword_ptr(page(5)))?;
+        a.mov(eax, dword_ptr(page(6)))?; // a load
+        a.mov(rbp, rsp)?;
+        a.mov(rsp, page(8))?;
+        a.push(rax)?;
+        a.mov(rsp, rbp)?;
+        a.inc(dword_ptr(pass))?;
+        a.mov(eax, dword_ptr(pass))?;
+        a.out(0xe0u32, al)?;
+        a.cmp(dword_ptr(pass), 3)?;
+        a.jb(top)
+    });
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let rig = Arc::new(rig);
+    let (weak, log) = (Arc::downgrade(&rig), seen.clone());
+    rig.bus().on_out(0xe0, move |_| {
+        let rig = weak.upgrade().expect("alive");
+        log.lock().expect("lock").push(collect(&rig));
+    });
+    let state = rig.long_mode(0);
+    let mut runner = rig.vcpu(0, &state);
+    collect(&rig);
+    rig.check(runner.finish());
+    let seen = seen.lock().expect("lock");
+    let stores: Vec<_> = [0, 1, 2, 3, 4, 5, 7].map(page).to_vec();
+    let data = |pages: &[u64]| -> Vec<u64> {
+        pages.iter().copied().filter(|p| (map::DATA..map::DATA + 0x1_0000).contains(p)).collect()
+    };
+    assert_eq!(seen.len(), 3);
+    for pages in seen.iter() {
+        assert_eq!(data(pages), stores);
+        assert!(pages.contains(&map::CELLS));
+    }
+    assert!(seen[0].contains(&map::PT), "accessed and dirty bits are stores too");
+    assert!(!seen[0].contains(&map::CODE) && !seen[0].contains(&(map::CODE - PAGE_SIZE)));
+}
+
+/// The same against a guest that stores all the time: a page cleared while it runs is marked again.
+pub fn dirty_again_while_running(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
+    rig.code(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.inc(rbx)?;
+        a.mov(qword_ptr(map::DATA), rbx)?;
+        a.jmp(top)
+    });
+    let mut runner = rig.vcpu(0, &rig.long_mode(0));
+    let (stop, kick) = (AtomicBool::new(false), runner.vcpu.kicker());
+    std::thread::scope(|s| {
+        let collector = s.spawn(|| {
+            let mut found = 0;
+            let start = std::time::Instant::now();
+            while found < 30 && start.elapsed() < crate::rig::PATIENCE {
+                found += usize::from(collect(&rig).contains(&map::DATA));
+            }
+            stop.store(true, Ordering::SeqCst);
+            kick.kick();
+            found
+        });
+        while !stop.load(Ordering::SeqCst) {
+            assert_eq!(runner.step(), accel_api::Exit::Kicked);
+        }
+        assert_eq!(collector.join().expect("collector"), 30, "stores were not marked again");
+    });
+    assert!(runner.save().gpr[gpr::RBX] > 0);
+}
+
+/// `stay` in an extra slot: fetching goes on from RAM that has gone as it would from a device.
+pub fn code_unmapped(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
+    rig.vm.map(SLOT, &rig.ram.regions()[2], Access::ReadWrite).expect("map");
+    rig.bytes(
+        map::EXTRA,
+        &assemble(64, map::EXTRA, |a| {
+            a.mov(dword_ptr(cell::USER), 1)?;
+            stay(a)
+        }),
+    );
+    let mut state = rig.long_mode(0);
+    state.rip = map::EXTRA;
+    // Ones are fetched where nothing is (FF FF is no instruction), and the handler ends the guest as failed.
+    let mut runner = rig.vcpu(0, &state);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while rig.read::<u32>(cell::USER) == 0 {
+                std::thread::yield_now();
+            }
+            rig.vm.unmap(SLOT).expect("unmap");
+        });
+        assert!(runner.finish().is_err());
+    });
+    assert_eq!(rig.vectors(), [6]);
+}
