@@ -19,7 +19,7 @@ const JUMPS: usize = 4096;
 #[derive(Clone, Copy)]
 pub(crate) struct Jump {
     pub rip: u64,
-    /// [`Engine::epoch`] when it was filled in.
+    /// [`Engine::epoch`] when it was filled in, or [`Engine::lasting_epoch`] if its page is global.
     pub epoch: u64,
     pub first: *mut Op,
 }
@@ -28,10 +28,12 @@ pub(crate) struct Jump {
 pub(crate) struct Engine {
     store: Store,
     pub jumps: Box<[Jump; JUMPS]>,
-    /// Stands for everything a jump cache entry depends on but RIP: translations, privilege, mode, dropped blocks. Never
-    /// repeats.
+    /// Stands for everything a jump cache entry depends on but RIP: translations, privilege, mode, dropped blocks. No two
+    /// sets of circumstances have the same one.
     pub epoch: u64,
-    seen: Context,
+    /// Likewise for code on global pages, which stays where it is when CR3 is loaded.
+    pub lasting_epoch: u64,
+    epochs: Epochs,
     /// Address that the TLB did not know.
     pub missed: u64,
     /// Fault to be raised.
@@ -47,8 +49,28 @@ pub(crate) struct Engine {
 struct Context {
     fetch_generation: u64,
     mode: u8,
-    user: bool,
     drops: u64,
+}
+
+/// The epochs of each privilege, so that going to the kernel and back changes none.
+#[derive(Default)]
+struct Epochs {
+    last: u64,
+    /// By whether the code is the user's.
+    current: [(Context, u64); 2],
+    lasting: [(Context, u64); 2],
+}
+
+impl Epochs {
+    /// The epoch that stands for `context`, a new one if that is not what it was.
+    #[inline]
+    fn of(slot: &mut (Context, u64), context: Context, last: &mut u64) -> u64 {
+        if slot.0 != context || slot.1 == 0 {
+            *last += 1;
+            *slot = (context, *last);
+        }
+        slot.1
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -92,24 +114,15 @@ impl Engine {
     /// The block at RIP, decoded if need be; sets [`Cpu::code_page`].
     fn find(&mut self, cpu: &mut Cpu) -> Exec<Found> {
         let rip = cpu.rip;
-        let context = Context {
-            fetch_generation: cpu.tlb.fetch_generation,
-            mode: mode_key(cpu),
-            user: cpu.cpl == 3,
-            drops: self.stats.dropped_pages + self.stats.flushes,
-        };
-        if context != self.seen {
-            self.seen = context;
-            self.epoch += 1;
-        }
+        self.set_epochs(cpu);
         let la = cpu.code_address(rip);
         cpu.code_page = la & !(PAGE_SIZE - 1);
         let known = self.jump_entry(la);
-        if known.rip == la && known.epoch == self.epoch {
+        if known.rip == la && self.is_current(known) {
             return Ok(Found::Block(known.first));
         }
         let Some(page) = cpu.code_page_at(la)? else { return Ok(Found::Single) };
-        let key = Key::new(page.index, la & (PAGE_SIZE - 1), context.mode);
+        let key = Key::new(page.index, la & (PAGE_SIZE - 1), mode_key(cpu));
         let first = match self.store.find(key) {
             Some(first) => first,
             None if self.watch(cpu, page.index) => return Ok(Found::Again),
@@ -118,16 +131,35 @@ impl Engine {
                 None => return Ok(Found::Single),
             },
         };
-        // The fetch may have evicted nothing, but decoding may have emptied the store.
-        self.jumps[jump_index(la)] = Jump { rip: la, epoch: self.epoch, first };
+        let epoch = if page.global { self.lasting_epoch } else { self.epoch };
+        self.jumps[jump_index(la)] = Jump { rip: la, epoch, first };
         Ok(Found::Block(first))
+    }
+
+    fn set_epochs(&mut self, cpu: &Cpu) {
+        let user = usize::from(cpu.cpl == 3);
+        let context = Context {
+            fetch_generation: cpu.tlb.fetch_generation,
+            mode: mode_key(cpu),
+            drops: self.stats.dropped_pages + self.stats.flushes,
+        };
+        let lasting = Context { fetch_generation: cpu.tlb.global_fetch_generation, ..context };
+        let Epochs { last, current, lasting: all_lasting } = &mut self.epochs;
+        self.epoch = Epochs::of(&mut current[user], context, last);
+        self.lasting_epoch = Epochs::of(&mut all_lasting[user], lasting, last);
+    }
+
+    /// Whether a jump cache entry holds now.
+    #[inline(always)]
+    pub(crate) fn is_current(&self, entry: &Jump) -> bool {
+        entry.epoch == self.epoch || entry.epoch == self.lasting_epoch
     }
 
     #[cold]
     fn decode(&mut self, cpu: &mut Cpu, key: Key, page: usize) -> Exec<Option<*mut Op>> {
         if self.store.full() {
             self.flush();
-            self.seen.drops += 1;
+            self.set_epochs(cpu);
         }
         let mut lowered = std::mem::take(&mut self.scratch);
         let mut first = None;
@@ -171,18 +203,18 @@ impl Engine {
         self.stats.flushes += 1;
         self.link = std::ptr::null_mut();
         self.store.clear();
-        self.epoch += 1;
     }
 }
 
 impl Executor for Engine {
     fn new() -> Self {
-        let none = Jump { rip: 0, epoch: 0, first: std::ptr::null_mut() };
+        let none = Jump { rip: 1 << 63, epoch: 0, first: std::ptr::null_mut() };
         Self {
             store: Store::default(),
             jumps: Box::new([none; JUMPS]),
-            epoch: 1,
-            seen: Context::default(),
+            epoch: 0,
+            lasting_epoch: 0,
+            epochs: Epochs::default(),
             missed: 0,
             fault: Fault::UD,
             link: std::ptr::null_mut(),

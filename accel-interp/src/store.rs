@@ -48,7 +48,7 @@ type Hashed<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 
 const CHUNK_OPS: usize = 16 * 1024;
 const CHUNK_GENERICS: usize = 4 * 1024;
-/// Ops kept before everything is dropped and decoded anew: with their generics, 15 MiB at most.
+/// Ops kept before everything is dropped and decoded anew: 10 MiB, and as a rule half as much again for generics.
 const MAX_OPS: usize = 320 * 1024;
 
 /// Decoded blocks of one vCPU.

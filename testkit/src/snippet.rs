@@ -9,8 +9,8 @@ use crate::rig::cell;
 /// What closures that emit code return.
 pub type Asm = Result<(), IcedError>;
 
-/// Emits one instruction of a table of them.
-pub type Emit<'a> = &'a dyn Fn(&mut CodeAssembler) -> Asm;
+/// A piece of guest code, and two numbers that say what is to come of it.
+pub type Case<'a> = (&'a dyn Fn(&mut CodeAssembler) -> Asm, u64, u64);
 
 /// Assembles `body` for `bits` (16, 32 or 64) at linear address `at`.
 ///

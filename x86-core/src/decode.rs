@@ -18,6 +18,8 @@ pub struct CodePage {
     pub host: *const u8,
     /// RAM page index.
     pub index: usize,
+    /// Its translation survives a CR3 load.
+    pub global: bool,
 }
 
 impl Cpu {
@@ -37,7 +39,7 @@ impl Cpu {
     pub fn code_page_at(&mut self, la: u64) -> Exec<Option<CodePage>> {
         let user = self.cpl == 3;
         if let Some(entry) = self.tlb.fetch(la, user) {
-            return Ok(Some(CodePage { host: entry.host, index: entry.page }));
+            return Ok(Some(CodePage { host: entry.host, index: entry.page, global: entry.global }));
         }
         self.walk_code(la, user)
     }
@@ -57,7 +59,7 @@ impl Cpu {
             large: walked.large,
         };
         self.tlb.fill_fetch(la, user, &to);
-        Ok(Some(CodePage { host: page.host, index: page.index }))
+        Ok(Some(CodePage { host: page.host, index: page.index, global: walked.global }))
     }
 
     /// Copies code bytes at `rip` into `bytes`, up to the end of the page or of the segment, and on into the next page

@@ -4,7 +4,7 @@ use accel_api::{ControlRegs, CpuState, DebugRegs, Events, Segments};
 
 use crate::cpu::seg;
 use crate::mode::bits;
-use crate::{Cpu, FpuRegs, Tlb};
+use crate::{Cpu, FpuRegs};
 
 impl Cpu {
     /// Replaces the whole state but the local APIC's.
@@ -95,10 +95,7 @@ impl Cpu {
     /// Forgets all translations and makes a fresh start with the memory map.
     pub fn remap(&mut self) {
         self.map = self.vm.map();
-        let generation = self.tlb.fetch_generation;
-        self.tlb = Tlb::default();
-        self.tlb.fetch_generation = generation + 1;
-        self.update_data_tlb();
+        self.tlb.flush_all();
     }
 
     /// Selector of CS, for messages.

@@ -47,6 +47,8 @@ pub struct FetchEntry {
     pub host: *const u8,
     /// RAM page index.
     pub page: usize,
+    /// Survives a CR3 load.
+    pub global: bool,
 }
 
 /// What a new entry is to say.
@@ -77,6 +79,8 @@ pub struct Tlb {
     large: (u64, u64),
     /// Changes whenever a fetch translation may have changed. Never 0.
     pub fetch_generation: u64,
+    /// Changes whenever a global fetch translation may have changed. Never 0.
+    pub global_fetch_generation: u64,
 }
 
 const PAGE_MASK: u64 = !0xfff;
@@ -131,6 +135,12 @@ impl Filled {
     }
 }
 
+/// Slot of `address` in the fetch table. User and supervisor code of one page have a slot each.
+#[inline(always)]
+const fn fetch_index(address: u64, user: bool) -> usize {
+    ((address >> 12) as usize ^ (user as usize) << 7) & (FETCH_ENTRIES - 1)
+}
+
 /// Slot of `address` in a data table.
 #[inline(always)]
 pub const fn tlb_index(address: u64) -> usize {
@@ -143,7 +153,7 @@ impl Default for Tlb {
         for (index, entry) in table.iter_mut().enumerate() {
             *entry = empty(index);
         }
-        let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0 };
+        let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0, global: false };
         Self {
             data: Box::new([table; MODES]),
             fetch: Box::new([none; FETCH_ENTRIES]),
@@ -151,6 +161,7 @@ impl Default for Tlb {
             filled_global: Filled::new(),
             large: (u64::MAX, 0),
             fetch_generation: 1,
+            global_fetch_generation: 1,
         }
     }
 }
@@ -189,15 +200,15 @@ impl Tlb {
     /// The fetch translation of the page of `address`, if remembered.
     #[inline(always)]
     pub fn fetch(&self, address: u64, user: bool) -> Option<&FetchEntry> {
-        let entry = &self.fetch[(address >> 12) as usize & (FETCH_ENTRIES - 1)];
+        let entry = &self.fetch[fetch_index(address, user)];
         (entry.tag == (address & PAGE_MASK | user as u64)).then_some(entry)
     }
 
     /// Remembers a fetch translation.
     pub fn fill_fetch(&mut self, address: u64, user: bool, to: &Translation) {
         let tag = address & PAGE_MASK | user as u64;
-        self.fetch[(address >> 12) as usize & (FETCH_ENTRIES - 1)] =
-            FetchEntry { tag, host: to.host, page: to.page };
+        self.fetch[fetch_index(address, user)] =
+            FetchEntry { tag, host: to.host, page: to.page, global: to.global };
         if to.large {
             self.large = (self.large.0.min(tag & PAGE_MASK), self.large.1.max(tag & PAGE_MASK));
         }
@@ -211,6 +222,7 @@ impl Tlb {
         self.filled_global.clear();
         self.large = (u64::MAX, 0);
         self.flush_non_global();
+        self.flush_fetch(true);
     }
 
     /// Forgets all but global translations (CR3 load, Intel SDM vol. 3, 4.10.4.1).
@@ -219,7 +231,7 @@ impl Tlb {
             self.data[mode][index] = empty(index);
         }
         self.filled.clear();
-        self.flush_fetch();
+        self.flush_fetch(false);
     }
 
     /// Forgets the page of `address` (INVLPG). If it may be part of a large page, everything goes: its pieces are
@@ -239,7 +251,7 @@ impl Tlb {
                 table[index] = empty(index);
             }
         }
-        self.flush_fetch();
+        self.flush_fetch(true);
     }
 
     /// Makes every store ask again.
@@ -270,11 +282,14 @@ impl Tlb {
         found
     }
 
-    fn flush_fetch(&mut self) {
+    fn flush_fetch(&mut self, global: bool) {
         for entry in self.fetch.iter_mut() {
-            entry.tag = u64::MAX;
+            if global || !entry.global {
+                entry.tag = u64::MAX;
+            }
         }
         self.fetch_generation += 1;
+        self.global_fetch_generation += u64::from(global);
     }
 }
 

@@ -46,7 +46,7 @@ fn unlinked(s: Step) -> Exit {
 fn go(s: Step, rip: u64) -> Exit {
     let engine = s.engine();
     let entry = engine.jump_entry(rip);
-    if entry.rip == rip && entry.epoch == engine.epoch {
+    if entry.rip == rip && engine.is_current(entry) {
         s.cpu().code_page = rip & !0xfff;
         // SAFETY: an entry of this epoch points at a block of the store.
         return unsafe { s.jump(entry.first) };

@@ -7,7 +7,7 @@ use accel_api::{Accelerator, gpr};
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, map};
-use crate::snippet::Emit;
+use crate::snippet::Case;
 
 const CF: u64 = 1;
 const PF: u64 = 4;
@@ -18,7 +18,7 @@ const OF: u64 = 0x800;
 const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
 
 /// Runs instructions and stores RAX and the status flags after each, then compares.
-fn table(accel: &Arc<dyn Accelerator>, cases: &[(Emit, u64, u64)]) {
+fn table(accel: &Arc<dyn Accelerator>, cases: &[Case]) {
     let rig = Rig::new(accel);
     rig.code(|a| {
         for (n, (emit, ..)) in cases.iter().enumerate() {

@@ -7,7 +7,7 @@ use accel_api::{Accelerator, CpuState, EventKind, Exit, InjectedEvent, MpState, 
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, Trap, cell, map, pte, sel};
-use crate::snippet::{Emit, exit, faulting};
+use crate::snippet::{Case, exit, faulting};
 
 const DE: u64 = 0;
 const BP: u64 = 3;
@@ -23,7 +23,7 @@ const MF: u64 = 16;
 const XM: u64 = 19;
 
 /// Runs each instruction where it must fault; compares vector and error code, and that RIP is the instruction's.
-fn faults(rig: &Rig, state: &CpuState, cases: &[(Emit, u64, u64)]) -> (CpuState, Vec<Trap>) {
+fn faults(rig: &Rig, state: &CpuState, cases: &[Case]) -> (CpuState, Vec<Trap>) {
     rig.code(|a| {
         for (emit, ..) in cases {
             faulting(a, emit)?;
@@ -151,7 +151,7 @@ pub fn ring3(accel: &Arc<dyn Accelerator>) {
     for page in [map::USER_CODE, map::USER_STACK - 0x1000, map::CELLS] {
         rig.user_page(page);
     }
-    let cases: [(Emit, u64, u64); 13] = [
+    let cases: [Case; 13] = [
         (&|a| a.hlt(), GP, 0),
         (&|a| a.cli(), GP, 0),
         (&|a| a.in_(al, 0x60), GP, 0),

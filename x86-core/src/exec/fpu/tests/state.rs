@@ -271,43 +271,6 @@ fn headers_refused() {
     }
 }
 
-/// Linux saves and restores at each context switch.
-#[test]
-#[ignore = "a measurement"]
-#[allow(clippy::print_stdout)]
-fn speed() {
-    let mut cpu = loaded(Mode::Long);
-    cpu.fpu.fcw = 0x37f;
-    cpu.fpu.fsw = 0;
-    cpu.fpu.ftw = 0xff;
-    cpu.gpr[gpr::RSI] = OPERAND;
-    run(&mut cpu, FXSAVE64).unwrap();
-    for code in [
-        FXSAVE64,
-        FXRSTOR64,
-        &[0xd8, 0xc1],
-        &[0xd8, 0xf1],
-        &[0xdd, 0x06],
-        &[0xdd, 0x16],
-        &[0xd9, 0xc9],
-        &[0xd9, 0xfa],
-        &[0x0f, 0xfc, 0xca],
-    ] {
-        poke(&mut cpu, 0x1000, code);
-        cpu.rip = 0x1000;
-        let ins = cpu.decode_at(0x1000).unwrap();
-        let function = crate::exec::lookup(ins.code());
-        let start = std::time::Instant::now();
-        for _ in 0..1_000_000 {
-            function(&mut cpu, &ins).unwrap();
-            if ins.code() == iced_x86::Code::Fld_m64fp {
-                cpu.fpu.ftw = 0;
-            }
-        }
-        println!("{:?}: {} ns", ins.code(), start.elapsed().as_nanos() / 1_000_000);
-    }
-}
-
 /// While guest code runs the host's MXCSR holds the sticky flags: those from before FXRSTOR must not outlive it.
 #[test]
 fn fxrstor_replaces_the_sticky_flags() {

@@ -1,0 +1,149 @@
+//! The hidden command `guest`: one guest of ours in a process of its own, as lean as a user's.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+
+use clap::Args;
+use machine::{AccelChoice, GuestEnd, Machine, Registry};
+use serde_json::{Map, Value, json};
+
+use crate::say;
+
+/// Begins the line of counters on standard error.
+pub(crate) const COUNTERS: &str = "COUNTERS ";
+
+/// A subset of `gearshift run`'s, in its words.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    accel: AccelChoice,
+    #[arg(long, value_parser = mebibytes)]
+    mem: u64,
+    #[arg(long)]
+    kernel: PathBuf,
+    #[arg(long)]
+    initrd: Option<PathBuf>,
+    #[arg(long, default_value = "")]
+    cmdline: String,
+    /// Text on the console after which counters are written to standard error
+    #[arg(long)]
+    until: String,
+}
+
+fn mebibytes(text: &str) -> Result<u64, String> {
+    let number = text.strip_suffix('M').and_then(|n| n.parse::<u32>().ok());
+    number.map(|n| u64::from(n) << 20).ok_or_else(|| format!("`{text}` is not a size such as 512M"))
+}
+
+/// Runs the guest to its end.
+pub(crate) fn main(options: &Options) -> ExitCode {
+    match run(options) {
+        Ok(GuestEnd::PowerOff | GuestEnd::DebugExit(0)) => ExitCode::SUCCESS,
+        Ok(end) => {
+            say(&format!("{end}"));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            say(&format!("{error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<GuestEnd, Box<dyn std::error::Error>> {
+    let chosen = Registry::builtin().choose(&options.accel)?;
+    let (sender, reached) = mpsc::channel();
+    let console =
+        Console { until: options.until.clone().into_bytes(), tail: Vec::new(), reached: Some(sender) };
+    let mut machine = Machine::builder()
+        .accelerator(chosen.accelerator)
+        .memory(options.mem)
+        .kernel(options.kernel.clone())
+        .cmdline(options.cmdline.clone())
+        .console(console);
+    if let Some(initrd) = &options.initrd {
+        machine = machine.initrd(initrd.clone());
+    }
+    let machine = Arc::new(machine.start()?);
+    let counted = machine.clone();
+    std::thread::spawn(move || {
+        if reached.recv().is_ok()
+            && let Ok(stats) = counted.stats()
+        {
+            say(&format!("{COUNTERS}{}", counters(&stats)));
+        }
+    });
+    Ok(machine.wait())
+}
+
+/// Sums over all vCPUs.
+fn counters(stats: &[accel_api::VcpuStats]) -> Value {
+    let mut sums: Map<String, Value> = Map::new();
+    for vcpu in stats {
+        let instructions = vcpu.instructions.map(|n| ("instructions", n));
+        for (name, count) in instructions.into_iter().chain(vcpu.counters.iter().copied()) {
+            let before = sums.get(name).and_then(Value::as_u64).unwrap_or(0);
+            sums.insert(name.to_owned(), json!(before.saturating_add(count)));
+        }
+    }
+    Value::Object(sums)
+}
+
+/// Standard output that tells when a text went through it.
+struct Console {
+    until: Vec<u8>,
+    /// The last bytes, one fewer than the text has.
+    tail: Vec<u8>,
+    reached: Option<mpsc::Sender<()>>,
+}
+
+impl Console {
+    fn look(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+        if !self.until.is_empty() && self.tail.windows(self.until.len()).any(|part| part == self.until) {
+            // Who waits may have gone with the guest.
+            let _ = self.reached.take().map(|sender| sender.send(()));
+        }
+        let keep = self.until.len().saturating_sub(1);
+        self.tail.drain(..self.tail.len().saturating_sub(keep));
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = io::stdout().write(bytes)?;
+        if self.reached.is_some() {
+            self.look(&bytes[..n]);
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_found_across_writes_and_once() {
+        let (sender, reached) = mpsc::channel();
+        let mut console = Console { until: b"INIT".to_vec(), tail: Vec::new(), reached: Some(sender) };
+        for part in ["xxIN", "I", "NI"] {
+            console.look(part.as_bytes());
+        }
+        assert!(reached.try_recv().is_err());
+        console.look(b"T and INIT");
+        assert!(reached.try_recv().is_ok() && console.reached.is_none());
+    }
+
+    #[test]
+    fn counters_are_sums() {
+        let vcpu = accel_api::VcpuStats { instructions: Some(5), counters: vec![("blocks", 2)] };
+        assert_eq!(counters(&[vcpu.clone(), vcpu]), json!({ "instructions": 10, "blocks": 4 }));
+    }
+}
