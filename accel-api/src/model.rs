@@ -16,10 +16,10 @@ pub const APIC_TIMER_HZ: u64 = 1_000_000_000;
 /// Bits of a guest-physical address.
 pub const PHYS_BITS: u32 = 40;
 
-/// Everything of the x86-64 psABI's v2 level, and the platform that a PC kernel expects around it.
+/// Everything of the x86-64 psABI's v2 level, and the platform that a PC kernel expects around it. Without VME, which
+/// is no part of the level and which some hosts' hypervisors do not give.
 const V2: CpuFeatures = CpuFeatures::of(&[
     Fpu,
-    Vme,
     De,
     Pse,
     Tsc,
