@@ -28,7 +28,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::Failure;
 use crate::report::Report;
-use crate::subject::Subject;
+use crate::subject::{QemuAccel, Subject};
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", about = "Measures guests on our backends and on their peers, side by side")]
@@ -68,6 +68,9 @@ struct Common {
     /// Our backends, separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "interp")]
     accel: Vec<String>,
+    /// What QEMU, the peer, runs with
+    #[arg(long, value_enum, value_name = "ACCEL", default_value = "tcg")]
+    qemu: QemuAccel,
     /// Leave QEMU out
     #[arg(long)]
     no_qemu: bool,
@@ -114,7 +117,7 @@ impl Common {
         }
         if !self.no_qemu {
             match subject::qemu_version() {
-                Some(version) => subjects.push(Subject::Qemu { version }),
+                Some(version) => subjects.push(Subject::Qemu { accel: self.qemu, version }),
                 None => say("qemu-system-x86_64 is not installed: our numbers stand alone"),
             }
         }

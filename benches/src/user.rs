@@ -171,14 +171,14 @@ fn classes(suite: &std::path::Path) -> Result<Vec<String>, Failure> {
 }
 
 fn print(experiment: &Experiment) {
-    let peer = experiment.column("qemu-tcg");
+    let peer = experiment.peer();
     let guests: Vec<_> = (1..experiment.columns.len()).collect();
     let ours: Vec<_> = guests.iter().copied().filter(|n| Some(*n) != peer).collect();
     let name = |n: usize| &experiment.columns[n];
     let mut head = vec!["class".to_owned(), "native ns".to_owned()];
     head.extend(guests.iter().map(|n| format!("{} x native", name(*n))));
     if peer.is_some() {
-        head.extend(ours.iter().map(|n| format!("{} x TCG", name(*n))));
+        head.extend(ours.iter().map(|n| format!("{} x QEMU", name(*n))));
     }
     head.push("Bochs x native".to_owned());
     let mut table = Table::new(head);
