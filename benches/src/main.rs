@@ -9,6 +9,7 @@
 
 mod boot;
 mod error;
+mod exits;
 mod guest;
 mod host;
 mod memory;
@@ -50,7 +51,9 @@ enum What {
         #[command(flatten)]
         suite: user::Options,
     },
-    /// All of these
+    /// What leaving a guest costs on KVM (`--accel kvm`), beside a C program that has ioctl alone
+    Exits(Common),
+    /// All of these but `exits`
     All {
         #[command(flatten)]
         common: Common,
@@ -60,6 +63,9 @@ enum What {
     /// Runs one guest of ours; what the other commands start
     #[command(hide = true)]
     Guest(guest::Options),
+    /// Makes events in a guest of ours; what `exits` starts
+    #[command(hide = true)]
+    ExitsGuest(exits::ours::Options),
 }
 
 /// What all experiments share.
@@ -149,6 +155,8 @@ type Experiment<'a> = &'a dyn Fn(&Setup, &mut Report) -> Result<Vec<String>, Fai
 fn main() -> ExitCode {
     let result = match Arguments::parse().what {
         What::Guest(options) => return guest::main(&options),
+        What::ExitsGuest(options) => return exits::ours::main(&options),
+        What::Exits(common) => measure(&common, &[&exits::run]),
         What::Boot(common) => measure(&common, &[&boot::run]),
         What::Micro(common) => measure(&common, &[&micro::run]),
         What::User { common, suite } => measure(&common, &[&user::experiment(&suite)]),

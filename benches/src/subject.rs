@@ -54,6 +54,14 @@ impl Subject {
         }
     }
 
+    /// The backend, if it is one of ours.
+    pub(crate) fn accel(&self) -> Option<&str> {
+        match self {
+            Self::Ours { accel, .. } => Some(accel),
+            Self::Qemu { .. } => None,
+        }
+    }
+
     /// For people.
     pub(crate) fn describe(&self) -> String {
         match self {

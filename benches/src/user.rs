@@ -157,7 +157,7 @@ fn build() -> Result<PathBuf, Failure> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    Err(Failure::Build { command: format!("{cargo:?}"), output })
+    Err(Failure::Build { what: "the user-space suite", command: format!("{cargo:?}"), output })
 }
 
 /// The classes the suite has, by its usage text.
