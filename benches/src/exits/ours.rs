@@ -104,7 +104,9 @@ impl Vm {
         let kernel = Source::from(options.guest.clone());
         let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: ACPI_AREA };
         let state = load(&ram, &map, &spec)?;
-        let model = CpuModel::named(DEFAULT_MODEL, 1, TscFrequency::of_host().khz)?;
+        let mut model = CpuModel::named(DEFAULT_MODEL, 1, TscFrequency::of_host().khz)?;
+        // The guests need no feature, and a provider of KVM without hardware may lack some.
+        model.fit(&chosen.accelerator.caps().features);
         let spec = VmSpec { model: Arc::new(model), ram: ram.clone(), vcpus: 1 };
         let vm = chosen.accelerator.create_vm(&spec)?;
         for (slot, region) in (0..).zip(ram.regions()) {
