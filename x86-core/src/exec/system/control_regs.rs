@@ -302,8 +302,7 @@ fn xsetbv(cpu: &mut Cpu, _: &Instruction) -> Exec {
     }
     cpu.privileged()?;
     let value = cpu.gpr[gpr::RAX] & 0xffff_ffff | cpu.gpr[gpr::RDX] << 32;
-    let avx = if cpu.model.features.has(Feature::Avx) { AVX } else { 0 };
-    let bad = value & !(X87 | SSE | avx) != 0 || value & X87 == 0 || value & (SSE | AVX) == AVX;
+    let bad = value & !cpu.model.xcr0_mask() != 0 || value & X87 == 0 || value & (SSE | AVX) == AVX;
     if cpu.gpr[gpr::RCX] as u32 != 0 || bad {
         return Err(Fault::GP0);
     }
