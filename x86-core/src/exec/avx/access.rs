@@ -1,4 +1,7 @@
 //! Memory operands of VEX instructions: 1 to 32 bytes into a zero-extended 256-bit value, and back.
+#![allow(unsafe_code)] // a copy by the host's AVX
+
+use std::arch::asm;
 
 use accel_api::Ymm;
 use iced_x86::Instruction;
@@ -47,6 +50,19 @@ pub(super) fn store(cpu: &mut Cpu, ins: &Instruction, bytes: u8, must_align: boo
 pub(super) fn probe(cpu: &mut Cpu, ins: &Instruction, bytes: u8) -> Exec {
     let ea = address(cpu, ins, bytes, false, true)?;
     cpu.probe_write(ea, usize::from(bytes))
+}
+
+/// Copies 32 bytes by one load and one store, so that a later load of all of them need not wait for two stores.
+///
+/// # Safety
+/// Both pointers must be valid for 32 bytes, and the host must have AVX.
+#[inline(always)]
+pub unsafe fn copy32(dst: *mut u8, src: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("vmovups ymm0, [{s}]", "vmovups [{d}], ymm0", "vzeroupper", s = in(reg) src, d = in(reg) dst,
+            out("xmm0") _, options(nostack, preserves_flags));
+    }
 }
 
 /// Loads 32 bytes.

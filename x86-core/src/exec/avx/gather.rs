@@ -44,9 +44,9 @@ fn gather<W: Word, I: Word, const LANES: usize>(cpu: &mut Cpu, ins: &Instruction
     // elements.
     let mut value = [0; 4];
     let mut rest = [0; 4];
-    for i in 0..LANES {
+    for (i, &chosen) in chosen[..LANES].iter().enumerate() {
         set_lane::<W>(&mut value, i, lane(&cpu.vector.0[dst], i));
-        set_lane::<W>(&mut rest, i, W::from_u64(if chosen[i] { u64::MAX } else { 0 }));
+        set_lane::<W>(&mut rest, i, W::from_u64(if chosen { u64::MAX } else { 0 }));
     }
     let mut outcome = Ok(());
     for i in (0..LANES).filter(|&i| chosen[i]) {

@@ -2,6 +2,9 @@
 #![allow(unsafe_code)] // inline assembly
 
 use std::arch::asm;
+use std::arch::x86_64::{
+    _mm_castsi128_pd, _mm_castsi128_ps, _mm_loadu_si128, _mm_movemask_epi8, _mm_movemask_pd, _mm_movemask_ps,
+};
 
 use accel_api::Ymm;
 use iced_x86::{Code, Instruction, OpKind};
@@ -50,9 +53,20 @@ fn exec_compare(cpu: &mut Cpu, ins: &Instruction, bytes: u8, op: Compare) -> Exe
 /// The sign bits of all lanes of `N` bytes, the lowest first.
 fn signs<const N: usize>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     ready(cpu, feature(ins.code()))?;
-    let bytes = access::to_bytes(cpu.vector.0[number(ins.op1_register())]);
-    let lanes = bytes.as_chunks::<N>().0.iter().enumerate();
-    let mask = lanes.fold(0, |all, (i, lane)| all | u64::from(lane[N - 1] >> 7) << i);
+    let of_half = |half: &[u64]| {
+        // SAFETY: SSE2; a half has 16 bytes.
+        let mask = unsafe {
+            let half = _mm_loadu_si128(half.as_ptr().cast());
+            match N {
+                1 => _mm_movemask_epi8(half),
+                4 => _mm_movemask_ps(_mm_castsi128_ps(half)),
+                _ => _mm_movemask_pd(_mm_castsi128_pd(half)),
+            }
+        };
+        u64::from(mask as u32)
+    };
+    let (low, high) = cpu.vector.0[number(ins.op1_register())].split_at(2);
+    let mask = of_half(low) | of_half(high) << (16 / N);
     cpu.write_gpr(ins.op0_register(), mask);
     Ok(())
 }

@@ -30,12 +30,13 @@ use accel_api::Feature;
 use iced_x86::Code;
 
 use super::Table;
-use super::sse::Float;
 use crate::mode::{Mode, bits};
 use crate::{Cpu, Exec, Fault};
 
 pub(super) use raw::values;
 
+pub use super::sse::Float;
+pub use access::copy32;
 pub use form::{AvxForm, AvxOp, Operands, avx_op};
 
 pub(super) fn register(table: &mut Table) {

@@ -68,7 +68,7 @@ impl Random {
     }
 
     fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 32) * n >> 32
+        ((self.next() >> 32) * n) >> 32
     }
 
     fn byte(&mut self) -> u8 {
@@ -247,7 +247,6 @@ fn state(random: &mut Random, code: Code, fields: &Fields) -> State {
     state
 }
 
-/// RCPPS and its like differ between processors, but not here: it is the host's own on both sides.
 #[test]
 fn the_host_and_we_agree() {
     let host = accel_api::CpuFeatures::of_host();
@@ -265,7 +264,7 @@ fn the_host_and_we_agree() {
             continue;
         }
         tried += 1;
-        for _ in 0..200 {
+        for _ in 0..500 {
             let fields = fields(&mut random, code);
             let bytes = encode(code, &fields);
             let mut expected = state(&mut random, code, &fields);
@@ -282,5 +281,6 @@ fn the_host_and_we_agree() {
             );
         }
     }
-    println!("{tried} instructions");
+    // A host of the x86-64-v3 level has the larger part of them.
+    assert!(tried > 640 || !host.has(accel_api::Feature::Avx2), "{tried}");
 }
