@@ -138,6 +138,8 @@ fn ignored(ins: &Instruction, case: &Case, offset: usize) -> bool {
     const FXSAVE: &[(u64, u64)] = &[(5, 24), (28, 32), (416, 512)];
     let ranges = match (ins.mnemonic(), ins.memory_size().size()) {
         (Mnemonic::Fxsave | Mnemonic::Fxsave64, _) => FXSAVE,
+        (Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64, _) => FXSAVE,
+        (Mnemonic::Xsavec | Mnemonic::Xsavec64, _) => FXSAVE,
         (Mnemonic::Fnstenv | Mnemonic::Fnsave, 14 | 94) => &[(6, 14)],
         (Mnemonic::Fnstenv | Mnemonic::Fnsave, _) => &[(12, 28)],
         _ => return false,

@@ -42,13 +42,40 @@ pub(super) fn encode(rng: &mut Rng, code: Code) -> Option<Vec<u8>> {
     let mut encoder = Encoder::new(64);
     encoder.encode(&ins, START).ok()?;
     let mut bytes = encoder.take_buffer();
-    if rng.percent(2) {
-        bytes.insert(0, rng.pick(&[0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x2e, 0x3e]));
-    } else if rng.percent(1) {
-        let at = rng.below(bytes.len() as u64) as usize;
-        bytes[at] ^= 1 << rng.below(8);
-    }
+    spoil(rng, &mut bytes);
     Some(bytes)
+}
+
+/// Now and then makes something else of an encoding: a prefix that changes or forbids it, a wrong bit, so many prefixes
+/// that it is about as long as an instruction may be, or longer.
+fn spoil(rng: &mut Rng, bytes: &mut Vec<u8>) {
+    const PREFIXES: [u8; 9] = [0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x2e, 0x3e, 0x40, 0x48];
+    match rng.below(200) {
+        // Of the prefixes' order only that of REX matters, which counts directly before the opcode alone.
+        0..5 => bytes.insert(0, rng.pick(&PREFIXES)),
+        5..7 => {
+            for _ in 0..2 + rng.below(3) {
+                bytes.insert(0, rng.pick(&PREFIXES));
+            }
+        }
+        7 => {
+            let prefix = rng.pick(&PREFIXES[5..]);
+            let length = 13 + rng.below(4) as usize;
+            while bytes.len() < length {
+                bytes.insert(0, prefix);
+            }
+        }
+        8..10 => {
+            let at = rng.below(bytes.len() as u64) as usize;
+            bytes[at] ^= 1 << rng.below(8);
+        }
+        // The bytes of a VEX prefix: map, vvvv, L and W that the instruction does not have.
+        10..14 if matches!(bytes[0], 0xc4 | 0xc5) => {
+            let at = 1 + rng.below(if bytes[0] == 0xc4 { 2 } else { 1 }) as usize;
+            bytes[at] ^= 1 << rng.below(8);
+        }
+        _ => {}
+    }
 }
 
 fn register(rng: &mut Rng, first: Register, count: u32) -> Register {
@@ -89,6 +116,20 @@ fn operand(
         memory(rng, ins, i, short);
         return Some(());
     }
+    let lanes = match kind {
+        Operand::mem_vsib32x | Operand::mem_vsib64x => Register::XMM0,
+        Operand::mem_vsib32y | Operand::mem_vsib64y => Register::YMM0,
+        _ => Register::None,
+    };
+    if lanes != Register::None {
+        memory(rng, ins, i, short);
+        if ins.memory_base().is_ip() {
+            return None;
+        }
+        ins.set_memory_index(register(rng, lanes, 16));
+        ins.set_memory_index_scale(1 << rng.below(4));
+        return Some(());
+    }
     match kind {
         Operand::mem_offs => {
             ins.set_op_kind(i, OpKind::Memory);
@@ -114,10 +155,10 @@ fn operand(
             set(ins, register(rng, Register::RAX, 16));
         }
         Operand::mm_or_mem | Operand::mm_reg | Operand::mm_rm => set(ins, register(rng, Register::MM0, 8)),
-        Operand::xmm_or_mem | Operand::xmm_reg | Operand::xmm_rm | Operand::xmm_vvvv => {
+        Operand::xmm_or_mem | Operand::xmm_reg | Operand::xmm_rm | Operand::xmm_vvvv | Operand::xmm_is4 => {
             set(ins, register(rng, Register::XMM0, 16));
         }
-        Operand::ymm_or_mem | Operand::ymm_reg | Operand::ymm_rm | Operand::ymm_vvvv => {
+        Operand::ymm_or_mem | Operand::ymm_reg | Operand::ymm_rm | Operand::ymm_vvvv | Operand::ymm_is4 => {
             set(ins, register(rng, Register::YMM0, 16));
         }
         Operand::seg_reg => set(ins, register(rng, Register::ES, 6)),

@@ -55,8 +55,12 @@ impl Generator {
     fn prepare(&mut self, rng: &mut Rng, ins: &Instruction, case: &mut Case) {
         operands(rng, ins, &mut case.state);
         for i in 0..ins.op_count() {
-            let target = address(rng, ins.memory_size().size());
+            let mut target = address(rng, ins.memory_size().size());
+            if let Some(alignment) = image_alignment(ins).filter(|_| rng.percent(90)) {
+                target &= !(alignment - 1);
+            }
             match ins.op_kind(i) {
+                OpKind::Memory if ins.is_vsib() => aim_lanes(rng, ins, &mut case.state),
                 OpKind::Memory => aim(ins, &mut case.state, target),
                 OpKind::MemorySegRSI | OpKind::MemorySegESI => case.state.gpr[6] = target,
                 OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemoryESRDI | OpKind::MemoryESEDI => {
@@ -75,6 +79,7 @@ impl Generator {
         }
         branch(rng, ins, case);
         compare_and_exchange(rng, ins, case);
+        xsave(rng, ins, case);
     }
 }
 
@@ -182,6 +187,67 @@ fn aim(ins: &Instruction, state: &mut State, target: u64) {
     let slot = &mut state.gpr[base.number()];
     // With 32-bit addresses the upper half must not matter.
     *slot = if base.size() == 4 { *slot & !0xffff_ffff | wanted & 0xffff_ffff } else { wanted };
+}
+
+/// Sets base and index lanes of a gather so that most elements lie in the window, some of them over its ends.
+fn aim_lanes(rng: &mut Rng, ins: &Instruction, state: &mut State) {
+    let (base, index) = (ins.memory_base(), ins.memory_index());
+    let middle = (WINDOW + 2048 + rng.below(4096)).wrapping_sub(ins.memory_displacement64());
+    if base.is_gpr() {
+        state.gpr[base.number()] = middle;
+    }
+    let scale = u64::from(ins.memory_index_scale());
+    let stray = rng.percent(30);
+    let mut lane = || {
+        let reach = if stray && rng.percent(15) { 8192 } else { 1500 };
+        let distance = rng.below(2 * reach) as i64 - reach as i64;
+        // Without a base the lanes alone must lead there, as nearly as their scale allows.
+        let lane = if base.is_gpr() { distance } else { middle as i64 + distance };
+        (lane / scale as i64) as u64
+    };
+    let wide = ins.vsib() == Some(true);
+    for value in &mut state.fpu.ymm[index.number()] {
+        *value = if wide { lane() } else { lane() & 0xffff_ffff | lane() << 32 };
+    }
+}
+
+/// Alignment in bytes that an instruction demands of its state image.
+fn image_alignment(ins: &Instruction) -> Option<u64> {
+    use Mnemonic::*;
+    match ins.mnemonic() {
+        Fxsave | Fxsave64 | Fxrstor | Fxrstor64 => Some(16),
+        Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 => Some(64),
+        _ => None,
+    }
+}
+
+/// Asks XSAVE and its kin for components that both processors have, and XRSTOR with a header that is mostly valid.
+fn xsave(rng: &mut Rng, ins: &Instruction, case: &mut Case) {
+    if image_alignment(ins) != Some(64) {
+        return;
+    }
+    let components = super::soft::XCR0;
+    case.state.gpr[0] = rng.below(components + 1);
+    case.state.gpr[2] &= !0xffff_ffff;
+    let state = &case.state;
+    let place = ins.virtual_address(0, 0, |r, _, _| Some(value(state, r))).unwrap_or(0);
+    let (mut present, mut format) = (rng.below(components + 1), 0);
+    if rng.percent(40) {
+        format = 1 << 63 | rng.next() & components;
+        present &= format;
+    }
+    let mut header = [0; 64];
+    header[..8].copy_from_slice(&present.to_le_bytes());
+    header[8..16].copy_from_slice(&format.to_le_bytes());
+    if rng.percent(10) {
+        // Reserved bytes, and bits of components that nobody has.
+        header[rng.pick(&[7, 15, 16, 20, 23, 24, 40, 63])] ^= 1 << rng.below(8);
+    }
+    patch(&mut case.memory, place.wrapping_add(512), &header);
+    if rng.percent(90) {
+        let mxcsr = case.state.fpu.mxcsr ^ rng.next() as u32 & 0xffff;
+        patch(&mut case.memory, place.wrapping_add(24), &mxcsr.to_le_bytes());
+    }
 }
 
 /// A register's value; 0 for segment registers, whose bases are 0 here.
@@ -299,6 +365,30 @@ mod tests {
         assert!(made.iter().flatten().count() > 1500);
         for index in (0..2000).rev() {
             assert_eq!(case(&mut b, index), made[index as usize]);
+        }
+    }
+
+    #[test]
+    fn gathers_look_into_the_window() {
+        // vpgatherdd ymm0, [rbx+ymm1*4-8], ymm2, and without a base vpgatherqq xmm0, [xmm1*8], xmm2.
+        let gathers: [&[u8]; 2] =
+            [&[0xc4, 0xe2, 0x6d, 0x90, 0x44, 0x8b, 0xf8], &[0xc4, 0xe2, 0xe9, 0x91, 0x04, 0xcd, 0, 0, 0, 0]];
+        for bytes in gathers {
+            let (_, ins) = whole(bytes.to_vec());
+            assert!(ins.is_vsib());
+            let mut rng = Rng::new(1, 0);
+            let mut inside = 0;
+            for _ in 0..1000 {
+                let mut state = State::new();
+                aim_lanes(&mut rng, &ins, &mut state);
+                let lane = state.fpu.ymm[1][0];
+                let lane = if ins.is_vsib64() { lane } else { i64::from(lane as i32) as u64 };
+                let offset = lane.wrapping_mul(ins.memory_index_scale().into());
+                let base = value(&state, ins.memory_base()).wrapping_add(ins.memory_displacement64());
+                inside +=
+                    u32::from((WINDOW..WINDOW + WINDOW_SIZE as u64).contains(&base.wrapping_add(offset)));
+            }
+            assert!((900..1000).contains(&inside), "{inside}");
         }
     }
 

@@ -5,7 +5,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use super::case::Case;
+use super::case::{Case, MAX_BYTES};
 use super::compare::Difference;
 
 /// Why `found` is to be expected, if it is.
@@ -28,6 +28,11 @@ pub(super) fn known(ins: &Instruction, case: &Case, found: &[Difference]) -> Opt
             "CMPS: which of two faulting operands is first"
         }
         Call if fault && only(&["end"]) => "CALL: a target and a stack that both fault, which is first",
+        Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64
+            if fault && only(&["end"]) && both_write_or_read(found) =>
+        {
+            "state images: which of their bytes is touched first is the processor's choice"
+        }
         Fldenv | Fnstenv | Frstor | Fnsave | Fxsave | Fxsave64 | Fxrstor | Fxrstor64
             if fault && only(&["end"]) =>
         {
@@ -38,6 +43,9 @@ pub(super) fn known(ins: &Instruction, case: &Case, found: &[Difference]) -> Opt
         }
         Movsxd if memory && ends("#", "") => "MOVSXD r16 reads 16 bits (Intel SDM vol. 2B), on AMD 32",
         INVALID if case.bytes.contains(&0xf0) && ends("#GP", "#UD") => "LOCK MOV CR0 is MOV CR8 on AMD",
+        INVALID if case.bytes.len() == MAX_BYTES && (ends("#GP", "#UD") || ends("#UD", "#GP")) => {
+            "too many bytes, and no instruction either: which is found first"
+        }
         Pause if only(&["rax", "r8"]) => "PAUSE with REX.B is XCHG R8, RAX; iced decodes PAUSE",
         Ldmxcsr | Fxrstor | Fxrstor64 if ends("done", "#GP") => {
             "MXCSR bit 17: AMD's misaligned exception mask"
@@ -68,6 +76,15 @@ pub(super) fn known(ins: &Instruction, case: &Case, found: &[Difference]) -> Opt
         }
         _ => return None,
     })
+}
+
+/// Whether neither of two page faults takes the access for a write while the other takes it for a read.
+fn both_write_or_read(found: &[Difference]) -> bool {
+    let write = |end: &str| {
+        let code = end.strip_prefix("#PF(0x")?.split(')').next()?;
+        Some(u32::from_str_radix(code, 16).ok()? & 2 != 0)
+    };
+    found.iter().all(|d| write(&d.native).zip(write(&d.soft)).is_none_or(|(native, soft)| native == soft))
 }
 
 /// Whether MXCSR differs in PE alone.

@@ -4,7 +4,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use accel_api::{Access, CpuFeatures, CpuModel, CpuState, GpFault, GuestRam, IoSize, SlotId, VcpuBus};
+use accel_api::{
+    Access, CpuFeatures, CpuModel, CpuState, Feature, GpFault, GuestRam, IoSize, SlotId, VcpuBus,
+};
 use x86_core::lapic::{ApicBus, ApicHost, Lapic, LapicConfig};
 use x86_core::shared::VmShared;
 use x86_core::{Cpu, Exec, Fault, Mode, exec};
@@ -24,6 +26,9 @@ const USER_DATA: u16 = 0xc0f3;
 const CS: u16 = 0x33;
 const SS: u16 = 0x2b;
 
+/// x87, SSE and AVX. The host may have more components; [`super::generate`] does not ask for them.
+pub(super) const XCR0: u64 = 7;
+
 /// Iterations of one string instruction before it is taken to hang: more than the window has bytes.
 const MAX_STEPS: usize = 100_000;
 
@@ -33,6 +38,7 @@ pub struct Soft {
     cpu: Box<Cpu>,
     state: CpuState,
     ram: GuestRam,
+    xsave: bool,
 }
 
 #[derive(Debug)]
@@ -82,7 +88,7 @@ impl Soft {
         x86_core::testing::enter(&mut cpu, Mode::Long);
         let mut state = CpuState::reset(0);
         cpu.save_state(&mut state);
-        let mut soft = Self { cpu, state, ram };
+        let mut soft = Self { cpu, state, ram, xsave: features.has(Feature::Xsave) };
         soft.set_up();
         soft
     }
@@ -118,6 +124,10 @@ impl Soft {
         control.cr3 = pml4;
         control.cr0 |= bits::CR0_PG | bits::CR0_WP | bits::CR0_AM;
         control.cr4 |= bits::CR4_UMIP | bits::CR4_FSGSBASE;
+        if self.xsave {
+            control.cr4 |= bits::CR4_OSXSAVE;
+            control.xcr0 = XCR0;
+        }
     }
 
     fn entry(&mut self, gpa: u64, value: u64) {
