@@ -2,7 +2,8 @@
 //! from the lowest up, each from an address of its own.
 //!
 //! An element that faults leaves those below it loaded and their mask cleared, so that the instruction, begun again, goes
-//! on where it stopped.
+//! on where it stopped. Of the mask nothing else has changed then: as on AMD's processors, while Intel's manual has it
+//! made of whole elements first, which tells the restarted instruction the same.
 
 use accel_api::{Feature, Ymm};
 use iced_x86::{Code, Instruction, Register};
@@ -16,13 +17,13 @@ use crate::{Cpu, Exec};
 
 /// Lane `i` of `W`.
 #[inline(always)]
-fn lane<W: Word>(value: &Ymm, i: usize) -> W {
+pub(super) fn lane<W: Word>(value: &Ymm, i: usize) -> W {
     let bit = W::BITS as usize * i;
     W::from_u64(value[bit / 64] >> (bit % 64))
 }
 
 #[inline(always)]
-fn set_lane<W: Word>(value: &mut Ymm, i: usize, new: W) {
+pub(super) fn set_lane<W: Word>(value: &mut Ymm, i: usize, new: W) {
     let bit = W::BITS as usize * i;
     let mask = u64::MAX >> (64 - W::BITS) << (bit % 64);
     value[bit / 64] = value[bit / 64] & !mask | new.to_u64() << (bit % 64);
@@ -36,37 +37,19 @@ fn gather<W: Word, I: Word, const LANES: usize>(cpu: &mut Cpu, ins: &Instruction
     let offsets = Offsets::new(cpu, ins);
     let segment = cpu.memory_segment(ins);
     let indices = cpu.vector.0[index];
-    let chosen: [bool; 8] = {
-        let mask = &cpu.vector.0[mask];
-        std::array::from_fn(|i| i < LANES && lane::<W>(mask, i).to_u64() >> (W::BITS - 1) != 0)
-    };
-    // Before the first access the destination and the mask already have their final width, and the mask is of whole
-    // elements.
-    let mut value = [0; 4];
-    let mut rest = [0; 4];
-    for (i, &chosen) in chosen[..LANES].iter().enumerate() {
-        set_lane::<W>(&mut value, i, lane(&cpu.vector.0[dst], i));
-        set_lane::<W>(&mut rest, i, W::from_u64(if chosen { u64::MAX } else { 0 }));
-    }
-    let mut outcome = Ok(());
-    for i in (0..LANES).filter(|&i| chosen[i]) {
-        let element = cpu
-            .segmented(segment, offsets.of(lane::<I>(&indices, i)), W::BYTES, false)
-            .and_then(|ea| cpu.load::<W>(ea));
-        match element {
-            Ok(element) => {
-                set_lane(&mut value, i, element);
-                set_lane::<W>(&mut rest, i, W::from_u64(0));
-            }
-            Err(fault) => {
-                outcome = Err(fault);
-                break;
-            }
+    for i in 0..LANES {
+        let chosen = lane::<W>(&cpu.vector.0[mask], i).to_u64() >> (W::BITS - 1) != 0;
+        if chosen {
+            let ea = cpu.segmented(segment, offsets.of(lane::<I>(&indices, i)), W::BYTES, false)?;
+            let element = cpu.load::<W>(ea)?;
+            set_lane(&mut cpu.vector.0[dst], i, element);
         }
+        set_lane(&mut cpu.vector.0[mask], i, W::from_u64(0));
     }
-    cpu.vector.0[dst] = value;
-    cpu.vector.0[mask] = rest;
-    outcome
+    let used = LANES * W::BYTES / 8;
+    cpu.vector.0[dst][used..].fill(0);
+    cpu.vector.0[mask][used..].fill(0);
+    Ok(())
 }
 
 /// Base, scale and displacement of a vector of addresses.

@@ -229,8 +229,8 @@ fn a_gather_keeps_what_it_has_when_an_element_faults() {
     cpu.vector.0[2] = [0x8000_0001_8000_0000, 0x8000_0000_7fff_ffff, 7, 8];
     cpu.vector.0[3] = [0x0000_0009_0000_0004, 0x0000_0064_0000_0000, 0, 0];
     assert_eq!(run(&mut cpu, CODE), Err(Fault::GP0));
-    assert_eq!(cpu.vector.0[1], [0x0000_0109_0000_0104, 0xcccc_cccc_dddd_dddd, 0, 0]);
-    assert_eq!(cpu.vector.0[2], [0, 0xffff_ffff_0000_0000, 0, 0]);
+    assert_eq!(cpu.vector.0[1], [0x0000_0109_0000_0104, 0xcccc_cccc_dddd_dddd, 5, 6]);
+    assert_eq!(cpu.vector.0[2], [0, 0x8000_0000_0000_0000, 7, 8]);
     // Begun again where the element can be had, it only does the rest.
     testing::poke(&mut cpu, BUFFER, &[0; 64]);
     cpu.vector.0[3][1] = 0x0000_0020_0000_0000;
