@@ -49,8 +49,6 @@ pub struct Cpu {
     pub shadow: bool,
     /// SSE instructions may run: CR4.OSFXSR set, CR0.EM and TS clear.
     pub sse_ready: bool,
-    /// VEX instructions on vector registers may run: see [`Cpu::avx_enabled`]; and CR0.TS is clear.
-    pub avx_ready: bool,
     /// Some MXCSR exception is unmasked.
     pub sse_unmasked: bool,
     /// Offset in the code segment of the current instruction, and of the next.
@@ -104,6 +102,8 @@ pub struct Cpu {
     pub nmi_masked: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
+    /// VEX instructions on vector registers may run: see [`Cpu::avx_enabled`]; and CR0.TS is clear.
+    pub avx_ready: bool,
     /// An event taken and not yet delivered.
     pub injected: Option<InjectedEvent>,
     /// Pages whose decoded code this vCPU itself has overwritten; the executor takes them.
