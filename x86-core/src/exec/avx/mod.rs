@@ -72,9 +72,13 @@ fn zero(cpu: &mut Cpu, first: usize) -> Exec {
 }
 
 impl Cpu {
-    /// Whether the operating system has switched AVX on, and the mode has it. XCR0 only holds what the model has.
+    /// Whether the model has AVX, the operating system has switched it on, and the mode has VEX. A loaded state may have
+    /// set XCR0 to anything.
     pub(crate) fn avx_enabled(&self) -> bool {
         const SSE_AND_AVX: u64 = 6;
-        self.cr4 & bits::CR4_OSXSAVE != 0 && self.xcr0 & SSE_AND_AVX == SSE_AND_AVX && self.protected()
+        self.model.features.has(Feature::Avx)
+            && self.cr4 & bits::CR4_OSXSAVE != 0
+            && self.xcr0 & SSE_AND_AVX == SSE_AND_AVX
+            && self.protected()
     }
 }

@@ -85,6 +85,19 @@ fn control_registers_and_xcr0_decide_between_ud_and_nm() {
     }
 }
 
+/// Also when a loaded state says that it is switched on.
+#[test]
+fn a_model_without_avx_has_none() {
+    for code in SAMPLES {
+        let Some(mut cpu) = avx2(Mode::Long) else { return };
+        let mut model = (*cpu.model).clone();
+        model.features = model.features.without(&[accel_api::Feature::Avx]);
+        cpu.model = Arc::new(model);
+        cpu.update_mode();
+        assert_eq!(run(&mut cpu, code), Err(Fault::UD), "{code:x?}");
+    }
+}
+
 #[test]
 fn real_and_virtual_8086_mode_have_no_vex() {
     for (mode, expected) in [
