@@ -9,7 +9,6 @@ mod interrupt;
 mod io;
 mod misc;
 mod msr;
-mod mtrr;
 mod segments;
 mod syscall;
 mod tables;
