@@ -80,6 +80,8 @@ pub struct Cpu {
     pub cr3: u64,
     /// CR4.
     pub cr4: u64,
+    /// The page-directory-pointer-table entries of PAE paging, as CR3 was loaded (Intel SDM vol. 3, 4.4.1).
+    pub pdptes: [u64; 4],
     /// XCR0.
     pub xcr0: u64,
     /// IA32_EFER.
@@ -171,6 +173,7 @@ impl Cpu {
             cr2: 0,
             cr3: 0,
             cr4: 0,
+            pdptes: [0; 4],
             xcr0: 1,
             efer: 0,
             msrs: state.msrs.clone(),

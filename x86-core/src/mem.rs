@@ -341,8 +341,10 @@ impl Cpu {
         }
     }
 
+    /// How a stack of an inner level is written. AC suspends SMAP only for who could have set it with STAC: at CPL 3 the
+    /// flag is the program's own, and means alignment checks.
     fn supervisor_mode(&self) -> TlbMode {
-        if self.has(flag::AC) { TlbMode::Supervisor } else { self.system_mode() }
+        if self.cpl < 3 && self.has(flag::AC) { TlbMode::Supervisor } else { self.system_mode() }
     }
 
     /// Whether the last byte of an access is canonical is known before any of its pages is looked up.

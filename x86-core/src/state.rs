@@ -47,6 +47,8 @@ impl Cpu {
         self.nmi_masked = *nmi_masked;
         self.mp = *mp;
         self.tsc_offset = *tsc_offset;
+        // They are no part of the neutral state: like hardware that is given none, we read the table.
+        self.pdptes = self.pdptes_at(self.cr3);
         self.system_flags = 0;
         self.set_rflags(*rflags);
         // Code decoded before stays valid: it is keyed by its bytes' place in RAM, not by this state.

@@ -63,6 +63,17 @@ const EMULATED: CpuFeatures = PLATFORM_FEATURES.with(&[
     Feature::Lm,
     Feature::Fsgsbase,
     Feature::Prefetchw,
+    Feature::Pcid,
+    Feature::Invpcid,
+    Feature::Umip,
+    Feature::Adx,
+    Feature::Movbe,
+    Feature::Rdpid,
+    // The host's kernel is the generator, whatever its processor has.
+    Feature::Rdrand,
+    Feature::Rdseed,
+    Feature::Clflushopt,
+    Feature::Clwb,
 ]);
 
 /// Features that are executed by the host's own instructions, so the host must have them.
@@ -75,6 +86,9 @@ const PASSED_THROUGH: CpuFeatures = CpuFeatures::of(&[
     Feature::Sse42,
     Feature::Popcnt,
     Feature::Cx16,
+    Feature::Bmi1,
+    Feature::Bmi2,
+    Feature::Abm,
 ]);
 
 /// What software CPUs offer on this host.

@@ -3,6 +3,7 @@
 mod control;
 mod far;
 mod io;
+mod paging;
 mod privileged;
 mod syscall;
 
