@@ -14,8 +14,10 @@
 //! are the silicon's.
 
 pub mod alu;
+mod bus;
 mod code_map;
 mod cpu;
+mod debug;
 mod decode;
 mod event;
 pub mod exec;
@@ -41,6 +43,7 @@ mod walk;
 
 pub use code_map::*;
 pub use cpu::*;
+pub use debug::dr6;
 pub use decode::*;
 pub use event::*;
 

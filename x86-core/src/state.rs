@@ -35,7 +35,9 @@ impl Cpu {
         self.segs = [*es, *cs, *ss, *ds, *fs, *gs];
         (self.ldtr, self.tr, self.gdtr, self.idtr) = (*ldtr, *tr, *gdtr, *idtr);
         (self.cr0, self.cr2, self.cr3, self.cr4, self.xcr0) = (*cr0, *cr2, *cr3, *cr4, *xcr0);
-        (self.dr, self.dr6, self.dr7) = (*dr, *dr6, *dr7);
+        (self.dr, self.dr6) = (*dr, *dr6);
+        self.set_dr7(*dr7);
+        (self.debug_shadow, self.pending_debug) = (false, 0);
         self.vector.0 = fpu.ymm;
         self.fpu = FpuRegs::from_state(fpu);
         self.set_mxcsr(fpu.mxcsr);

@@ -8,7 +8,7 @@ use iced_x86::{Code, Instruction, Register};
 
 use crate::alu::Word;
 use crate::cpu::seg;
-use crate::event::dr6;
+use crate::dr6;
 use crate::exec::Table;
 use crate::mode::{Mode, bits::*};
 use crate::{Cpu, Exec, Fault};
@@ -212,7 +212,7 @@ fn debug_register(cpu: &mut Cpu, register: Register) -> Exec<usize> {
     cpu.privileged()?;
     if cpu.dr7 & GD != 0 {
         cpu.dr6 |= dr6::BD;
-        return Err(Fault::DB);
+        return Err(Fault::GENERAL_DETECT);
     }
     Ok(if matches!(number, 4 | 5) { number + 2 } else { number })
 }
@@ -225,7 +225,7 @@ fn mov_to_dr(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     }
     match index {
         6 => cpu.dr6 = value & 0xe00f | 0xffff_0ff0,
-        7 => cpu.dr7 = value & 0xffff_23ff | 0x400,
+        7 => cpu.set_dr7(value & 0xffff_23ff | 0x400),
         _ => cpu.dr[index & 3] = value,
     }
     cpu.leave = true;

@@ -1,6 +1,8 @@
 //! Against the Intel SDM; each test names the instruction's page or the section.
 
+mod alignment;
 mod control;
+mod debug;
 mod far;
 mod io;
 mod paging;

@@ -181,7 +181,7 @@ fn debug_registers() {
     assert_eq!(run(&mut c, &[0x0f, 0x21, 0xe8]), Err(Fault::UD));
     c.dr6 = 0xffff_0ff0;
     c.dr7 |= 1 << 13;
-    assert_eq!(run(&mut c, &[0x0f, 0x21, 0xc0]), Err(Fault::DB));
+    assert_eq!(run(&mut c, &[0x0f, 0x21, 0xc0]), Err(Fault::GENERAL_DETECT));
     assert_eq!(c.dr6, 0xffff_2ff0);
     assert_eq!(run(&mut c, &[0x0f, 0x20, 0xc8]), Err(Fault::UD)); // CR1
 }
