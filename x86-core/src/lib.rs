@@ -38,6 +38,7 @@ pub mod testing;
 #[cfg(test)]
 mod testing_tables;
 
+mod task;
 mod tlb;
 mod walk;
 

@@ -109,7 +109,6 @@ fn direct_far_transfers() {
         (CONFORMING, 0, Ok(())),
         (ABSENT_CODE, 0, Err(Fault::np(ABSENT_CODE))),
         (DATA0, 0, Err(Fault::gp(DATA0))),
-        (TR, 0, Err(Fault::gp(TR))),
         (0, 0, Err(Fault::GP0)),
         (0x108, 0, Err(Fault::gp(0x108))),
     ];

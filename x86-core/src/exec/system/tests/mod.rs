@@ -8,6 +8,7 @@ mod io;
 mod paging;
 mod privileged;
 mod syscall;
+mod tasks;
 
 use crate::Cpu;
 use crate::testing::{peek, poke};
