@@ -15,7 +15,7 @@ use crate::alu::flag;
 use crate::exec::sse::mxcsr;
 use crate::lapic::TimerDeadline;
 use crate::shared::request;
-use crate::{Cpu, Shutdown, host_tsc, vector};
+use crate::{Cpu, Fault, Shutdown, host_tsc, vector};
 
 /// Instructions between looks at requests, timers and interrupts: some microseconds.
 const SLICE: i64 = 2000;
@@ -78,7 +78,9 @@ impl<E: Executor> SoftVcpu<E> {
             let shadow = std::mem::take(&mut cpu.shadow);
             let waiting = shadow && (cpu.nmi_pending || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
             let stepping = waiting || self.plan.single_step || !self.plan.breakpoints.is_empty();
-            let result = if stepping || cpu.armed || cpu.has(flag::TF) {
+            let result = if cpu.virtual_interrupt_due() {
+                Err(Fault::GP0)
+            } else if stepping || cpu.armed || cpu.has(flag::TF) {
                 let la = cpu.code_address(cpu.rip);
                 if self.plan.breakpoints.contains(&la) && !(first && passing == Some(la)) {
                     cpu.shadow = shadow;
