@@ -83,6 +83,11 @@ pub const PLATFORM_FEATURES: CpuFeatures = CpuFeatures::of(&[
     Apic,
 ]);
 
+/// What named models have beyond their psABI level because kernels are better with it, and do without where it is
+/// missing: see [`CpuModel::fit`].
+pub const OPTIONAL_FEATURES: CpuFeatures =
+    CpuFeatures::of(&[Fsgsbase, Smep, Smap, Erms, Fsrm, Prefetchw, Pdpe1gb, Rdtscp, LahfLm]);
+
 /// Names that [`CpuModel::named`] takes.
 pub const MODEL_NAMES: &[&str] = &["x86-64-v2"];
 
@@ -143,6 +148,13 @@ impl CpuModel {
             _ => return Err(UnknownModel { name: name.to_owned() }),
         };
         Ok(Self { name: name.to_owned(), features, tsc_khz, vcpus })
+    }
+
+    /// Leaves out what is optional and not `offered`. With what all backends offer that a VM shall ever run on, the model is
+    /// one that each of them can give.
+    pub fn fit(&mut self, offered: &CpuFeatures) {
+        let kept = offered.union(&self.features.minus(&OPTIONAL_FEATURES));
+        self.features = self.features.intersection(&kept);
     }
 
     /// Executes CPUID with `leaf` in EAX and `subleaf` in ECX (Intel SDM vol. 2A, CPUID).
@@ -315,6 +327,15 @@ mod tests {
         let on = m.cpuid(1, 0, CpuidInputs { apic_id: 1, apic_enabled: true, osxsave: true });
         assert_eq!((off.edx >> 9 & 1, on.edx >> 9 & 1, on.ecx >> 27 & 1, on.ebx >> 24), (0, 1, 1, 1));
         assert_eq!(m.cpuid(0xb, 1, CpuidInputs::default()).ebx, 2);
+    }
+
+    #[test]
+    fn only_what_is_optional_is_left_out() {
+        let mut m = model(1);
+        let without = m.features.without(&[Smep, Rdtscp, Sse42]);
+        m.fit(&without);
+        assert!(!m.features.has(Smep) && !m.features.has(Rdtscp) && m.features.has(Smap));
+        assert_eq!(m.features.missing_from(&without), ["sse4_2"]);
     }
 
     #[test]

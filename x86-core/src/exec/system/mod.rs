@@ -10,7 +10,6 @@ mod invalidate;
 mod io;
 mod misc;
 mod msr;
-mod mtrr;
 mod segments;
 mod syscall;
 mod tables;

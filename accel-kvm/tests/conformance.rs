@@ -1,0 +1,1 @@
+testkit::conformance!(kvm, accel_kvm::create().unwrap());
