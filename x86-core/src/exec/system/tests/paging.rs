@@ -1,12 +1,15 @@
-//! PCID, INVPCID, and the PDPTE registers of PAE paging: Intel SDM vol. 3, 4.4.1 and 4.10; vol. 2A, INVPCID.
+//! PCID, INVPCID, the PDPTE registers of PAE paging, SMAP and stacks: Intel SDM vol. 3, 4.4.1, 4.6 and 4.10; vol. 2A,
+//! INVPCID.
 
 use std::sync::Arc;
 
 use accel_api::{Feature, gpr};
 
 use super::*;
+use crate::alu::flag;
+use crate::event::Delivery;
 use crate::mode::{Mode, bits::*};
-use crate::testing::{cpu, run};
+use crate::testing::{cpu, run, step};
 use crate::testing_tables::*;
 use crate::{AccessKind, Fault, TlbMode, Translation};
 
@@ -138,4 +141,64 @@ fn huge_pages_need_the_feature() {
         c.cr0 |= CR0_PG;
         assert_eq!(c.walk(0x1234, AccessKind::Read, false, false).map(|w| w.gpa), want);
     }
+}
+
+/// 64-bit mode with SMAP; the pages of `user` are user pages, all others supervisor pages. `code` stands at 0x1000.
+fn under_smap(cpl: u8, ac: bool, user: &[u64], code: &[u8]) -> Box<Cpu> {
+    let mut c = cpu_with_tables(Mode::Long, cpl);
+    for (at, value) in [(0x5_0000, 0x5_1007), (0x5_1000, 0x5_2007), (0x5_2000, 0x5_3007)] {
+        poke64(&mut c, at, value);
+    }
+    for page in 0..256u64 {
+        let rights = if user.contains(&(page << 12)) { 7 } else { 3 };
+        poke64(&mut c, 0x5_3000 + 8 * page, page << 12 | rights);
+    }
+    poke(&mut c, 0x1000, code);
+    let selectors = if cpl == 0 { [CODE0, DATA0] } else { [CODE3, DATA3] };
+    stack64(&mut c, &[0x1800, selectors[0].into(), 2, STACK, selectors[1].into()]);
+    c.rip = 0x1000;
+    c.cr3 = 0x5_0000;
+    c.cr0 |= CR0_PG;
+    c.cr4 |= CR4_SMAP;
+    c.set_rflags(if ac { flag::AC } else { 0 });
+    c.tlb.flush_all();
+    c.update_mode();
+    c
+}
+
+/// 4.6.1: pops of IRET and RETF are accesses of the program: user-mode ones at CPL 3, else forbidden by SMAP unless AC.
+#[test]
+fn returns_from_user_stacks() {
+    const STACK_PAGE: u64 = STACK & !0xfff;
+    for code in [&[0x48, 0xcf][..], &[0x48, 0xcb]] {
+        for (cpl, ac, fine) in [(0, false, false), (0, true, true), (3, false, true), (3, true, true)] {
+            let mut c = under_smap(cpl, ac, &[STACK_PAGE, if cpl == 3 { 0x1000 } else { STACK_PAGE }], code);
+            let want = if fine { Ok(()) } else { Err(Fault::with_code(crate::vector::PF, 1)) };
+            assert_eq!(step(&mut c), want, "{code:x?} CPL {cpl} AC {ac}");
+            assert_eq!(c.rip, if fine { 0x1800 } else { 0x1000 });
+        }
+    }
+}
+
+/// 4.6.1: what the processor does by itself: the handler's stack on a user page takes AC at CPL 0 to 2 only, where STAC
+/// set it, and descriptor tables on a user page are never read.
+#[test]
+fn implicit_accesses_under_smap() {
+    let event = Delivery { vector: 0x21, error_code: None, return_rip: 0x1000, software: false, rflags: 2 };
+    for (cpl, stack, ac, fine) in [
+        (0, STACK, false, false),
+        (0, STACK, true, true),
+        (3, INNER_STACK, false, false),
+        (3, INNER_STACK, true, false),
+    ] {
+        let mut c = under_smap(cpl, ac, &[(stack - 8) & !0xfff], &[0x90]);
+        assert_eq!(
+            c.deliver_once(&event).map_err(Fault::vector),
+            if fine { Ok(()) } else { Err(14) },
+            "{cpl} {ac}"
+        );
+    }
+    let mut c = under_smap(0, true, &[GDT], &[0x8e, 0xc0]); // mov es, ax
+    c.gpr[gpr::RAX] = DATA0.into();
+    assert_eq!(step(&mut c), Err(Fault::with_code(crate::vector::PF, 1)));
 }
