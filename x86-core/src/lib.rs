@@ -7,7 +7,8 @@
 //! 3. `exec` holds the semantics of every instruction, one function per family, found through [`exec::lookup`] by
 //!    iced's `Code`. An executor calls it with RIP at the instruction and `next_rip` behind it; a function either
 //!    finishes, or returns a [`Fault`] and has changed nothing that matters.
-//! 4. `event.rs` delivers faults, traps and interrupts through the IDT. `lapic` is the local APIC.
+//! 4. `event` delivers faults, traps and interrupts through the IDT, `task.rs` switches tasks, `debug.rs` holds the guest's
+//!    breakpoints and single steps. `lapic` is the local APIC.
 //! 5. [`shared`] is what other threads may touch: requests to the vCPU, its interrupt inbox.
 //!
 //! Arithmetic executes the host's own instructions (`alu.rs`), so flags, rounding and what the manual leaves undefined
