@@ -96,10 +96,10 @@ fn cr0_rules() {
 fn cr4_rules() {
     let mut c = cpu(Mode::Long);
     assert!(!c.model.features.has(Feature::Umip) && !c.model.features.has(Feature::Xsave));
-    for bit in [CR4_UMIP, CR4_OSXSAVE, CR4_PCIDE, 1 << 12, 1 << 13, 1 << 22, 1 << 24, 1 << 40] {
+    for bit in [CR4_VME, CR4_UMIP, CR4_OSXSAVE, CR4_PCIDE, 1 << 12, 1 << 13, 1 << 22, 1 << 24, 1 << 40] {
         assert_eq!(c.write_cr4(CR4_PAE | bit), Err(Fault::GP0), "{bit:#x}");
     }
-    c.write_cr4(CR4_PAE | CR4_SMEP | CR4_SMAP | CR4_PGE | CR4_FSGSBASE | CR4_TSD | CR4_VME).unwrap();
+    c.write_cr4(CR4_PAE | CR4_SMEP | CR4_SMAP | CR4_PGE | CR4_FSGSBASE | CR4_TSD).unwrap();
     assert_eq!(c.tlb_mode(), TlbMode::SupervisorOnly);
     c.write_cr4(CR4_PAE).unwrap();
     assert!(!c.sse_ready);
@@ -181,7 +181,7 @@ fn debug_registers() {
     assert_eq!(run(&mut c, &[0x0f, 0x21, 0xe8]), Err(Fault::UD));
     c.dr6 = 0xffff_0ff0;
     c.dr7 |= 1 << 13;
-    assert_eq!(run(&mut c, &[0x0f, 0x21, 0xc0]), Err(Fault::DB));
+    assert_eq!(run(&mut c, &[0x0f, 0x21, 0xc0]), Err(Fault::GENERAL_DETECT));
     assert_eq!(c.dr6, 0xffff_2ff0);
     assert_eq!(run(&mut c, &[0x0f, 0x20, 0xc8]), Err(Fault::UD)); // CR1
 }
