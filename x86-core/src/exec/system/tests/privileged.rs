@@ -383,6 +383,29 @@ fn time_stamp_counter() {
     assert_eq!(run(&mut c, &[0x0f, 0x31]), Err(Fault::GP0));
 }
 
+/// 2.5, CR4.UMIP: SGDT, SIDT, SLDT, STR and SMSW are for level 0 then. CR4 takes the bits of all that software CPUs offer.
+#[test]
+fn user_mode_instruction_prevention() {
+    let stores: [&[u8]; 5] = [
+        &[0x0f, 0x01, 0x03],
+        &[0x0f, 0x01, 0x0b],
+        &[0x0f, 0x00, 0xc0],
+        &[0x0f, 0x00, 0xc8],
+        &[0x0f, 0x01, 0xe0],
+    ];
+    for (cpl, umip, want) in [(3, true, Err(Fault::GP0)), (3, false, Ok(())), (0, true, Ok(()))] {
+        let mut c = cpu_with_tables(Mode::Long, cpl);
+        std::sync::Arc::make_mut(&mut c.model).features = crate::soft::features();
+        c.write_cr4(c.cr4 | CR4_PCE | CR4_VME | if umip { CR4_UMIP } else { 0 }).unwrap();
+        c.gpr[gpr::RBX] = 0x3000;
+        for code in stores {
+            assert_eq!(run(&mut c, code), want, "{code:x?} CPL {cpl} UMIP {umip}");
+        }
+        // There are no performance counters, whoever may ask for them.
+        assert_eq!(run(&mut c, &[0x0f, 0x33]), Err(Fault::GP0));
+    }
+}
+
 /// The local APIC's MSRs and CR8 reach it, and the executor is told to look for interrupts.
 #[test]
 fn local_apic() {
