@@ -71,7 +71,7 @@ pub(super) enum LabError {
 }
 
 /// A lab ready to run commands.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Lab {
     guest: DefaultGuest,
     shape: Shape,
@@ -86,6 +86,13 @@ impl Lab {
             Ok(_) => {}
         }
         Ok(Self { guest: guest(&mut |line| super::say(line))?, shape })
+    }
+
+    /// The same with another number of processors.
+    pub(super) fn with_cpus(&self, cpus: u32) -> Self {
+        let mut other = self.clone();
+        other.shape.cpus = cpus;
+        other
     }
 
     /// Kernel and busybox, as in the lab, for guests of the lab's guests.

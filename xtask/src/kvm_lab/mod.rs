@@ -43,9 +43,9 @@ const LAB_FAILED: u8 = 125;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
-    /// Processors of the machine; 1, or 2 for the suite
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
-    cpus: Option<u32>,
+    /// Processors of the machine; the suite has its own numbers
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    cpus: u32,
     /// Memory of the machine in MiB
     #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..))]
     mem: u32,
@@ -71,9 +71,8 @@ pub(crate) struct Arguments {
 
 /// Runs what was asked for; failures of the lab are told here.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    let suite = arguments.command.is_empty() && !arguments.bench_boot;
     let shape = Shape {
-        cpus: arguments.cpus.unwrap_or(if suite { 2 } else { 1 }),
+        cpus: arguments.cpus,
         mebibytes: arguments.mem,
         timeout: Duration::from_secs(arguments.timeout),
         keep: arguments.keep,
@@ -82,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         if arguments.bench_boot {
             return bench_boot::run(&lab, arguments.repeat);
         }
-        if suite {
+        if arguments.command.is_empty() {
             return Ok(suite::run(&lab)?.into());
         }
         let mut contents = Contents::default();
