@@ -128,33 +128,41 @@ impl CpuFeatures {
         Self(std::array::from_fn(|i| self.0[i] & other.0[i]))
     }
 
+    /// Features this set has and `other` has not.
+    pub fn minus(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] & !other.0[i]))
+    }
+
     /// Names of the features that are here and not in `offered`.
     pub fn missing_from(&self, offered: &Self) -> Vec<&'static str> {
         let missing = |f: &&Feature| self.has(**f) && !offered.has(**f);
         Feature::ALL.iter().filter(missing).map(|f| f.name()).collect()
     }
 
-    /// Those of the host's features that CPUID tells of.
+    /// What the host's CPUID tells of, less AVX and what needs it where the host's system does not carry its state.
     pub fn of_host() -> Self {
         use std::arch::x86_64::{__cpuid, __cpuid_count};
-        let basic = __cpuid(0).eax;
-        let extended = __cpuid(0x8000_0000).eax;
-        let one = __cpuid(1);
-        let seven = (basic >= 7).then(|| __cpuid_count(7, 0));
-        let xsave = (basic >= 0xd).then(|| __cpuid_count(0xd, 1).eax);
-        let x1 = (extended >= 0x8000_0001).then(|| __cpuid(0x8000_0001));
-        let x7 = (extended >= 0x8000_0007).then(|| __cpuid(0x8000_0007).edx);
-        Self([
-            one.ecx,
-            one.edx,
-            seven.map_or(0, |r| r.ebx),
-            seven.map_or(0, |r| r.ecx),
-            seven.map_or(0, |r| r.edx),
-            xsave.unwrap_or(0),
-            x1.map_or(0, |r| r.ecx),
-            x1.map_or(0, |r| r.edx),
-            x7.unwrap_or(0),
-        ])
+        const OF_AVX: &[Feature] =
+            &[Feature::Avx, Feature::Avx2, Feature::Fma, Feature::F16c, Feature::Vaes, Feature::Vpclmulqdq];
+        let told = Self::from_cpuid(|leaf, subleaf| {
+            if __cpuid(leaf & 0x8000_0000).eax < leaf {
+                return [0; 4];
+            }
+            let out = __cpuid_count(leaf, subleaf);
+            [out.eax, out.ebx, out.ecx, out.edx]
+        });
+        if std::is_x86_feature_detected!("avx") { told } else { told.without(OF_AVX) }
+    }
+
+    /// What `cpuid` tells of: a function from leaf and subleaf to EAX, EBX, ECX and EDX, which are 0 for a leaf that there
+    /// is not.
+    pub fn from_cpuid(cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Self {
+        let [_, _, l1_ecx, l1_edx] = cpuid(1, 0);
+        let [_, l7_ebx, l7_ecx, l7_edx] = cpuid(7, 0);
+        let [ld1_eax, ..] = cpuid(0xd, 1);
+        let [_, _, x1_ecx, x1_edx] = cpuid(0x8000_0001, 0);
+        let [_, _, _, x7_edx] = cpuid(0x8000_0007, 0);
+        Self([l1_ecx, l1_edx, l7_ebx, l7_ecx, l7_edx, ld1_eax, x1_ecx, x1_edx, x7_edx])
     }
 }
 

@@ -18,6 +18,7 @@ mod features;
 mod irq;
 mod lapic_state;
 mod model;
+mod msr;
 mod page_flags;
 mod probe;
 mod ram;

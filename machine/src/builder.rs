@@ -121,7 +121,8 @@ impl MachineBuilder {
         if !(1..=max).contains(&self.cpus) {
             return Err(MachineError::Vcpus { asked: self.cpus, max });
         }
-        let model = CpuModel::named(&self.model, self.cpus, tsc_khz)?;
+        let mut model = CpuModel::named(&self.model, self.cpus, tsc_khz)?;
+        model.fit(&accelerator.caps().features);
         let missing = model.features.missing_from(&accelerator.caps().features);
         if !missing.is_empty() {
             let missing = missing.into_iter().map(str::to_owned).collect();

@@ -194,7 +194,9 @@ impl Rig {
     pub fn smp(accel: &Arc<dyn Accelerator>, vcpus: u32) -> Self {
         let layout = [(0, map::RAM_END), (map::ROM, 0x1_0000), (map::EXTRA, 0x1_0000), (map::HIGH, 0x1_0000)];
         let ram = Arc::new(GuestRam::new(&layout).expect("RAM"));
-        let model = Arc::new(CpuModel::named("x86-64-v2", vcpus, tsc_khz()).expect("model"));
+        let mut model = CpuModel::named("x86-64-v2", vcpus, tsc_khz()).expect("model");
+        model.fit(&accel.caps().features);
+        let model = Arc::new(model);
         let spec = VmSpec { model: model.clone(), ram: ram.clone(), vcpus };
         let vm = accel.create_vm(&spec).expect("create_vm");
         for (slot, access) in [(0, Access::ReadWrite), (1, Access::ReadOnly), (3, Access::ReadWrite)] {

@@ -1,13 +1,12 @@
 //! RDMSR, WRMSR and the time-stamp counter (Intel SDM vol. 4).
 //!
-//! 1. What the local APIC owns goes there; what the vCPU owns is here; all else is asked of the machine through the bus,
-//!    whose refusal is #GP(0).
+//! 1. What the local APIC owns goes there; what the vCPU owns is here, but for MSRs that only hold what is written to
+//!    them, which are [`accel_api::Msrs`]' own; all else is asked of the machine through the bus, whose refusal is #GP(0).
 //! 2. MSRs that CPUID announces exist only if the model announces them.
 
 use accel_api::{Feature, gpr};
 use iced_x86::{Code, Instruction};
 
-use super::mtrr;
 use crate::cpu::{host_tsc, seg};
 use crate::exec::Table;
 use crate::lapic::{Lapic, MSR_TSC_DEADLINE};
@@ -17,20 +16,10 @@ use crate::{Cpu, Exec, Fault};
 /// Indices of MSRs (Intel SDM vol. 4, table 2-2).
 mod index {
     pub(super) const TSC: u32 = 0x10;
-    pub(super) const PLATFORM_ID: u32 = 0x17;
-    pub(super) const FEATURE_CONTROL: u32 = 0x3a;
     pub(super) const TSC_ADJUST: u32 = 0x3b;
-    pub(super) const SPEC_CTRL: u32 = 0x48;
-    pub(super) const PRED_CMD: u32 = 0x49;
-    pub(super) const BIOS_SIGN_ID: u32 = 0x8b;
-    pub(super) const ARCH_CAPABILITIES: u32 = 0x10a;
     pub(super) const SYSENTER_CS: u32 = 0x174;
     pub(super) const SYSENTER_ESP: u32 = 0x175;
     pub(super) const SYSENTER_EIP: u32 = 0x176;
-    pub(super) const MCG_CAP: u32 = 0x179;
-    pub(super) const MCG_STATUS: u32 = 0x17a;
-    pub(super) const MISC_ENABLE: u32 = 0x1a0;
-    pub(super) const DEBUGCTL: u32 = 0x1d9;
     pub(super) const PAT: u32 = 0x277;
     pub(super) const EFER: u32 = 0xc000_0080;
     pub(super) const STAR: u32 = 0xc000_0081;
@@ -42,14 +31,6 @@ mod index {
     pub(super) const KERNEL_GS_BASE: u32 = 0xc000_0102;
     pub(super) const TSC_AUX: u32 = 0xc000_0103;
 }
-
-/// A microcode revision in bits 63:32, as CPUID leaves it; 0 would tell that none was loaded.
-const MICROCODE: u64 = 1 << 32;
-/// IA32_FEATURE_CONTROL: locked, with nothing enabled.
-const FEATURES_LOCKED: u64 = 1;
-/// IA32_MISC_ENABLE bits that software may set: fast strings, thermal control, the "unavailable" bits, EIST, MWAIT, xTPR.
-/// Limiting CPUID and disabling NX are refused, as they would have to have an effect.
-const MISC_ENABLE_BITS: u64 = 1 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 18 | 1 << 23;
 
 impl Cpu {
     fn announced(&self, feature: Feature) -> Exec {
@@ -71,24 +52,10 @@ impl Cpu {
                 let now = self.now();
                 self.lapic.read_msr(index, now).map_err(|_| Fault::GP0)?
             }
-            PLATFORM_ID | MCG_CAP => 0,
-            FEATURE_CONTROL => FEATURES_LOCKED,
             TSC_ADJUST => self.msrs.tsc_adjust,
-            SPEC_CTRL => {
-                self.announced(Feature::SpecCtrl)?;
-                self.msrs.spec_ctrl
-            }
-            BIOS_SIGN_ID => MICROCODE,
-            ARCH_CAPABILITIES => {
-                self.announced(Feature::ArchCapabilities)?;
-                self.model.arch_capabilities()
-            }
             SYSENTER_CS => self.msrs.sysenter_cs,
             SYSENTER_ESP => self.msrs.sysenter_esp,
             SYSENTER_EIP => self.msrs.sysenter_eip,
-            MCG_STATUS => self.msrs.mcg_status,
-            MISC_ENABLE => self.msrs.misc_enable,
-            DEBUGCTL => self.msrs.debugctl,
             PAT => self.msrs.pat,
             EFER => self.efer,
             STAR => self.msrs.star,
@@ -99,11 +66,11 @@ impl Cpu {
             GS_BASE => self.segs[seg::GS].base,
             KERNEL_GS_BASE => self.msrs.kernel_gs_base,
             TSC_AUX => {
-                self.announced(Feature::Rdtscp)?;
+                self.announced(Feature::Rdtscp).or(self.announced(Feature::Rdpid))?;
                 self.msrs.tsc_aux.into()
             }
-            _ => match mtrr::read(&self.msrs.mtrr, index) {
-                Some(value) => value,
+            _ => match self.msrs.read_held(&self.model, index) {
+                Some(value) => value.map_err(|_| Fault::GP0)?,
                 None => self.device(|bus| bus.msr_read(index)).map_err(|_| Fault::GP0)?,
             },
         })
@@ -138,23 +105,9 @@ impl Cpu {
                 // It may have made an interrupt pending for this vCPU itself.
                 self.leave = true;
             }
-            SPEC_CTRL => {
-                self.announced(Feature::SpecCtrl)?;
-                let ssbd = if self.model.features.has(Feature::Ssbd) { 4 } else { 0 };
-                self.msrs.spec_ctrl = only(value, 3 | ssbd)?;
-            }
-            PRED_CMD => {
-                self.announced(Feature::SpecCtrl)?;
-                only(value, 1)?;
-            }
-            // A microcode update that is none: software writes 0 before it reads the revision by CPUID.
-            BIOS_SIGN_ID => {}
             SYSENTER_CS => self.msrs.sysenter_cs = value & 0xffff_ffff,
             SYSENTER_ESP => self.msrs.sysenter_esp = canonical(value)?,
             SYSENTER_EIP => self.msrs.sysenter_eip = canonical(value)?,
-            MCG_STATUS => self.msrs.mcg_status = only(value, 7)?,
-            MISC_ENABLE => self.msrs.misc_enable = only(value, MISC_ENABLE_BITS)?,
-            DEBUGCTL => self.msrs.debugctl = only(value, 3)?,
             PAT => {
                 // Types 2 and 3 do not exist (Intel SDM vol. 3, 12.12.2).
                 if value.to_le_bytes().iter().any(|t| !matches!(t, 0 | 1 | 4..=7)) {
@@ -171,12 +124,11 @@ impl Cpu {
             GS_BASE => self.segs[seg::GS].base = canonical(value)?,
             KERNEL_GS_BASE => self.msrs.kernel_gs_base = canonical(value)?,
             TSC_AUX => {
-                self.announced(Feature::Rdtscp)?;
+                self.announced(Feature::Rdtscp).or(self.announced(Feature::Rdpid))?;
                 self.msrs.tsc_aux = only(value, 0xffff_ffff)? as u32;
             }
-            PLATFORM_ID | FEATURE_CONTROL | ARCH_CAPABILITIES | MCG_CAP => return Err(Fault::GP0),
-            _ => match mtrr::write(&mut self.msrs.mtrr, index, value) {
-                Some(done) => done?,
+            _ => match self.msrs.write_held(&self.model, index, value) {
+                Some(done) => done.map_err(|_| Fault::GP0)?,
                 None => self.device(|bus| bus.msr_write(index, value)).map_err(|_| Fault::GP0)?,
             },
         }

@@ -1,0 +1,140 @@
+//! How other threads get a vCPU's attention.
+//!
+//! What is asked for is a flag; a ring of the bell makes the vCPU look. A ring sets `immediate_exit` in the page that the
+//! vCPU shares with the kernel, then sends the thread a signal: before KVM_RUN the former makes it return at once,
+//! within it the latter does. So a ring is never lost, whenever it comes.
+#![allow(unsafe_code)] // `immediate_exit` is written while the kernel may read it
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use accel_api::{AccelError, Kick};
+use kvm_ioctls::VcpuFd;
+
+use crate::sys::Thread;
+
+/// The bell of one vCPU, from the making of the VM on.
+#[derive(Default)]
+pub(crate) struct Bell {
+    kicked: AtomicBool,
+    nmi: AtomicBool,
+    /// Level of the 8259's INTR output; of vCPU 0 only.
+    intr: AtomicBool,
+    /// An ExtINT message, which asks for one INTA cycle.
+    extint: AtomicBool,
+    hearer: Mutex<Option<Hearer>>,
+}
+
+/// Who hears it: a bound vCPU.
+struct Hearer {
+    thread: Thread,
+    immediate_exit: NonNull<AtomicU8>,
+}
+
+// SAFETY: the pointer leads into the vCPU's shared page, which is mapped as long as this exists (see `Bell::bind`), and is
+// only used for atomic accesses.
+unsafe impl Send for Hearer {}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = self.hearer().is_some();
+        f.debug_struct("Bell").field("kicked", &self.kicked).field("bound", &bound).finish_non_exhaustive()
+    }
+}
+
+impl Bell {
+    fn hearer(&self) -> MutexGuard<'_, Option<Hearer>> {
+        self.hearer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The calling thread and its vCPU hear the bell from now on. [`Self::unbind`] must be called on this thread before
+    /// `vcpu` is dropped.
+    ///
+    /// # Errors
+    /// The thread cannot be signalled.
+    pub(crate) fn bind(&self, vcpu: &mut VcpuFd) -> Result<(), AccelError> {
+        let immediate_exit = NonNull::from(&mut vcpu.get_kvm_run().immediate_exit).cast();
+        *self.hearer() = Some(Hearer { thread: Thread::current()?, immediate_exit });
+        Ok(())
+    }
+
+    /// Nobody hears it any more; what is asked for stays.
+    pub(crate) fn unbind(&self) {
+        *self.hearer() = None;
+    }
+
+    /// Makes the vCPU look.
+    fn ring(&self) {
+        if let Some(hearer) = &*self.hearer() {
+            // SAFETY: `Hearer`'s page is mapped while the lock is held, since `unbind` takes it.
+            let before = unsafe { hearer.immediate_exit.as_ref() }.swap(1, Ordering::SeqCst);
+            // If it was set, somebody else's signal is on its way, or the vCPU will look of itself.
+            if before == 0 {
+                hearer.thread.interrupt();
+            }
+        }
+    }
+
+    /// Raises an NMI.
+    pub(crate) fn raise_nmi(&self) {
+        self.nmi.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
+    /// Whether one was raised since [`Self::take_nmi`].
+    pub(crate) fn nmi(&self) -> bool {
+        self.nmi.load(Ordering::SeqCst)
+    }
+
+    /// Whether an NMI was raised since the last call.
+    pub(crate) fn take_nmi(&self) -> bool {
+        self.nmi.swap(false, Ordering::SeqCst)
+    }
+
+    /// Sets the level of INTR.
+    pub(crate) fn set_intr(&self, asserted: bool) {
+        if self.intr.swap(asserted, Ordering::SeqCst) != asserted && asserted {
+            self.ring();
+        }
+    }
+
+    /// Sends an ExtINT message.
+    pub(crate) fn send_extint(&self) {
+        self.set_extint_message(true);
+        self.ring();
+    }
+
+    /// Whether an ExtINT message waits.
+    pub(crate) fn extint_message(&self) -> bool {
+        self.extint.load(Ordering::SeqCst)
+    }
+
+    /// Sets whether one waits.
+    pub(crate) fn set_extint_message(&self, waits: bool) {
+        self.extint.store(waits, Ordering::SeqCst);
+    }
+
+    /// Whether the 8259 is to be asked for a vector.
+    pub(crate) fn wants_inta(&self) -> bool {
+        self.intr.load(Ordering::SeqCst) || self.extint_message()
+    }
+
+    /// Whether there is something to look at that [`Self::wants_inta`] does not tell.
+    pub(crate) fn rung(&self) -> bool {
+        self.kicked.load(Ordering::SeqCst) || self.nmi()
+    }
+
+    /// Whether the vCPU was kicked since the last call.
+    pub(crate) fn take_kick(&self) -> bool {
+        self.kicked.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Kick for Bell {
+    fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+}

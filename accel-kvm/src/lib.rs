@@ -1,0 +1,74 @@
+//! The KVM accelerator: the guest's instructions run on the processor itself, through /dev/kvm.
+//!
+//! 1. `vm.rs` makes the VM with a *split* irqchip: only the local APICs are the kernel's, the other controllers stay the
+//!    machine's. `slots.rs` maps RAM and collects the dirty log, `interrupts.rs` is where interrupts enter.
+//! 2. `vcpu.rs` is the contract of `run`: `exit.rs` reads why KVM returned, and whatever the guest asked of its devices
+//!    is answered and *completed* before `run` returns. `bell.rs` is how other threads get a vCPU's attention.
+//! 3. `state` converts between KVM's structures and [`accel_api::CpuState`], in the order that loses nothing.
+//! 4. `cpuid.rs` and `msr.rs` make the guest see the CPU model, the whole of it and nothing else.
+
+mod bell;
+mod cpuid;
+mod debug;
+mod exit;
+mod interrupts;
+mod msr;
+mod slots;
+mod state;
+mod sys;
+mod vcpu;
+mod vm;
+
+use std::sync::Arc;
+
+use accel_api::{AccelCaps, AccelError, AccelId, AccelVm, Accelerator, VmSpec};
+use kvm_ioctls::Kvm;
+
+use crate::sys::host;
+use crate::vm::KvmVm;
+
+/// The name users choose it by.
+pub const ID: AccelId = AccelId("kvm");
+
+/// Most vCPUs: APIC ids below the xAPIC's broadcast id.
+const MAX_VCPUS: usize = 254;
+
+/// Makes the accelerator.
+///
+/// # Errors
+/// The device cannot be opened.
+pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
+    let kvm = Kvm::new().map_err(host("cannot open /dev/kvm"))?;
+    let features = cpuid::features(&kvm)?;
+    let max_vcpus = kvm.get_max_vcpus().min(MAX_VCPUS) as u32;
+    Ok(Arc::new(KvmAccelerator { kvm: Arc::new(kvm), caps: AccelCaps { features, max_vcpus, exact: false } }))
+}
+
+#[derive(Debug)]
+struct KvmAccelerator {
+    kvm: Arc<Kvm>,
+    caps: AccelCaps,
+}
+
+impl Accelerator for KvmAccelerator {
+    fn id(&self) -> AccelId {
+        ID
+    }
+
+    fn caps(&self) -> &AccelCaps {
+        &self.caps
+    }
+
+    fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn AccelVm>, AccelError> {
+        let missing = spec.model.features.missing_from(&self.caps.features);
+        if !missing.is_empty() {
+            let missing = missing.into_iter().map(str::to_owned).collect();
+            return Err(AccelError::MissingFeatures { accel: ID, missing });
+        }
+        let max = self.caps.max_vcpus;
+        if spec.vcpus == 0 || spec.vcpus > max {
+            return Err(AccelError::TooManyVcpus { accel: ID, asked: spec.vcpus, max });
+        }
+        Ok(Arc::new(KvmVm::new(&self.kvm, spec)?))
+    }
+}
