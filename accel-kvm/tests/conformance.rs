@@ -8,6 +8,7 @@
 //! 3. A software provider gets [`SOFTWARE`]: what a small guest needs.
 
 use testkit::conformance::Choice;
+use testkit::processor;
 
 /// Checks that QEMU's emulated processor (QEMU 7.2 to 10.0, TCG) does not pass, and what it does instead.
 const EMULATED: &[(&str, &str)] = &[
@@ -63,24 +64,6 @@ fn choose(check: &str) -> Choice {
             Err(format!("this host's processor is QEMU's, which {what}"))
         }
         _ => Ok(accel),
-    }
-}
-
-/// What CPUID tells of the processor below.
-mod processor {
-    use std::arch::x86_64::__cpuid;
-
-    /// VMX (Intel SDM vol. 3, 24.6) or SVM (AMD APM vol. 2, 15.4).
-    pub(super) fn has_virtualisation() -> bool {
-        let svm = __cpuid(0x8000_0000).eax >= 0x8000_0001 && __cpuid(0x8000_0001).ecx & 4 != 0;
-        __cpuid(1).ecx & 1 << 5 != 0 || svm
-    }
-
-    /// The hypervisor leaf names QEMU's TCG.
-    pub(super) fn is_emulated() -> bool {
-        let leaf = __cpuid(0x4000_0000);
-        let name: Vec<u8> = [leaf.ebx, leaf.ecx, leaf.edx].into_iter().flat_map(u32::to_le_bytes).collect();
-        __cpuid(1).ecx & 1 << 31 != 0 && name == b"TCGTCGTCGTCG"
     }
 }
 

@@ -9,6 +9,8 @@ mod fpu;
 mod integer;
 pub mod sse;
 mod system;
+#[cfg(test)]
+mod tests;
 
 use std::sync::LazyLock;
 

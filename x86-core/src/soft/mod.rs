@@ -70,6 +70,13 @@ const EMULATED: CpuFeatures = PLATFORM_FEATURES.with(&[
     Feature::Xsavec,
     Feature::Xgetbv1,
     Feature::Xsaves,
+    Feature::Pcid,
+    Feature::Invpcid,
+    Feature::Umip,
+    Feature::Rdpid,
+    // The host's kernel is the generator, whatever its processor has.
+    Feature::Rdrand,
+    Feature::Rdseed,
     Feature::Clflushopt,
     Feature::Clwb,
 ]);
