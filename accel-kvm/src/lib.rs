@@ -41,7 +41,7 @@ pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
     let kvm = Kvm::new().map_err(host("cannot open /dev/kvm"))?;
     let features = cpuid::features(&kvm)?;
     let max_vcpus = kvm.get_max_vcpus().min(MAX_VCPUS) as u32;
-    Ok(Arc::new(KvmAccelerator { kvm: Arc::new(kvm), caps: AccelCaps { features, max_vcpus } }))
+    Ok(Arc::new(KvmAccelerator { kvm: Arc::new(kvm), caps: AccelCaps { features, max_vcpus, exact: false } }))
 }
 
 #[derive(Debug)]

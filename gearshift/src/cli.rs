@@ -84,7 +84,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "LIST", default_value = "auto", value_delimiter = ',')]
     pub(crate) accel: Vec<String>,
 
-    /// CPU model the guest sees
+    /// CPU model the guest sees: `x86-64-v2`, `x86-64-v3` (with AVX2), or `host`
+    ///
+    /// `host` has what this host's processor and the accelerator both have. The others are the same everywhere, and are
+    /// refused, by the feature's name, where something of them is lacking.
     #[arg(long, value_name = "MODEL", default_value = machine::DEFAULT_MODEL)]
     pub(crate) cpu: String,
 

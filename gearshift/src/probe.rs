@@ -94,8 +94,10 @@ fn entry(descriptor: &Descriptor, tsc_khz: u32) -> Entry {
                 Ok(accelerator) => {
                     let caps = accelerator.caps();
                     let gives = |name: &str| {
-                        CpuModel::named(name, 1, tsc_khz)
-                            .is_ok_and(|model| model.features.missing_from(&caps.features).is_empty())
+                        CpuModel::named(name, 1, tsc_khz).is_ok_and(|mut model| {
+                            model.fit(&caps.features);
+                            model.features.missing_from(&caps.features).is_empty()
+                        })
                     };
                     entry.max_vcpus = Some(caps.max_vcpus.min(machine::MAX_VCPUS));
                     entry.cpu_models = MODEL_NAMES.iter().copied().filter(|name| gives(name)).collect();

@@ -94,7 +94,8 @@ pub fn run(accel: &Arc<dyn Accelerator>, seed: u64, time: Duration) -> Report {
 
 fn batch(accel: &Arc<dyn Accelerator>, seed: u64, vcpus: u32, counters: &Arc<Counters>) {
     let ram = Arc::new(GuestRam::new(&LAYOUT).expect("RAM"));
-    let model = CpuModel::named("x86-64-v2", vcpus, crate::rig::tsc_khz()).expect("model");
+    let mut model = CpuModel::named("host", vcpus, crate::rig::tsc_khz()).expect("model");
+    model.fit(&accel.caps().features);
     let spec = VmSpec { model: Arc::new(model), ram: ram.clone(), vcpus };
     let vm = accel.create_vm(&spec).expect("create_vm");
     vm.map(SlotId(0), &ram.regions()[0], Access::ReadWrite).expect("map");

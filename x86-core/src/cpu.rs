@@ -114,6 +114,8 @@ pub struct Cpu {
     pub nmi_masked: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
+    /// VEX instructions on vector registers may run: see [`Cpu::avx_enabled`]; and CR0.TS is clear.
+    pub avx_ready: bool,
     /// An event taken and not yet delivered.
     pub injected: Option<InjectedEvent>,
     /// Pages whose decoded code this vCPU itself has overwritten; the executor takes them.
@@ -168,6 +170,7 @@ impl Cpu {
             leave: false,
             shadow: false,
             sse_ready: false,
+            avx_ready: false,
             sse_unmasked: false,
             rip: 0,
             next_rip: 0,
@@ -267,7 +270,7 @@ impl Cpu {
         !matches!(self.mode, Mode::Real | Mode::Virtual8086)
     }
 
-    /// Recomputes what follows from CR0, CR4, EFER, RFLAGS, CS and SS. Called after any of them changed.
+    /// Recomputes what follows from CR0, CR4, XCR0, EFER, RFLAGS, CS and SS. Called after any of them changed.
     pub fn update_mode(&mut self) {
         let cs = self.segs[seg::CS].attributes;
         let mode = if self.cr0 & bits::CR0_PE == 0 {
@@ -289,6 +292,7 @@ impl Cpu {
         self.mode = mode;
         let fpu_off = self.cr0 & (bits::CR0_EM | bits::CR0_TS) != 0;
         self.sse_ready = self.cr4 & bits::CR4_OSFXSR != 0 && !fpu_off;
+        self.avx_ready = self.avx_enabled() && self.cr0 & bits::CR0_TS == 0;
         self.leave = true;
         self.update_data_tlb();
     }

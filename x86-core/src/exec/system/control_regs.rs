@@ -252,11 +252,14 @@ fn xgetbv(cpu: &mut Cpu, _: &Instruction) -> Exec {
     if cpu.cr4 & CR4_OSXSAVE == 0 {
         return Err(Fault::UD);
     }
-    if cpu.gpr[gpr::RCX] as u32 != 0 {
-        return Err(Fault::GP0);
-    }
-    cpu.gpr[gpr::RAX] = cpu.xcr0 & 0xffff_ffff;
-    cpu.gpr[gpr::RDX] = cpu.xcr0 >> 32;
+    let value = match cpu.gpr[gpr::RCX] as u32 {
+        0 => cpu.xcr0,
+        // What is not in its initial configuration (Intel SDM vol. 1, 13.2).
+        1 if cpu.model.features.has(Feature::Xgetbv1) => cpu.xcr0 & cpu.state_in_use(),
+        _ => return Err(Fault::GP0),
+    };
+    cpu.gpr[gpr::RAX] = value & 0xffff_ffff;
+    cpu.gpr[gpr::RDX] = value >> 32;
     Ok(())
 }
 
@@ -269,13 +272,12 @@ fn xsetbv(cpu: &mut Cpu, _: &Instruction) -> Exec {
     }
     cpu.privileged()?;
     let value = cpu.gpr[gpr::RAX] & 0xffff_ffff | cpu.gpr[gpr::RDX] << 32;
-    let avx = if cpu.model.features.has(Feature::Avx) { AVX } else { 0 };
-    let bad = value & !(X87 | SSE | avx) != 0 || value & X87 == 0 || value & (SSE | AVX) == AVX;
+    let bad = value & !cpu.model.xcr0_mask() != 0 || value & X87 == 0 || value & (SSE | AVX) == AVX;
     if cpu.gpr[gpr::RCX] as u32 != 0 || bad {
         return Err(Fault::GP0);
     }
     cpu.xcr0 = value;
-    cpu.leave = true;
+    cpu.update_mode();
     Ok(())
 }
 

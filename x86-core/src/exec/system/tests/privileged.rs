@@ -292,6 +292,14 @@ fn looks_at_descriptors() {
     assert_eq!((c.gpr[gpr::RAX], c.flags.zf()), (0x13, true));
     run(&mut c, &[0x63, 0xd8]).unwrap();
     assert!(!c.flags.zf());
+    // In memory that is read-only, an RPL that stays is no fault: arpl cs:[bx], ax.
+    let mut c = cpu(Mode::Protected32);
+    poke(&mut c, 0x3000, &[3, 0]);
+    (c.gpr[gpr::RAX], c.gpr[gpr::RBX]) = (2, 0x3000);
+    assert_eq!(run(&mut c, &[0x2e, 0x63, 0x03]), Ok(()));
+    assert!(!c.flags.zf());
+    c.gpr[gpr::RBX] = 0x3001;
+    assert_eq!(run(&mut c, &[0x2e, 0x63, 0x03]), Err(Fault::GP0));
     let mut c = cpu(Mode::Real);
     assert_eq!(run(&mut c, &[0x0f, 0x02, 0xd8]), Err(Fault::UD));
     assert_eq!(run(&mut c, &[0x63, 0xd8]), Err(Fault::UD));
