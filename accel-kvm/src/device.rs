@@ -165,9 +165,11 @@ impl DeviceError {
                     "the module {module} is loaded, so in a container pass the device in (--device {DEFAULT_PATH})"
                 ),
                 Provider::Processor(module) => format!("load the kernel module: modprobe {module}"),
-                Provider::Nothing => "the processor offers neither VT-x nor AMD-V: enable it in the firmware or, in a \
+                Provider::Nothing => {
+                    "the processor offers neither VT-x nor AMD-V: enable it in the firmware or, in a \
                                       virtual machine, nested virtualisation on the host"
-                    .to_owned(),
+                        .to_owned()
+                }
             },
             Self::Denied { owner: Owner { mode, group, root_group }, path } => {
                 if *root_group || mode & 0o060 != 0o060 {
@@ -180,7 +182,10 @@ impl DeviceError {
                 }
             }
             Self::Forbidden(path) => {
-                format!("a container or sandbox keeps it away: pass the device in (--device {})", path.display())
+                format!(
+                    "a container or sandbox keeps it away: pass the device in (--device {})",
+                    path.display()
+                )
             }
             Self::NotKvm { path, .. } if path != Path::new(DEFAULT_PATH) => {
                 format!("KVM's device is {DEFAULT_PATH} on Linux: check the path")
@@ -321,7 +326,9 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let file = folder.join("file");
         fs::write(&file, "x").unwrap();
-        for (path, what) in [(folder.as_path(), "folder"), (&file, "regular"), (Path::new("/dev/null"), "device")] {
+        for (path, what) in
+            [(folder.as_path(), "folder"), (&file, "regular"), (Path::new("/dev/null"), "device")]
+        {
             let error = open(path).unwrap_err();
             assert_eq!(error.kind(), AbsentKind::WrongDevice);
             assert!(error.to_string().contains(what), "{error}");

@@ -37,9 +37,15 @@ fn assess(measured: &Measured) -> (Quality, String) {
             let text = format!("{ring0} an instruction in ring 0, {ring3} in ring 3, {exit} an exit");
             return (Quality::Hardware, text);
         }
-        (true, false) => format!("ring 0 is emulated on this host, {} an instruction", duration_text(ring0_ns)),
-        (false, true) => format!("ring 3 is emulated on this host, {} an instruction", duration_text(ring3_ns)),
-        (true, true) => format!("guests are emulated on this host, {} an instruction", duration_text(ring0_ns)),
+        (true, false) => {
+            format!("ring 0 is emulated on this host, {} an instruction", duration_text(ring0_ns))
+        }
+        (false, true) => {
+            format!("ring 3 is emulated on this host, {} an instruction", duration_text(ring3_ns))
+        }
+        (true, true) => {
+            format!("guests are emulated on this host, {} an instruction", duration_text(ring0_ns))
+        }
     };
     (Quality::Degraded, text)
 }

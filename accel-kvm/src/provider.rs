@@ -25,7 +25,8 @@ impl Provider {
         let mut modules: Vec<_> = modules.filter(|name| name.starts_with("kvm_")).collect();
         // Distributions may have the modules of both vendors in the kernel; the processor's own is the one at work, and
         // a module beside these is there because neither can be.
-        modules.sort_by_key(|name| (Some(name.as_str()) != hardware, name == "kvm_intel" || name == "kvm_amd"));
+        modules
+            .sort_by_key(|name| (Some(name.as_str()) != hardware, name == "kvm_intel" || name == "kvm_amd"));
         match (modules.into_iter().next(), hardware) {
             (Some(module), _) => Self::Module(module),
             (None, Some(module)) => Self::Processor(module),

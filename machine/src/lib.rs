@@ -45,8 +45,8 @@ mod vm_tests;
 
 pub use boot::Source;
 pub use builder::{DEFAULT_MODEL, MachineBuilder};
-pub use choice::{AccelChoice, ChooseError, Chosen, Needs, PassedOver, Survey};
 pub use chipset::{ChipsetError, Sink};
+pub use choice::{AccelChoice, ChooseError, Chosen, Needs, PassedOver, Survey};
 pub use clock::TscFrequency;
 pub use control::GuestEnd;
 pub use dump::CpuDump;
