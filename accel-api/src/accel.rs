@@ -24,6 +24,14 @@ pub struct AccelCaps {
     pub features: CpuFeatures,
     /// Most vCPUs in one VM.
     pub max_vcpus: u32,
+    /// The backend does everything as the manuals say. Those whose parts are the host kernel's may take liberties:
+    ///
+    /// * A single step ends behind the handler of an event, not in front of it, and the handler may find TF set.
+    /// * The local APIC finds no errors (its ESR stays 0), and the task priority's low four bits may get lost.
+    /// * A REP INS that faults may have read more from its port than it has stored.
+    /// * [`AccelVm::collect_dirty`] may report pages that were not written, and reports all the first time.
+    /// * Fetching instructions from where no RAM is gives [`Exit::Unsupported`].
+    pub exact: bool,
 }
 
 /// What a VM is made of. The CPU model and RAM are shared by every backend the VM will ever run on.

@@ -139,16 +139,19 @@ impl CpuFeatures {
         Feature::ALL.iter().filter(missing).map(|f| f.name()).collect()
     }
 
-    /// What the host's CPUID tells of.
+    /// What the host's CPUID tells of, less AVX and what needs it where the host's system does not carry its state.
     pub fn of_host() -> Self {
         use std::arch::x86_64::{__cpuid, __cpuid_count};
-        Self::from_cpuid(|leaf, subleaf| {
+        const OF_AVX: &[Feature] =
+            &[Feature::Avx, Feature::Avx2, Feature::Fma, Feature::F16c, Feature::Vaes, Feature::Vpclmulqdq];
+        let told = Self::from_cpuid(|leaf, subleaf| {
             if __cpuid(leaf & 0x8000_0000).eax < leaf {
                 return [0; 4];
             }
             let out = __cpuid_count(leaf, subleaf);
             [out.eax, out.ebx, out.ecx, out.edx]
-        })
+        });
+        if std::is_x86_feature_detected!("avx") { told } else { told.without(OF_AVX) }
     }
 
     /// What `cpuid` tells of: a function from leaf and subleaf to EAX, EBX, ECX and EDX, which are 0 for a leaf that there

@@ -67,6 +67,10 @@ const V2: CpuFeatures = CpuFeatures::of(&[
     InvariantTsc,
 ]);
 
+/// What the psABI's v3 level has beyond v2, and all of the XSAVE family, through which kernels carry AVX state.
+const V3: CpuFeatures =
+    V2.with(&[Avx, Avx2, Bmi1, Bmi2, F16c, Fma, Abm, Movbe, Xsave, Xsaveopt, Xsavec, Xgetbv1, Xsaves]);
+
 /// Features a backend implements whatever the host's CPU is: they are the platform's, not the instruction set's.
 pub const PLATFORM_FEATURES: CpuFeatures = CpuFeatures::of(&[
     X2apic,
@@ -85,11 +89,15 @@ pub const PLATFORM_FEATURES: CpuFeatures = CpuFeatures::of(&[
 
 /// What named models have beyond their psABI level because kernels are better with it, and do without where it is
 /// missing: see [`CpuModel::fit`].
-pub const OPTIONAL_FEATURES: CpuFeatures =
-    CpuFeatures::of(&[Fsgsbase, Smep, Smap, Erms, Fsrm, Prefetchw, Pdpe1gb, Rdtscp, LahfLm]);
+pub const OPTIONAL_FEATURES: CpuFeatures = CpuFeatures::of(&[
+    Fsgsbase, Smep, Smap, Erms, Fsrm, Prefetchw, Pdpe1gb, Rdtscp, LahfLm, Xsaveopt, Xsavec, Xgetbv1, Xsaves,
+]);
 
 /// Names that [`CpuModel::named`] takes.
-pub const MODEL_NAMES: &[&str] = &["x86-64-v2"];
+pub const MODEL_NAMES: &[&str] = &["x86-64-v2", "x86-64-v3", HOST];
+
+/// The model that has whatever the host's processor and the accelerator both have.
+const HOST: &str = "host";
 
 /// A processor as guests see it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -121,6 +129,8 @@ pub struct CpuidInputs {
     pub osxsave: bool,
     /// IA32_APIC_BASE says that the local APIC is on.
     pub apic_enabled: bool,
+    /// XCR0. With 0 the size of the XSAVE area is that of what is always on.
+    pub xcr0: u64,
 }
 
 /// CPUID's output registers.
@@ -145,15 +155,21 @@ impl CpuModel {
     pub fn named(name: &str, vcpus: u32, tsc_khz: u32) -> Result<Self, UnknownModel> {
         let features = match name {
             "x86-64-v2" => V2,
+            "x86-64-v3" => V3,
+            HOST => {
+                CpuFeatures::of(Feature::ALL).intersection(&CpuFeatures::of_host().union(&PLATFORM_FEATURES))
+            }
             _ => return Err(UnknownModel { name: name.to_owned() }),
         };
         Ok(Self { name: name.to_owned(), features, tsc_khz, vcpus })
     }
 
-    /// Leaves out what is optional and not `offered`. With what all backends offer that a VM shall ever run on, the model is
+    /// Leaves out what is optional and not `offered`; of the model `host` everything is optional. With what all backends offer that a VM shall ever run on, the model is
     /// one that each of them can give.
     pub fn fit(&mut self, offered: &CpuFeatures) {
-        let kept = offered.union(&self.features.minus(&OPTIONAL_FEATURES));
+        let required =
+            if self.name == HOST { CpuFeatures::EMPTY } else { self.features.minus(&OPTIONAL_FEATURES) };
+        let kept = offered.union(&required);
         self.features = self.features.intersection(&kept);
     }
 
@@ -182,6 +198,7 @@ impl CpuModel {
                 self.features.word(CpuidWord::L7Edx),
             ),
             0xb => self.topology(subleaf, inputs.apic_id),
+            0xd if self.features.has(Xsave) => self.xsave_area(subleaf, inputs.xcr0),
             0x15 => {
                 let (numerator, denominator) = ratio(self.tsc_khz);
                 regs(denominator, numerator, APIC_TIMER_HZ as u32, 0)
@@ -247,6 +264,32 @@ impl CpuModel {
             _ => (0, 0, 0),
         };
         CpuidResult { eax: shift, ebx: count, ecx: subleaf & 0xff | kind << 8, edx: apic_id }
+    }
+
+    /// State components that XCR0 may have: x87, SSE, and AVX where there is any (Intel SDM vol. 1, 13.3).
+    pub fn xcr0_mask(&self) -> u64 {
+        if self.features.has(Avx) { 7 } else { 3 }
+    }
+
+    /// Leaf 0xd: which state components there are and where they lie in an XSAVE area. There are no supervisor
+    /// components (IA32_XSS), so both formats have AVX state, the only extended one, in the same place.
+    fn xsave_area(&self, subleaf: u32, xcr0: u64) -> CpuidResult {
+        const AVX: u64 = 4;
+        // The legacy region and the header, then the upper halves of 16 registers.
+        const BASE: u32 = 512 + 64;
+        const AVX_SIZE: u32 = 256;
+        let size = |components: u64| if components & AVX != 0 { BASE + AVX_SIZE } else { BASE };
+        let all = self.xcr0_mask();
+        match subleaf {
+            0 => CpuidResult { eax: all as u32, ebx: size(xcr0), ecx: size(all), edx: 0 },
+            1 => {
+                let compacted = self.features.has(Xsavec) || self.features.has(Xsaves);
+                let ebx = if compacted { size(xcr0) } else { 0 };
+                CpuidResult { eax: self.features.word(CpuidWord::Ld1Eax), ebx, ecx: 0, edx: 0 }
+            }
+            2 if all & AVX != 0 => CpuidResult { eax: AVX_SIZE, ebx: BASE, ecx: 0, edx: 0 },
+            _ => CpuidResult::default(),
+        }
     }
 
     /// IA32_ARCH_CAPABILITIES: not affected by any of the attacks it can speak of (Intel SDM vol. 4).
@@ -324,7 +367,7 @@ mod tests {
         let text: Vec<u8> = [l0.ebx, l0.edx, l0.ecx].iter().flat_map(|w| w.to_le_bytes()).collect();
         assert_eq!(text, b"GenuineIntel");
         let off = m.cpuid(1, 0, CpuidInputs { apic_id: 1, ..Default::default() });
-        let on = m.cpuid(1, 0, CpuidInputs { apic_id: 1, apic_enabled: true, osxsave: true });
+        let on = m.cpuid(1, 0, CpuidInputs { apic_id: 1, apic_enabled: true, osxsave: true, xcr0: 7 });
         assert_eq!((off.edx >> 9 & 1, on.edx >> 9 & 1, on.ecx >> 27 & 1, on.ebx >> 24), (0, 1, 1, 1));
         assert_eq!(m.cpuid(0xb, 1, CpuidInputs::default()).ebx, 2);
     }
@@ -336,6 +379,35 @@ mod tests {
         m.fit(&without);
         assert!(!m.features.has(Smep) && !m.features.has(Rdtscp) && m.features.has(Smap));
         assert_eq!(m.features.missing_from(&without), ["sse4_2"]);
+    }
+
+    #[test]
+    fn the_xsave_leaf_follows_xcr0_and_the_model() {
+        let mut m = CpuModel::named("x86-64-v3", 1, 1_000_000).unwrap();
+        let leaf = |m: &CpuModel, subleaf, xcr0| {
+            let r = m.cpuid(0xd, subleaf, CpuidInputs { xcr0, ..Default::default() });
+            [r.eax, r.ebx, r.ecx, r.edx]
+        };
+        assert_eq!(leaf(&m, 0, 1), [7, 576, 832, 0]);
+        assert_eq!(leaf(&m, 0, 7), [7, 832, 832, 0]);
+        assert_eq!(leaf(&m, 1, 3), [15, 576, 0, 0]);
+        assert_eq!(leaf(&m, 1, 7), [15, 832, 0, 0]);
+        assert_eq!(leaf(&m, 2, 7), [256, 576, 0, 0]);
+        assert_eq!((leaf(&m, 3, 7), leaf(&m, 63, 7)), ([0; 4], [0; 4]));
+        m.features = m.features.without(&[Avx, Xsavec, Xsaves]);
+        assert_eq!(leaf(&m, 0, 3), [3, 576, 576, 0]);
+        assert_eq!((leaf(&m, 1, 3), leaf(&m, 2, 3)), ([5, 0, 0, 0], [0; 4]));
+        assert_eq!(leaf(&model(1), 0, 1), [0; 4]);
+    }
+
+    #[test]
+    fn the_host_model_is_what_both_have() {
+        let mut m = CpuModel::named("host", 1, 1_000_000).unwrap();
+        let known = CpuFeatures::of(Feature::ALL);
+        assert!(m.features.missing_from(&known).is_empty() && m.features.minus(&known) == CpuFeatures::EMPTY);
+        assert!(m.features.missing_from(&CpuFeatures::of_host().union(&PLATFORM_FEATURES)).is_empty());
+        m.fit(&V2);
+        assert!(m.features.missing_from(&V2).is_empty() && !m.features.has(Avx) && m.features.has(Sse2));
     }
 
     #[test]

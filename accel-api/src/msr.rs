@@ -16,6 +16,7 @@ mod index {
     pub(super) const MCG_STATUS: u32 = 0x17a;
     pub(super) const MISC_ENABLE: u32 = 0x1a0;
     pub(super) const DEBUGCTL: u32 = 0x1d9;
+    pub(super) const XSS: u32 = 0xda0;
 }
 
 /// A microcode revision in bits 63:32, as CPUID leaves it; 0 would tell that none was loaded.
@@ -47,6 +48,7 @@ impl Msrs {
             MCG_STATUS => Ok(self.mcg_status),
             MISC_ENABLE => Ok(self.misc_enable),
             DEBUGCTL => Ok(self.debugctl),
+            XSS => announced(Feature::Xsaves, 0),
             _ => Ok(self.mtrr.read(index)?),
         })
     }
@@ -65,6 +67,8 @@ impl Msrs {
             MCG_STATUS => only(value, 7).map(|value| self.mcg_status = value),
             MISC_ENABLE => only(value, MISC_ENABLE_BITS).map(|value| self.misc_enable = value),
             DEBUGCTL => only(value, 3).map(|value| self.debugctl = value),
+            // There are no supervisor state components.
+            XSS => announced(Feature::Xsaves, 0).map(drop),
             PLATFORM_ID | FEATURE_CONTROL | ARCH_CAPABILITIES | MCG_CAP => Err(GpFault),
             _ => return self.mtrr.write(index, value),
         })
@@ -175,6 +179,11 @@ mod tests {
             assert_eq!(msrs.read_held(&model, index), Some(Err(GpFault)), "{index:#x}");
         }
         assert_eq!(msrs.write_held(&model, 0x49, 1), Some(Err(GpFault)));
+        assert_eq!(msrs.read_held(&model, 0xda0), Some(Err(GpFault)));
+        model.features = model.features.with(&[Feature::Xsaves]);
+        assert_eq!(msrs.read_held(&model, 0xda0), Some(Ok(0)));
+        assert_eq!(msrs.write_held(&model, 0xda0, 0), Some(Ok(())));
+        assert_eq!(msrs.write_held(&model, 0xda0, 1 << 8), Some(Err(GpFault)));
         for index in [0x10, 0x210, 0x251, 0xc000_0080] {
             assert_eq!(
                 (msrs.read_held(&model, index), msrs.write_held(&model, index, 0)),

@@ -36,7 +36,7 @@ pub fn probe() -> Probe {
 /// # Errors
 /// None; the signature is that of every backend.
 pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
-    Ok(Arc::new(Interp { caps: AccelCaps { features: features(), max_vcpus: MAX_VCPUS } }))
+    Ok(Arc::new(Interp { caps: AccelCaps { features: features(), max_vcpus: MAX_VCPUS, exact: true } }))
 }
 
 #[derive(Debug)]

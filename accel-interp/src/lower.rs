@@ -1,14 +1,15 @@
 //! From guest code to blocks.
 #![allow(unsafe_code)] // copies code bytes out of guest RAM
 
+mod simd;
+
 use accel_api::{CpuFeatures, PAGE_SIZE};
 use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
-use x86_core::exec::sse;
 use x86_core::{Cpu, DECODER_OPTIONS, Exec, Mode, exec, gpr_place, seg, segment_index};
 
 use crate::engine::code_base;
 use crate::handlers::alu::{self, Form};
-use crate::handlers::{branch, data, end, generic, generic_end, sentinel, stack, vector};
+use crate::handlers::{branch, data, end, generic, generic_end, sentinel, stack};
 use crate::liveness::liveness;
 use crate::op::{Generic, Handler, Op};
 use crate::store::Store;
@@ -340,7 +341,7 @@ impl Lower<'_> {
                 Some(op)
             }
             _ if ins.condition_code() != iced_x86::ConditionCode::None => self.conditional_data(ins, count),
-            _ => self.vector(ins, count),
+            _ => self.vector(ins, count).or_else(|| self.avx(ins, count)),
         }
     }
 
@@ -491,43 +492,6 @@ impl Lower<'_> {
                 }
             }
             _ => return None,
-        }
-        Some(op)
-    }
-
-    /// A two-operand SSE instruction.
-    fn vector(&self, ins: &Instruction, count: u8) -> Option<Op> {
-        let form = sse::vec_op(ins.code())?;
-        if form.feature.is_some_and(|f| !self.features.has(f)) {
-            return None;
-        }
-        let whole_move = matches!(
-            ins.mnemonic(),
-            Mnemonic::Movaps
-                | Mnemonic::Movups
-                | Mnemonic::Movapd
-                | Mnemonic::Movupd
-                | Mnemonic::Movdqa
-                | Mnemonic::Movdqu
-        );
-        let vector = |r: Register| Cpu::vector_offset(r.number() & 15) as u16;
-        let mut op = self.blank(ins, end, count);
-        let in_memory = ins.op0_kind() == OpKind::Memory || ins.op1_kind() == OpKind::Memory;
-        if in_memory {
-            let memory = self.memory(ins)?;
-            let scalar = matches!(ins.mnemonic(), Mnemonic::Movss | Mnemonic::Movsd | Mnemonic::Movq);
-            (op.handler, op.imm) = vector::memory_form(form, whole_move || scalar, memory.indexed)?;
-            op = with_memory(op, &memory);
-        } else {
-            (op.handler, op.imm) = vector::register_form(form, whole_move);
-        }
-        for (n, place) in [(0, &mut op.dst), (1, &mut op.src)] {
-            if ins.op_kind(n) == OpKind::Register {
-                *place = vector(ins.op_register(n));
-            }
-        }
-        if let Ok(imm) = ins.try_immediate(ins.op_count() - 1) {
-            vector::set_immediate(&mut op, in_memory, imm as u8);
         }
         Some(op)
     }

@@ -32,7 +32,13 @@ fn instruction(random: &mut XorShift) -> Vec<u8> {
         bytes[..8].copy_from_slice(&random.next().to_le_bytes());
         bytes[8..].copy_from_slice(&random.next().to_le_bytes()[..7]);
         // Random bytes seldom make the forms compilers use: steer towards them.
-        match random.below(4) {
+        match random.below(6) {
+            // VEX, on one of the three maps that there are.
+            4 => bytes[0] = 0xc5,
+            5 => {
+                bytes[1] = bytes[1] & 0xe0 | (1 + bytes[3] % 3);
+                bytes[0] = 0xc4;
+            }
             0 => {
                 bytes[1] = bytes[0];
                 bytes[0] = 0x40 | (bytes[2] & 0xf);
@@ -71,6 +77,7 @@ fn instruction(random: &mut XorShift) -> Vec<u8> {
 
 fn prepare(seed: u64, code: &[u8]) -> Box<Cpu> {
     let mut cpu = testing::cpu(Mode::Long);
+    testing::give_host_features(&mut cpu);
     let mut random = XorShift(seed);
     poke(&mut cpu, CODE, code);
     let data: Vec<u8> = (0..DATA_LEN).map(|_| random.next() as u8).collect();

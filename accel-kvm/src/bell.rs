@@ -69,8 +69,11 @@ impl Bell {
     fn ring(&self) {
         if let Some(hearer) = &*self.hearer() {
             // SAFETY: `Hearer`'s page is mapped while the lock is held, since `unbind` takes it.
-            unsafe { hearer.immediate_exit.as_ref() }.store(1, Ordering::SeqCst);
-            hearer.thread.interrupt();
+            let before = unsafe { hearer.immediate_exit.as_ref() }.swap(1, Ordering::SeqCst);
+            // If it was set, somebody else's signal is on its way, or the vCPU will look of itself.
+            if before == 0 {
+                hearer.thread.interrupt();
+            }
         }
     }
 

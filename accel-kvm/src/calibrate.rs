@@ -216,7 +216,7 @@ impl<'a> Guest<'a> {
     fn load(&mut self, ring: u8) -> Result<(), CalibrateError> {
         // The last port write is complete only once KVM is entered again.
         self.vcpu.set_kvm_immediate_exit(1);
-        let settled = enter(&mut self.vcpu).map_err(|errno| stopped(ring, errno_text(errno)))?;
+        let settled = enter(&mut self.vcpu).map_err(|error| stopped(ring, error.to_string()))?;
         self.vcpu.set_kvm_immediate_exit(0);
         if !matches!(settled, Stop::Interrupted) {
             return Err(stopped(ring, what(settled)));
@@ -265,7 +265,7 @@ impl<'a> Guest<'a> {
     fn run(&mut self, ring: u8, rounds: u64) -> Result<(), CalibrateError> {
         write(&self.ram, ROUNDS, rounds)?;
         loop {
-            match enter(&mut self.vcpu).map_err(|errno| stopped(ring, errno_text(errno)))? {
+            match enter(&mut self.vcpu).map_err(|error| stopped(ring, error.to_string()))? {
                 Stop::Port { port: 0x80, write: true, .. } => return Ok(()),
                 Stop::Interrupted if self.bell.take_kick() => return Err(CalibrateError::Hung),
                 Stop::Interrupted | Stop::Again => {}
@@ -334,10 +334,6 @@ fn write<T: ByteValued>(ram: &GuestRam, gpa: u64, value: T) -> Result<(), AccelE
 
 fn stopped(ring: u8, why: String) -> CalibrateError {
     CalibrateError::Stopped { ring, why }
-}
-
-fn errno_text(errno: i32) -> String {
-    format!("KVM_RUN: {}", std::io::Error::from_raw_os_error(errno))
 }
 
 fn what(stop: Stop) -> String {

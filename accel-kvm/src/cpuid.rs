@@ -1,6 +1,6 @@
 //! CPUID: what KVM can give, and the model's table in KVM's form.
 
-use accel_api::{AccelError, CpuFeatures, CpuModel, CpuidInputs, Feature, PLATFORM_FEATURES};
+use accel_api::{AccelError, CpuFeatures, CpuModel, CpuidInputs, CpuidResult, Feature, PLATFORM_FEATURES};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
@@ -54,6 +54,10 @@ pub(crate) fn table(model: &CpuModel, id: u32) -> Result<CpuId, AccelError> {
             let flags = if subleaves.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };
             for index in 0..=subleaves.map_or(0, |(_, last)| *last) {
                 let out = model.cpuid(function, index, inputs);
+                // KVM gives zeros for what is not in the table, and would fill in parts of an empty leaf 0xd.
+                if out == CpuidResult::default() {
+                    continue;
+                }
                 let (eax, ebx, ecx, edx) = (out.eax, out.ebx, out.ecx, out.edx);
                 entries.push(kvm_cpuid_entry2 {
                     function,

@@ -9,16 +9,19 @@ use kvm_bindings::{
 /// DR6.BS: a single step (Intel SDM vol. 3, 18.2.3).
 const DR6_BS: u64 = 1 << 14;
 
-/// What KVM is told.
-///
 /// # Errors
 /// More breakpoints than the processor has.
-pub(crate) fn guest_debug(plan: &DebugPlan) -> Result<kvm_guest_debug, AccelError> {
+pub(crate) fn check(plan: &DebugPlan) -> Result<(), AccelError> {
+    match plan.breakpoints.len() {
+        0..=4 => Ok(()),
+        _ => Err(AccelError::BadDebugPlan("the processor has four breakpoints")),
+    }
+}
+
+/// What KVM is told of a plan that was [`check`]ed.
+pub(crate) fn guest_debug(plan: &DebugPlan) -> kvm_guest_debug {
     let DebugPlan { breakpoints, single_step } = plan;
     let mut arch = kvm_guest_debug_arch::default();
-    if breakpoints.len() > 4 {
-        return Err(AccelError::BadDebugPlan("the processor has four breakpoints"));
-    }
     let mut control = 0;
     if !breakpoints.is_empty() {
         control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
@@ -27,12 +30,12 @@ pub(crate) fn guest_debug(plan: &DebugPlan) -> Result<kvm_guest_debug, AccelErro
     if *single_step {
         control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
     }
-    for (n, address) in breakpoints.iter().enumerate() {
+    for (n, address) in breakpoints.iter().take(4).enumerate() {
         arch.debugreg[n] = *address;
         // Gn, with R/W and LEN 0: execution of one byte (Intel SDM vol. 3, 18.2.4).
         arch.debugreg[7] |= 2 << (2 * n);
     }
-    Ok(kvm_guest_debug { control, pad: 0, arch })
+    kvm_guest_debug { control, pad: 0, arch }
 }
 
 /// What a debug exit was about.
@@ -49,10 +52,11 @@ mod tests {
     #[test]
     fn breakpoints_become_debug_registers() {
         let plan = DebugPlan { breakpoints: vec![0x1000, 0x2000], single_step: false };
-        let debug = guest_debug(&plan).unwrap();
+        let debug = guest_debug(&plan);
         assert_eq!((debug.arch.debugreg[1], debug.arch.debugreg[7]), (0x2000, 0x40a));
         assert_eq!(debug.control & KVM_GUESTDBG_SINGLESTEP, 0);
-        assert_eq!(guest_debug(&DebugPlan::default()).unwrap().control, 0);
-        assert!(guest_debug(&DebugPlan { breakpoints: vec![0; 5], single_step: false }).is_err());
+        assert_eq!(guest_debug(&DebugPlan::default()).control, 0);
+        assert!(check(&plan).is_ok());
+        assert!(check(&DebugPlan { breakpoints: vec![0; 5], single_step: false }).is_err());
     }
 }

@@ -1,8 +1,11 @@
 //! Why KVM_RUN returned: the shared page's union, read by its exit reason.
 #![allow(unsafe_code)] // the page is a C union, with data behind it
 
+use accel_api::AccelError;
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
+
+use crate::sys::host;
 
 /// What [`enter`] came back with.
 #[derive(Debug)]
@@ -34,8 +37,8 @@ pub(crate) enum Stop {
 /// Enters the guest, once.
 ///
 /// # Errors
-/// The error number of a KVM_RUN that failed.
-pub(crate) fn enter(vcpu: &mut VcpuFd) -> Result<Stop, i32> {
+/// Host failure.
+pub(crate) fn enter(vcpu: &mut VcpuFd) -> Result<Stop, AccelError> {
     // What kvm-ioctls makes of the exit is dropped: it lacks the size of port accesses.
     match vcpu.run() {
         Ok(_) => {}
@@ -43,9 +46,7 @@ pub(crate) fn enter(vcpu: &mut VcpuFd) -> Result<Stop, i32> {
             return match error.errno() {
                 libc::EINTR => Ok(Stop::Interrupted),
                 libc::EAGAIN => Ok(Stop::Again),
-                // Exits that kvm-ioctls does not know come as this.
-                libc::EINVAL if vcpu.get_kvm_run().exit_reason == KVM_EXIT_IO => Err(libc::EINVAL),
-                errno => Err(errno),
+                _ => Err(host("KVM_RUN")(error)),
             };
         }
     }

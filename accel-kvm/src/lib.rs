@@ -61,7 +61,7 @@ pub fn create_on(path: &Path) -> Result<Arc<dyn Accelerator>, AccelError> {
     let kvm = device::open(path).map_err(failed)?;
     let features = cpuid::features(&kvm)?;
     let max_vcpus = kvm.get_max_vcpus().min(MAX_VCPUS) as u32;
-    Ok(Arc::new(KvmAccelerator { kvm: Arc::new(kvm), caps: AccelCaps { features, max_vcpus } }))
+    Ok(Arc::new(KvmAccelerator { kvm: Arc::new(kvm), caps: AccelCaps { features, max_vcpus, exact: false } }))
 }
 
 #[derive(Debug)]

@@ -108,11 +108,14 @@ struct SignalMask {
 
 vmm_sys_util::ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, u32);
 
-/// Has KVM turn the expiry of the local APIC's timer into a request, as it does around each entry of the guest.
+/// Calls `enter`, which does KVM_RUN, in such a way that KVM does all it does around an entry of the guest but the entry.
 ///
-/// It does so even when it does not get to enter it because a signal is pending. `immediate_exit` is no substitute, since
-/// with it KVM returns before. So a signal is made to be pending, by being blocked everywhere but in KVM_RUN.
-pub(crate) fn absorb_timers(vcpu: &mut VcpuFd) -> Result<(), AccelError> {
+/// A pending signal keeps it from entering. (`immediate_exit` is no substitute, since with it KVM returns before.) So one
+/// is made to be pending, by being blocked everywhere but in KVM_RUN.
+pub(crate) fn almost_enter<T>(
+    vcpu: &mut VcpuFd,
+    enter: impl FnOnce(&mut VcpuFd) -> Result<T, AccelError>,
+) -> Result<T, AccelError> {
     vcpu.set_kvm_immediate_exit(0);
     let signal = SIGRTMIN();
     let unblocked = SignalMask { len: 8, set: [0; 8] };
@@ -126,7 +129,7 @@ pub(crate) fn absorb_timers(vcpu: &mut VcpuFd) -> Result<(), AccelError> {
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const kick, &raw mut before);
         libc::raise(signal);
         check(ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &unblocked), "KVM_SET_SIGNAL_MASK")?;
-        let entered = vcpu.run().map(drop);
+        let entered = enter(vcpu);
         // Without a mask KVM_RUN takes the thread's.
         let none =
             vmm_sys_util::ioctl::ioctl_with_ptr::<_, u8>(vcpu, KVM_SET_SIGNAL_MASK(), std::ptr::null());
@@ -135,9 +138,6 @@ pub(crate) fn absorb_timers(vcpu: &mut VcpuFd) -> Result<(), AccelError> {
         while libc::sigtimedwait(&raw const kick, std::ptr::null_mut(), &raw const now) == signal {}
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
         check(none, "KVM_SET_SIGNAL_MASK")?;
-        match entered {
-            Err(error) if error.errno() != libc::EINTR => Err(host("KVM_RUN")(error)),
-            _ => Ok(()),
-        }
+        entered
     }
 }

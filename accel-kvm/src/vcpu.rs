@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::bell::Bell;
 use crate::exit::{Stop, answer_msr, enter, mmio_data, port_data};
 use crate::msr::index;
-use crate::sys::{host, rdtsc, set_tsc_offset, tsc_offset};
+use crate::sys::{almost_enter, host, rdtsc, set_tsc_offset, tsc_offset};
 use crate::vm::Seat;
 use crate::{debug, state};
 
@@ -45,6 +45,8 @@ pub(crate) struct KvmVcpu {
     passing: Option<u64>,
     /// The guest waits for the answer to its last device access.
     owing: bool,
+    /// KVM_RUN was called since the state was loaded, so that KVM may have put something off.
+    entered: bool,
     exits: Exits,
     /// Bound to its thread.
     not_send: PhantomData<*const ()>,
@@ -88,6 +90,7 @@ impl KvmVcpu {
             plan: DebugPlan::default(),
             passing: None,
             owing: false,
+            entered: false,
             exits: Exits::default(),
             not_send: PhantomData,
         };
@@ -102,11 +105,34 @@ impl KvmVcpu {
 
     /// Enters the guest and does what it asks of its devices, until there is something to return, or to look at.
     fn step(&mut self) -> Result<Option<Exit>, AccelError> {
+        self.entered = true;
+        let stop = enter(self.fd())?;
+        self.handle(stop)
+    }
+
+    /// Whether KVM may have put something off since the state was loaded.
+    pub(crate) fn entered(&self) -> bool {
+        self.entered
+    }
+
+    /// Has KVM do what it has put off to the next entry: a timer that has expired makes its request, the EOI of a
+    /// level-triggered vector reaches the bus. No register would show either.
+    pub(crate) fn settle_kernel(&mut self) -> Result<(), AccelError> {
+        if self.shutdown {
+            return Ok(());
+        }
+        // Each kind once, and a last time to see that there is no more; a guest cannot make more of them here.
+        for _ in 0..4 {
+            match almost_enter(self.fd(), enter)? {
+                Stop::Interrupted => break,
+                stop => drop(self.handle(stop)?),
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, stop: Stop) -> Result<Option<Exit>, AccelError> {
         self.exits.entries += 1;
-        let stop = enter(self.fd()).map_err(|errno| AccelError::Host {
-            what: "KVM_RUN",
-            source: std::io::Error::from_raw_os_error(errno),
-        })?;
         self.owing = false;
         match stop {
             Stop::Interrupted => self.exits.interrupted += 1,
@@ -262,6 +288,11 @@ impl KvmVcpu {
         Ok(None)
     }
 
+    fn set_guest_debug(&mut self) -> Result<(), AccelError> {
+        let debug = debug::guest_debug(&self.plan);
+        self.fd().set_guest_debug(&debug).map_err(host("KVM_SET_GUEST_DEBUG"))
+    }
+
     /// A breakpoint that the last run stopped at must not stop this one again.
     fn pass_breakpoint(&mut self) -> Result<(), AccelError> {
         if let Some(address) = self.passing.take() {
@@ -289,6 +320,10 @@ impl Vcpu for KvmVcpu {
             return Ok(Exit::TripleFault);
         }
         self.pass_breakpoint()?;
+        if self.plan.single_step {
+            // KVM keeps TF through the delivery of an event only at the place where it was told to step.
+            self.set_guest_debug()?;
+        }
         loop {
             // In this order: a bell that rings after the flags were looked at makes the next entry return at once.
             self.fd().set_kvm_immediate_exit(0);
@@ -323,16 +358,15 @@ impl Vcpu for KvmVcpu {
     }
 
     fn load(&mut self, state: &CpuState) -> Result<(), AccelError> {
-        self.owing = false;
+        (self.owing, self.entered) = (false, false);
         self.passing = None;
         state::load(self, state)
     }
 
     fn set_debug(&mut self, plan: &DebugPlan) -> Result<(), AccelError> {
-        let debug = debug::guest_debug(plan)?;
-        self.fd().set_guest_debug(&debug).map_err(host("KVM_SET_GUEST_DEBUG"))?;
+        debug::check(plan)?;
         self.plan = plan.clone();
-        Ok(())
+        self.set_guest_debug()
     }
 
     fn stats(&self) -> VcpuStats {

@@ -7,9 +7,11 @@ use accel_api::{
     VmSpec,
 };
 use kvm_bindings::{
-    KVM_CAP_DISABLE_QUIRKS, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_USER_SPACE_MSR,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    KVM_X86_QUIRK_LAPIC_MMIO_HOLE, KVM_X86_QUIRK_LINT0_REENABLED, kvm_enable_cap,
+    KVM_CAP_DISABLE_QUIRKS, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, KVM_X86_QUIRK_LAPIC_MMIO_HOLE,
+    KVM_X86_QUIRK_LINT0_REENABLED, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS, KVM_X86_QUIRK_OUT_7E_INC_RIP,
+    kvm_enable_cap,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -24,6 +26,15 @@ use crate::{cpuid, msr};
 const TSS_ADDRESS: usize = 0xfffb_d000;
 /// One page for the same.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// What KVM does otherwise than processors, for old guests' sake, and does not for ours: it unmasks LINT0 at reset, answers
+/// where the local APIC is not, counts RIP on early at port 0x7e, rewrites the other vendor's hypercall instruction in the
+/// guest's memory, and executes MONITOR and MWAIT where CPUID does not have them.
+const QUIRKS: u32 = KVM_X86_QUIRK_LINT0_REENABLED
+    | KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+    | KVM_X86_QUIRK_OUT_7E_INC_RIP
+    | KVM_X86_QUIRK_FIX_HYPERCALL_INSN
+    | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;
 
 /// KVM cannot destroy a single vCPU, nor make it twice: an unbound one waits here. `None` while bound.
 pub(crate) type Seat = Mutex<Option<VcpuFd>>;
@@ -50,8 +61,14 @@ impl KvmVm {
         // 0xff is an APIC id like any other in x2APIC mode, and ids have 32 bits there.
         let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         enable(KVM_CAP_X2APIC_API, x2apic, "KVM_CAP_X2APIC_API")?;
-        let quirks = KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE;
-        enable(KVM_CAP_DISABLE_QUIRKS, quirks, "KVM_CAP_DISABLE_QUIRKS")?;
+        // Kernels before 5.19 have no way to disable more than the first.
+        let all = fd.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into()).max(0) as u32;
+        let (cap, quirks) = if all != 0 {
+            (KVM_CAP_DISABLE_QUIRKS2, QUIRKS & all)
+        } else {
+            (KVM_CAP_DISABLE_QUIRKS, QUIRKS & 7)
+        };
+        enable(cap, quirks, "KVM_CAP_DISABLE_QUIRKS2")?;
         enable(KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, "KVM_CAP_X86_USER_SPACE_MSR")?;
         msr::set_filter(&fd)?;
         fd.set_tss_address(TSS_ADDRESS).map_err(host("KVM_SET_TSS_ADDR"))?;

@@ -87,7 +87,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "LIST", default_value = "auto", value_delimiter = ',')]
     pub(crate) accel: Vec<String>,
 
-    /// CPU model the guest sees
+    /// CPU model the guest sees: `x86-64-v2`, `x86-64-v3` (with AVX2), or `host`
+    ///
+    /// `host` has what this host's processor and the accelerator both have. The others are the same everywhere, and are
+    /// refused, by the feature's name, where something of them is lacking.
     #[arg(long, value_name = "MODEL", default_value = machine::DEFAULT_MODEL)]
     pub(crate) cpu: String,
 
@@ -100,7 +103,7 @@ pub(crate) struct RunArgs {
     #[arg(allow_negative_numbers = true)]
     pub(crate) mem: u64,
 
-    /// Kernel: a bzImage (vmlinuz) or an ELF file with PVH or 64-bit Linux entry [default: Debian's]
+    /// Kernel: a bzImage (vmlinuz, 32- or 64-bit) or an ELF file with PVH or 64-bit Linux entry [default: Debian's]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 

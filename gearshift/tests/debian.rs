@@ -66,6 +66,34 @@ fn a_script_needs_no_terminal_and_sees_all_vcpus() {
     assert!(text.contains("Debian's linux-image-"), "{text}");
 }
 
+/// The kernel finds AVX2, uses XSAVE for it, and busybox's C library its string functions.
+#[test]
+fn the_v3_model_is_one_to_linux() {
+    if !have_guest() || !std::is_x86_feature_detected!("avx2") {
+        return;
+    }
+    let mut child = gearshift(&["run", "--cpu", "x86-64-v3", "--cpus", "2", "--mem", "256M"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = b"grep -m1 ^flags /proc/cpuinfo\ndmesg | grep xstate\npoweroff -f\n";
+    child.stdin.take().unwrap().write_all(script).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (text, console) = (stderr(&output), stdout(&output));
+    assert_eq!(output.status.code(), Some(0), "{text}\n{console}");
+    let flags: Vec<&str> = console
+        .lines()
+        .find(|line| line.starts_with("flags\t"))
+        .map(|line| line.split_whitespace().collect())
+        .unwrap_or_default();
+    for flag in ["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"] {
+        assert!(flags.contains(&flag), "{flag}: {console}");
+    }
+    assert!(console.contains("Enabled xstate features 0x7, context size is 832 bytes"), "{console}");
+}
+
 /// The kernel panics without an init, and panic=-1 resets.
 #[test]
 fn a_panic_has_its_own_exit_code() {

@@ -112,7 +112,7 @@ fn failures_come_with_a_dump() {
 
     let detail = UnsupportedDetail { what: "VPANDN".into(), rip: 0x10, bytes: vec![0xc5, 0x01] };
     let end = guest(move |_| Step::Exit(Exit::Unsupported(detail.clone()))).start().unwrap().wait();
-    let GuestEnd::HostError { reason, dump: Some(_) } = end else { panic!("{end:?}") };
+    let GuestEnd::Unsupported { reason, dump: _ } = end else { panic!("{end:?}") };
     assert_eq!(reason, "VPANDN at 0x10 (bytes c5 01)");
 
     let end = guest(|_| Step::Fail).start().unwrap().wait();
@@ -387,6 +387,9 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     let old = FakeAccelerator::named("old").without(&[Feature::Sse42, Feature::Popcnt]);
     let message = error(on(old));
     assert!(message.contains("old") && message.contains("sse4_2") && message.contains("popcnt"), "{message}");
+    let narrow = || on(FakeAccelerator::named("narrow").without(&[Feature::Avx2, Feature::Xsaves]));
+    let message = error(narrow().cpu_model("x86-64-v3"));
+    assert!(message.contains("avx2") && !message.contains("xsaves"), "{message}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod conformance;
 pub mod fake_bus;
 pub mod hostile;
 pub mod oracle;
+pub mod processor;
 pub mod rig;
 pub mod snippet;
 pub mod travel;

@@ -2,10 +2,17 @@
 //! the old VM is dropped. Any check that passes on a backend must pass on the backend travelling, which finds what
 //! `save` and `load` lose.
 //!
-//! VMs of several vCPUs stay where they are, since all vCPUs would have to stop for a move.
+//! 1. On an exact backend the guest moves between single steps.
+//! 2. Where stepping is not exact ([`accel_api::AccelCaps::exact`]), it moves behind its device accesses, and whenever a
+//!    clock says so: asleep, in the middle of its loops, with interrupts on their way.
+//! 3. VMs of several vCPUs stay where they are, since all vCPUs would have to stop for a move.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
 use accel_api::*;
 
@@ -15,6 +22,11 @@ const EVERY_STEP: u64 = 192;
 const LAST_STEP: u64 = 3000;
 /// Steps between moves in the meantime.
 const STRIDE: u64 = 61;
+/// Moves of a guest that is not stepped.
+const MOVES: u64 = 40;
+/// Time between two of its moves that no device access causes: at least this, and so many times what a move takes.
+const PERIOD: Duration = Duration::from_millis(2);
+const REST: u32 = 3;
 
 /// Wraps a backend.
 pub fn travelling(inner: Arc<dyn Accelerator>) -> Arc<dyn Accelerator> {
@@ -38,7 +50,7 @@ impl Accelerator for Travelling {
         if spec.vcpus > 1 {
             return Ok(vm);
         }
-        let place = Place { vm, slots: Vec::new(), extint: false };
+        let place = Place { vm, slots: Vec::new(), routes: BTreeMap::new(), extint: false };
         Ok(Arc::new(Shared { accel: self.inner.clone(), spec: spec.clone(), place: RwLock::new(place) })
             .wrap())
     }
@@ -49,6 +61,7 @@ impl Accelerator for Travelling {
 struct Place {
     vm: Arc<dyn AccelVm>,
     slots: Vec<(SlotId, RamRegion, Access)>,
+    routes: BTreeMap<u8, IoapicRoute>,
     extint: bool,
 }
 
@@ -91,9 +104,16 @@ impl AccelVm for Vm {
         })
     }
     fn bind_vcpu(&self, cfg: &VcpuConfig, bus: Arc<dyn VcpuBus>) -> Result<Box<dyn Vcpu>, AccelError> {
+        let exact = self.0.accel.caps().exact;
+        let kick = Arc::new(Relay::default());
+        let bus: Arc<dyn VcpuBus> =
+            if exact { bus } else { Arc::new(Bus { inner: bus, kick: kick.clone() }) };
         let vcpu = self.0.here(|place| place.vm.bind_vcpu(cfg, bus.clone()))?;
-        let kick = Arc::new(Relay { kicked: AtomicBool::new(false), to: Mutex::new(vcpu.kicker()) });
+        kick.lead_to(vcpu.kicker());
+        let clock = (!exact).then(|| clock(kick.clone()));
         Ok(Box::new(Traveller {
+            exact,
+            _clock: clock,
             shared: self.0.clone(),
             config: *cfg,
             bus,
@@ -119,7 +139,13 @@ impl InterruptPort for Port {
         self.0.here(|place| place.vm.interrupts().signal_msi(message))
     }
     fn set_route(&self, pin: u8, route: Option<IoapicRoute>) -> Result<(), AccelError> {
-        self.0.here(|place| place.vm.interrupts().set_route(pin, route))
+        self.0.change(|place| {
+            match route {
+                Some(route) => place.routes.insert(pin, route),
+                None => place.routes.remove(&pin),
+            };
+            place.vm.interrupts().set_route(pin, route)
+        })
     }
     fn set_extint(&self, asserted: bool) {
         self.0.change(|place| {
@@ -133,20 +159,107 @@ impl InterruptPort for Port {
 }
 
 /// Passes kicks on to wherever the vCPU is.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Relay {
     kicked: AtomicBool,
-    to: Mutex<Arc<dyn Kick>>,
+    to: Mutex<Option<Arc<dyn Kick>>>,
+    /// No earlier than this should a clock cause the next move, or the guest would do nothing else.
+    resting_until: Mutex<Option<Instant>>,
+}
+
+impl Relay {
+    /// A move was made that began at `start`.
+    fn moved(&self, start: Instant) {
+        let until = Instant::now() + start.elapsed() * REST;
+        *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+
+    fn rested(&self) -> bool {
+        self.resting_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none_or(|until| until < Instant::now())
+    }
+
+    fn lead_to(&self, kick: Arc<dyn Kick>) {
+        *self.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(kick);
+    }
+
+    /// Makes the vCPU stop for a move.
+    fn nudge(&self) {
+        if let Some(kick) = &*self.to.lock().unwrap_or_else(PoisonError::into_inner) {
+            kick.kick();
+        }
+    }
 }
 
 impl Kick for Relay {
     fn kick(&self) {
         self.kicked.store(true, Ordering::SeqCst);
-        self.to.lock().unwrap_or_else(PoisonError::into_inner).kick();
+        self.nudge();
+    }
+}
+
+/// Nudges until what it returns is dropped.
+fn clock(kick: Arc<Relay>) -> Sender<()> {
+    let (alive, gone) = channel();
+    std::thread::spawn(move || {
+        while gone.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+            if kick.rested() {
+                kick.nudge();
+            }
+        }
+    });
+    alive
+}
+
+/// A bus whose every access ends in a move.
+#[derive(Debug)]
+struct Bus {
+    inner: Arc<dyn VcpuBus>,
+    kick: Arc<Relay>,
+}
+
+impl Bus {
+    fn then_move<T>(&self, result: T) -> T {
+        self.kick.nudge();
+        result
+    }
+}
+
+impl VcpuBus for Bus {
+    fn mmio_read(&self, gpa: u64, size: IoSize) -> u64 {
+        self.then_move(self.inner.mmio_read(gpa, size))
+    }
+    fn mmio_write(&self, gpa: u64, size: IoSize, value: u64) {
+        self.then_move(self.inner.mmio_write(gpa, size, value));
+    }
+    fn pio_read(&self, port: u16, size: IoSize) -> u32 {
+        self.then_move(self.inner.pio_read(port, size))
+    }
+    fn pio_write(&self, port: u16, size: IoSize, value: u32) {
+        self.then_move(self.inner.pio_write(port, size, value));
+    }
+    fn msr_read(&self, index: u32) -> Result<u64, GpFault> {
+        self.then_move(self.inner.msr_read(index))
+    }
+    fn msr_write(&self, index: u32, value: u64) -> Result<(), GpFault> {
+        self.then_move(self.inner.msr_write(index, value))
+    }
+    fn ack_extint(&self) -> Option<u8> {
+        // Without a vector nothing happens that could be lost in a move.
+        let vector = self.inner.ack_extint();
+        if vector.is_some() { self.then_move(vector) } else { None }
+    }
+    fn eoi(&self, vector: u8) {
+        self.then_move(self.inner.eoi(vector));
     }
 }
 
 struct Traveller {
+    exact: bool,
+    /// Of a guest that is not stepped.
+    _clock: Option<Sender<()>>,
     shared: Arc<Shared>,
     config: VcpuConfig,
     bus: Arc<dyn VcpuBus>,
@@ -164,7 +277,7 @@ impl Traveller {
 
     /// The plan that stops the inner vCPU after each instruction, or no longer.
     fn apply_plan(&mut self) -> Result<(), AccelError> {
-        let single_step = self.plan.single_step || self.steps < LAST_STEP;
+        let single_step = self.plan.single_step || self.exact && self.steps < LAST_STEP;
         let plan = DebugPlan { breakpoints: self.plan.breakpoints.clone(), single_step };
         self.vcpu().set_debug(&plan)
     }
@@ -179,12 +292,16 @@ impl Traveller {
             }
             let mut fresh = vm.bind_vcpu(&self.config, self.bus.clone())?;
             fresh.load(&state)?;
+            for (pin, route) in &place.routes {
+                vm.interrupts().set_route(*pin, Some(*route))?;
+            }
             vm.interrupts().set_extint(place.extint);
+            place.vm.collect_dirty(shared.spec.ram.flags())?;
             let (before, armed) = canonical(state);
             let (after, still_armed) = canonical(fresh.save()?);
             assert_eq!(before.diff(&after), [], "save, load, save");
             assert_eq!(armed, still_armed, "the timer's interrupt was lost or made up");
-            *self.kick.to.lock().unwrap_or_else(PoisonError::into_inner) = fresh.kicker();
+            self.kick.lead_to(fresh.kicker());
             if self.kick.kicked.load(Ordering::SeqCst) {
                 fresh.kicker().kick();
             }
@@ -221,7 +338,14 @@ impl Vcpu for Traveller {
                     if self.kick.kicked.swap(false, Ordering::SeqCst) {
                         return Ok(Exit::Kicked);
                     }
+                    if !self.exact && self.steps < MOVES {
+                        self.steps += 1;
+                        let start = Instant::now();
+                        self.relocate()?;
+                        self.kick.moved(start);
+                    }
                 }
+                Exit::Debug(DebugStop::Step) if !self.exact => return Ok(Exit::Debug(DebugStop::Step)),
                 Exit::Debug(DebugStop::Step) => {
                     self.steps += 1;
                     if self.steps < EVERY_STEP || self.steps < LAST_STEP && self.steps.is_multiple_of(STRIDE)

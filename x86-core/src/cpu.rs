@@ -80,10 +80,22 @@ pub struct Cpu {
     pub cr3: u64,
     /// CR4.
     pub cr4: u64,
+    /// The page-directory-pointer-table entries of PAE paging, as CR3 was loaded (Intel SDM vol. 3, 4.4.1).
+    pub pdptes: [u64; 4],
     /// XCR0.
     pub xcr0: u64,
     /// IA32_EFER.
     pub efer: u64,
+    /// DR7 enables some breakpoint: instructions are executed by [`Cpu::step`].
+    pub armed: bool,
+    /// DR7 enables some data breakpoint.
+    pub watching: bool,
+    /// Data accesses are checked for alignment or data breakpoints: [`Cpu::data_tlb`] is a table where none hits.
+    pub strict: bool,
+    /// MOV SS or POP SS came just before: no debug exception (Intel SDM vol. 3, 6.8.3).
+    pub debug_shadow: bool,
+    /// Causes, as bits of DR6, of the debug trap due behind the current instruction.
+    pub pending_debug: u64,
     /// MSRs; `efer` here is not used.
     pub msrs: Msrs,
     /// DR0 to DR3.
@@ -102,6 +114,8 @@ pub struct Cpu {
     pub nmi_masked: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
+    /// VEX instructions on vector registers may run: see [`Cpu::avx_enabled`]; and CR0.TS is clear.
+    pub avx_ready: bool,
     /// An event taken and not yet delivered.
     pub injected: Option<InjectedEvent>,
     /// Pages whose decoded code this vCPU itself has overwritten; the executor takes them.
@@ -156,6 +170,7 @@ impl Cpu {
             leave: false,
             shadow: false,
             sse_ready: false,
+            avx_ready: false,
             sse_unmasked: false,
             rip: 0,
             next_rip: 0,
@@ -171,8 +186,14 @@ impl Cpu {
             cr2: 0,
             cr3: 0,
             cr4: 0,
+            pdptes: [0; 4],
             xcr0: 1,
             efer: 0,
+            armed: false,
+            watching: false,
+            strict: false,
+            debug_shadow: false,
+            pending_debug: 0,
             msrs: state.msrs.clone(),
             dr: [0; 4],
             dr6: 0,
@@ -249,7 +270,7 @@ impl Cpu {
         !matches!(self.mode, Mode::Real | Mode::Virtual8086)
     }
 
-    /// Recomputes what follows from CR0, CR4, EFER, RFLAGS, CS and SS. Called after any of them changed.
+    /// Recomputes what follows from CR0, CR4, XCR0, EFER, RFLAGS, CS and SS. Called after any of them changed.
     pub fn update_mode(&mut self) {
         let cs = self.segs[seg::CS].attributes;
         let mode = if self.cr0 & bits::CR0_PE == 0 {
@@ -271,13 +292,15 @@ impl Cpu {
         self.mode = mode;
         let fpu_off = self.cr0 & (bits::CR0_EM | bits::CR0_TS) != 0;
         self.sse_ready = self.cr4 & bits::CR4_OSFXSR != 0 && !fpu_off;
+        self.avx_ready = self.avx_enabled() && self.cr0 & bits::CR0_TS == 0;
         self.leave = true;
         self.update_data_tlb();
     }
 
     /// Chooses the data TLB for the current privilege, SMAP and AC.
     pub fn update_data_tlb(&mut self) {
-        self.data_tlb = self.tlb.table(self.tlb_mode());
+        self.strict = self.watching || self.checks_alignment();
+        self.data_tlb = if self.strict { self.tlb.nothing() } else { self.tlb.table(self.tlb_mode()) };
     }
 
     /// How data is accessed now.
@@ -326,18 +349,6 @@ impl Cpu {
         self.has(flag::IF) && !self.shadow
     }
 
-    /// Calls a device. Nobody waits for this vCPU meanwhile ([`VcpuShared::settle`]): the device may be waiting for who
-    /// would, or be the one who changes the memory map.
-    pub(crate) fn device<R>(&mut self, call: impl FnOnce(&dyn VcpuBus) -> R) -> R {
-        let running = self.shared.set_running(false);
-        let result = call(&*self.bus);
-        self.shared.set_running(running);
-        // Nobody waited for us, so that already the rest of this instruction must do without what it knew.
-        self.serve_memory_requests();
-        self.heed_requests();
-        result
-    }
-
     /// If something is requested, makes the executor look before the next instruction: behind a device access, which
     /// may have been the cause (a kick, DMA into code), and at instructions that serialise, behind which other
     /// processors' changes to code must be seen (Intel SDM vol. 3, 9.1.3).
@@ -346,6 +357,14 @@ impl Cpu {
         if self.shared.requested() != 0 {
             self.leave = true;
         }
+    }
+
+    /// Ends a repeated string instruction at an instruction boundary before its count is used up; it goes on when it is
+    /// executed again. RF tells whoever comes in between, and keeps its code breakpoint from it (Intel SDM vol. 3, 6.8.3).
+    pub(crate) fn give_up_turn(&mut self) {
+        self.next_rip = self.rip;
+        self.system_flags |= flag::RF;
+        self.leave = true;
     }
 
     /// Serves the requests that are about how memory is reached: needed before going on whenever others did not wait

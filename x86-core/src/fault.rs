@@ -32,6 +32,7 @@ pub struct Fault(u64);
 pub type Exec<T = ()> = Result<T, Fault>;
 
 const HAS_ERROR: u64 = 1 << 8;
+const RESUMES: u64 = 1 << 9;
 
 impl Fault {
     /// #DE.
@@ -46,8 +47,10 @@ impl Fault {
     pub const XM: Self = Self::plain(vector::XM);
     /// #BR.
     pub const BR: Self = Self::plain(vector::BR);
-    /// #DB as a fault or trap; DR6 says which.
+    /// #DB as a code breakpoint or a trap: RF in the flags it pushes is what it was (Intel SDM vol. 3, 6.8.3).
     pub const DB: Self = Self::plain(vector::DB);
+    /// #DB of an access to debug registers under DR7.GD: RF is set in the flags it pushes.
+    pub const GENERAL_DETECT: Self = Self(vector::DB as u64 | RESUMES);
     /// #GP(0).
     pub const GP0: Self = Self::with_code(vector::GP, 0);
     /// #SS(0).

@@ -7,15 +7,18 @@
 //! 3. `exec` holds the semantics of every instruction, one function per family, found through [`exec::lookup`] by
 //!    iced's `Code`. An executor calls it with RIP at the instruction and `next_rip` behind it; a function either
 //!    finishes, or returns a [`Fault`] and has changed nothing that matters.
-//! 4. `event.rs` delivers faults, traps and interrupts through the IDT. `lapic` is the local APIC.
+//! 4. `event` delivers faults, traps and interrupts through the IDT, `task.rs` switches tasks, `debug.rs` holds the guest's
+//!    breakpoints and single steps. `lapic` is the local APIC.
 //! 5. [`shared`] is what other threads may touch: requests to the vCPU, its interrupt inbox.
 //!
 //! Arithmetic executes the host's own instructions (`alu.rs`), so flags, rounding and what the manual leaves undefined
 //! are the silicon's.
 
 pub mod alu;
+mod bus;
 mod code_map;
 mod cpu;
+mod debug;
 mod decode;
 mod event;
 pub mod exec;
@@ -31,16 +34,19 @@ mod segment;
 pub mod shared;
 pub mod soft;
 mod state;
+mod strict;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod testing_tables;
 
+mod task;
 mod tlb;
 mod walk;
 
 pub use code_map::*;
 pub use cpu::*;
+pub use debug::dr6;
 pub use decode::*;
 pub use event::*;
 

@@ -9,7 +9,7 @@ use std::arch::x86_64::__m128i;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use accel_api::{IoSize, PAGE_SIZE, PageFlag};
+use accel_api::{PAGE_SIZE, PageFlag};
 
 use crate::alu::{Word, flag};
 use crate::mode::Mode;
@@ -222,6 +222,7 @@ impl Cpu {
     /// # Errors
     /// #PF, #GP or #SS.
     pub fn load_bytes(&mut self, ea: Ea, bytes: &mut [u8]) -> Exec {
+        self.check_access(ea, bytes.len(), Some(AccessKind::Read))?;
         let mode = self.tlb_mode();
         self.load_bytes_as(mode, ea, bytes)
     }
@@ -231,6 +232,7 @@ impl Cpu {
     /// # Errors
     /// #PF, #GP or #SS; nothing is written then.
     pub fn store_bytes(&mut self, ea: Ea, bytes: &[u8]) -> Exec {
+        self.check_access(ea, bytes.len(), Some(AccessKind::Write))?;
         let mode = self.tlb_mode();
         self.store_bytes_as(mode, ea, bytes)
     }
@@ -259,6 +261,22 @@ impl Cpu {
     /// #PF or #GP; nothing is written then.
     pub fn system_store<W: Word>(&mut self, la: u64, value: W) -> Exec {
         self.store_bytes_as(self.system_mode(), Ea::data(la), &value.to_u64().to_le_bytes()[..W::BYTES])
+    }
+
+    /// Loads several bytes as [`Self::system_load`] does.
+    ///
+    /// # Errors
+    /// #PF or #GP.
+    pub(crate) fn system_load_bytes(&mut self, la: u64, bytes: &mut [u8]) -> Exec {
+        self.load_bytes_as(self.system_mode(), Ea::data(la), bytes)
+    }
+
+    /// Stores several bytes as [`Self::system_load`] loads.
+    ///
+    /// # Errors
+    /// #PF or #GP; nothing is written then.
+    pub(crate) fn system_store_bytes(&mut self, la: u64, bytes: &[u8]) -> Exec {
+        self.store_bytes_as(self.system_mode(), Ea::data(la), bytes)
     }
 
     /// Changes one byte of a descriptor table as the processor does to mark segments accessed and tasks busy: locked,
@@ -296,6 +314,7 @@ impl Cpu {
     /// # Errors
     /// #PF, #GP or #SS.
     pub fn probe_write(&mut self, ea: Ea, len: usize) -> Exec {
+        self.check_access(ea, len, None)?;
         self.check_end(ea, len)?;
         let mode = self.tlb_mode();
         for_pieces(ea, len, |piece, _| self.target(mode, piece, AccessKind::Write).map(|_| ()))
@@ -307,6 +326,7 @@ impl Cpu {
     /// # Errors
     /// #PF, #GP or #SS for the first byte.
     pub fn span(&mut self, ea: Ea, len: usize, kind: AccessKind) -> Exec<Option<Span>> {
+        self.check_access(ea, len, Some(kind))?;
         self.check_end(ea, len)?;
         let mode = self.tlb_mode();
         match self.target(mode, ea, kind)? {
@@ -341,12 +361,14 @@ impl Cpu {
         }
     }
 
+    /// How a stack of an inner level is written. AC suspends SMAP only for who could have set it with STAC: at CPL 3 the
+    /// flag is the program's own, and means alignment checks.
     fn supervisor_mode(&self) -> TlbMode {
-        if self.has(flag::AC) { TlbMode::Supervisor } else { self.system_mode() }
+        if self.cpl < 3 && self.has(flag::AC) { TlbMode::Supervisor } else { self.system_mode() }
     }
 
     /// Whether the last byte of an access is canonical is known before any of its pages is looked up.
-    fn check_end(&self, ea: Ea, len: usize) -> Exec {
+    pub(crate) fn check_end(&self, ea: Ea, len: usize) -> Exec {
         let last = ea.plus((len as u64).saturating_sub(1));
         if self.mode == Mode::Long && !Self::canonical(last.la) {
             return Err(if ea.stack { Fault::SS0 } else { Fault::GP0 });
@@ -473,50 +495,6 @@ impl Cpu {
         }
         done
     }
-
-    fn bus_read(&mut self, gpa: u64, out: &mut [u8]) {
-        let mut at = gpa;
-        let mut rest = out;
-        while let Some(size) = piece_size(rest.len()) {
-            let (now, tail) = rest.split_at_mut(size.bytes());
-            let value = match self.apic_offset(at) {
-                Some(offset) => {
-                    let moment = self.now();
-                    self.lapic.mmio_read(offset, size.bytes() as u8, moment)
-                }
-                None => self.device(|bus| bus.mmio_read(at, size)),
-            };
-            now.copy_from_slice(&value.to_le_bytes()[..size.bytes()]);
-            at = at.wrapping_add(size.bytes() as u64);
-            rest = tail;
-        }
-    }
-
-    fn bus_write(&mut self, gpa: u64, data: &[u8]) {
-        let mut at = gpa;
-        let mut rest = data;
-        while let Some(size) = piece_size(rest.len()) {
-            let (now, tail) = rest.split_at(size.bytes());
-            let mut bytes = [0; 8];
-            bytes[..now.len()].copy_from_slice(now);
-            let value = u64::from_le_bytes(bytes);
-            match self.apic_offset(at) {
-                Some(offset) => {
-                    let moment = self.now();
-                    self.lapic.mmio_write(offset, size.bytes() as u8, value, moment);
-                    self.leave = true;
-                }
-                None => self.device(|bus| bus.mmio_write(at, size, value)),
-            }
-            at = at.wrapping_add(size.bytes() as u64);
-            rest = tail;
-        }
-    }
-
-    /// Offset into the local APIC's page, if `gpa` lies there.
-    fn apic_offset(&self, gpa: u64) -> Option<u64> {
-        self.lapic.mmio_base().map(|base| gpa.wrapping_sub(base)).filter(|&offset| offset < PAGE_SIZE)
-    }
 }
 
 /// # Safety
@@ -538,17 +516,6 @@ unsafe fn rmw_host<W: Word, R>(host: *mut u8, lock: bool, mut op: impl FnMut(W) 
             return Ok(result);
         }
         old = seen;
-    }
-}
-
-/// The largest device access within `len` bytes.
-fn piece_size(len: usize) -> Option<IoSize> {
-    match len {
-        0 => None,
-        1 => Some(IoSize::Byte),
-        2..=3 => Some(IoSize::Word),
-        4..=7 => Some(IoSize::Dword),
-        _ => Some(IoSize::Qword),
     }
 }
 

@@ -30,6 +30,9 @@ pub mod system_type {
     pub const TRAP: u8 = 15;
 }
 
+/// Of a TSS descriptor's type: it is the current task's, or of one that waits for a nested one.
+pub(crate) const BUSY: u8 = 2;
+
 /// Eight bytes of a descriptor table (Intel SDM vol. 3, figure 3-8).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Descriptor(pub u64);
@@ -187,16 +190,17 @@ impl Cpu {
     pub fn mark_accessed(&mut self, selector: u16, descriptor: &mut Descriptor) -> Exec {
         const ACCESSED: u64 = 1 << 40;
         if descriptor.0 & ACCESSED == 0 {
-            self.set_type_bits(selector, 1)?;
+            self.update_type(selector, |kind| kind | 1)?;
             descriptor.0 |= ACCESSED;
         }
         Ok(())
     }
 
+    /// Changes the type field of a descriptor in memory. `op` gets the byte that ends in it, and keeps the rest.
     #[cold]
-    fn set_type_bits(&mut self, selector: u16, bits: u8) -> Exec {
+    pub(crate) fn update_type(&mut self, selector: u16, op: fn(u8) -> u8) -> Exec {
         match self.descriptor_address(selector, 8) {
-            Some(at) => self.system_update(at.wrapping_add(5), |old| old | bits),
+            Some(at) => self.system_update(at.wrapping_add(5), op),
             None => Err(Fault::gp(selector)),
         }
     }
@@ -232,7 +236,7 @@ impl Cpu {
                 self.check_stack_segment(selector, self.cpl, Fault::gp)?
             }
         } else {
-            self.data_segment(selector)?
+            self.data_segment(selector, Fault::gp)?
         };
         if index == seg::SS {
             self.update_mode();
@@ -240,14 +244,19 @@ impl Cpu {
         Ok(())
     }
 
-    fn data_segment(&mut self, selector: u16) -> Exec<Segment> {
+    /// Checks a selector for ES, DS, FS or GS and gives the segment; `bad` is what it raises: #GP for loads, #TS for task
+    /// switches.
+    ///
+    /// # Errors
+    /// `bad`, #NP, #PF.
+    pub(crate) fn data_segment(&mut self, selector: u16, bad: SelectorFault) -> Exec<Segment> {
         if is_null(selector) {
             return Ok(null_segment(selector, 0));
         }
-        let mut d = self.descriptor(selector, Fault::gp)?;
+        let mut d = self.descriptor(selector, bad)?;
         let private = !d.is_conforming();
         if !d.is_readable() || (private && (rpl(selector) > d.dpl() || self.cpl > d.dpl())) {
-            return Err(Fault::gp(selector));
+            return Err(bad(selector));
         }
         if !d.present() {
             return Err(Fault::np(selector));
@@ -320,14 +329,13 @@ impl Cpu {
     /// # Errors
     /// #GP, #NP or #PF.
     pub fn load_tr(&mut self, selector: u16) -> Exec {
-        const BUSY: u8 = 2;
         if is_null(selector) {
             return Err(Fault::GP0);
         }
         let mut tr = self.system_segment(selector, |kind, long| {
             kind == system_type::TSS || (kind == system_type::TSS16 && !long)
         })?;
-        self.set_type_bits(selector, BUSY)?;
+        self.update_type(selector, |kind| kind | BUSY)?;
         tr.attributes |= u16::from(BUSY);
         self.tr = tr;
         Ok(())

@@ -35,7 +35,9 @@ impl Cpu {
         self.segs = [*es, *cs, *ss, *ds, *fs, *gs];
         (self.ldtr, self.tr, self.gdtr, self.idtr) = (*ldtr, *tr, *gdtr, *idtr);
         (self.cr0, self.cr2, self.cr3, self.cr4, self.xcr0) = (*cr0, *cr2, *cr3, *cr4, *xcr0);
-        (self.dr, self.dr6, self.dr7) = (*dr, *dr6, *dr7);
+        (self.dr, self.dr6) = (*dr, *dr6);
+        self.set_dr7(*dr7);
+        (self.debug_shadow, self.pending_debug) = (false, 0);
         self.vector.0 = fpu.ymm;
         self.fpu = FpuRegs::from_state(fpu);
         self.set_mxcsr(fpu.mxcsr);
@@ -47,6 +49,8 @@ impl Cpu {
         self.nmi_masked = *nmi_masked;
         self.mp = *mp;
         self.tsc_offset = *tsc_offset;
+        // They are no part of the neutral state: like hardware that is given none, we read the table.
+        self.pdptes = self.pdptes_at(self.cr3);
         self.system_flags = 0;
         self.set_rflags(*rflags);
         // Code decoded before stays valid: it is keyed by its bytes' place in RAM, not by this state.

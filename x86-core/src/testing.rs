@@ -1,8 +1,8 @@
 //! A vCPU on a bench, for tests here and in other crates: some RAM at address 0, no devices, no page tables.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use accel_api::{Access, CpuModel, GpFault, GuestRam, IoSize, Segment, SlotId, VcpuBus};
+use accel_api::{Access, CpuModel, Feature, GpFault, GuestRam, IoSize, Segment, SlotId, VcpuBus};
 
 use crate::cpu::seg;
 use crate::lapic::{ApicBus, ApicHost, Lapic, LapicConfig};
@@ -63,6 +63,24 @@ pub fn cpu(mode: Mode) -> Box<Cpu> {
     cpu.rip = 0;
     cpu.next_rip = 0;
     cpu
+}
+
+/// Gives `cpu` every feature that software CPUs offer on this host, and switches AVX on if it is one of them.
+///
+/// # Panics
+/// Never: the model is a known one.
+pub fn give_host_features(cpu: &mut Cpu) {
+    static MODEL: LazyLock<Arc<CpuModel>> = LazyLock::new(|| {
+        let mut model = CpuModel::named("host", 1, 1_000_000).expect("a known model");
+        model.fit(&crate::soft::features());
+        Arc::new(model)
+    });
+    cpu.model = MODEL.clone();
+    if cpu.model.features.has(Feature::Avx) {
+        cpu.cr4 |= bits::CR4_OSXSAVE;
+        cpu.xcr0 = cpu.model.xcr0_mask();
+        cpu.update_mode();
+    }
 }
 
 /// Puts `cpu` into `mode` with flat segments (real-mode segments in real mode).

@@ -70,6 +70,8 @@ pub struct Translation {
 #[derive(Debug)]
 pub struct Tlb {
     data: Box<[[TlbEntry; TLB_ENTRIES]; MODES]>,
+    /// A table in which nothing ever hits.
+    nothing: Box<[TlbEntry; TLB_ENTRIES]>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
     /// Slots that hold, or held, translations that go with a CR3 load.
     filled: Filled,
@@ -156,6 +158,7 @@ impl Default for Tlb {
         let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0, global: false };
         Self {
             data: Box::new([table; MODES]),
+            nothing: Box::new(table),
             fetch: Box::new([none; FETCH_ENTRIES]),
             filled: Filled::new(),
             filled_global: Filled::new(),
@@ -170,6 +173,11 @@ impl Tlb {
     /// First entry of the table for `mode`.
     pub fn table(&mut self, mode: TlbMode) -> *mut TlbEntry {
         self.data[mode as usize].as_mut_ptr()
+    }
+
+    /// First entry of a table that stays empty, for accesses that must not be answered here.
+    pub fn nothing(&mut self) -> *mut TlbEntry {
+        self.nothing.as_mut_ptr()
     }
 
     /// The entry for `address` in the table for `mode`, hit or not.

@@ -1,6 +1,6 @@
 //! Page walk: 4-level, PAE and 32-bit paging (Intel SDM vol. 3, chapter 4).
 
-use accel_api::{PAGE_SIZE, PHYS_BITS};
+use accel_api::{Feature, PAGE_SIZE, PHYS_BITS};
 
 use crate::mode::bits::*;
 use crate::{Cpu, Exec, Fault, vector};
@@ -40,6 +40,8 @@ const NX: u64 = 1 << 63;
 const ADDRESS: u64 = ((1 << PHYS_BITS) - 1) & !0xfff;
 /// Address bits beyond the processor's, which are reserved (bits 51 down).
 const BEYOND: u64 = ((1 << 52) - 1) & !((1 << PHYS_BITS) - 1);
+/// Reserved bits of a page-directory-pointer-table entry of PAE paging (Intel SDM vol. 3, table 4-8).
+const PDPTE_RESERVED: u64 = 0x1e6 | !((1 << PHYS_BITS) - 1);
 
 /// Page-fault error code (Intel SDM vol. 3, 4.7).
 mod code {
@@ -130,20 +132,20 @@ impl Cpu {
             // With PAE the first table has four entries.
             let index = if levels == 3 && level == 3 { address >> 30 & 3 } else { index };
             let at = table + index * trail.width as u64;
-            let entry = self.read_table(at, trail.width);
+            let pdpte = levels == 3 && level == 3;
+            let entry = if pdpte { self.pdptes[index as usize] } else { self.read_table(at, trail.width) };
             if entry & P == 0 {
                 return Err(0);
             }
-            let pdpte = levels == 3 && level == 3;
             let large = level > 1 && !pdpte && entry & PS != 0 && (levels > 2 || self.cr4 & CR4_PSE != 0);
             let mut reserved = if trail.width == 8 { BEYOND } else { 0 };
             if trail.width == 8 && !nxe {
                 reserved |= NX;
             }
             if pdpte {
-                reserved |= 0x1e6 | NX;
+                reserved |= PDPTE_RESERVED;
             }
-            if level == 4 {
+            if level == 4 || level == 3 && !pdpte && !self.model.features.has(Feature::Pdpe1gb) {
                 reserved |= PS;
             }
             if large {
@@ -175,6 +177,31 @@ impl Cpu {
             table = if trail.width == 4 { entry & 0xffff_f000 } else { entry & ADDRESS };
         }
         Err(0)
+    }
+
+    /// Whether PAE paging is on, whose first table has four entries that are registers.
+    pub(crate) fn pae_paging(&self) -> bool {
+        self.cr0 & CR0_PG != 0 && self.cr4 & CR4_PAE != 0 && self.efer & EFER_LMA == 0
+    }
+
+    /// The four page-directory-pointer-table entries of the table that `cr3` points at, unchecked.
+    pub(crate) fn pdptes_at(&self, cr3: u64) -> [u64; 4] {
+        let table = cr3 & 0xffff_ffe0;
+        std::array::from_fn(|i| self.read_table(table + 8 * i as u64, 8))
+    }
+
+    /// Loads the entries of the table that `cr3` points at, as loads of CR3 and the changes of CR0 and CR4 that turn PAE
+    /// paging on do (Intel SDM vol. 3, 4.4.1).
+    ///
+    /// # Errors
+    /// #GP(0) if a present one has reserved bits set; none is loaded then.
+    pub(crate) fn load_pdptes(&mut self, cr3: u64) -> Exec {
+        let entries = self.pdptes_at(cr3);
+        if entries.iter().any(|entry| entry & P != 0 && entry & PDPTE_RESERVED != 0) {
+            return Err(Fault::GP0);
+        }
+        self.pdptes = entries;
+        Ok(())
     }
 
     fn store_allowed(&self, rights: &Rights, user: bool) -> bool {

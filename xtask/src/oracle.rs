@@ -1,7 +1,8 @@
 //! The instruction oracle of `testkit` as a task.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use testkit::oracle::case::CodeSize;
 use testkit::oracle::{Config, Report};
 
 #[derive(Debug, Args)]
@@ -18,6 +19,9 @@ pub(crate) struct Arguments {
     /// Only instructions with this in their name, as iced spells them (for example "rol_rm32")
     #[arg(long)]
     filter: Option<String>,
+    /// Only code of this many bits: 16, 32 or 64
+    #[arg(long)]
+    bits: Option<u32>,
     /// Compare flags that the manual leaves undefined, too
     #[arg(long)]
     strict: bool,
@@ -28,8 +32,10 @@ pub(crate) struct Arguments {
 
 #[expect(clippy::print_stdout, reason = "a command-line tool")]
 pub(crate) fn run(arguments: Arguments) -> Result<Report> {
-    let Arguments { seed, cases, case, filter, strict, coverage } = arguments;
-    let config = Config { seed, cases, only: case, filter, strict };
+    let Arguments { seed, cases, case, filter, bits, strict, coverage } = arguments;
+    let size = CodeSize::ALL.into_iter().find(|size| bits == Some(size.bitness()));
+    ensure!(bits.is_none() || size.is_some(), "code has 16, 32 or 64 bits");
+    let config = Config { seed, cases, only: case, filter, size, strict };
     let report = testkit::oracle::run(&config).context("this host cannot run instructions natively")?;
     if coverage {
         for (name, count) in &report.coverage {

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // handlers are reached through function pointers in ops; see `Step`
 
 pub(crate) mod alu;
+pub(crate) mod avx;
 pub(crate) mod branch;
 pub(crate) mod data;
 pub(crate) mod stack;
@@ -35,6 +36,20 @@ macro_rules! handler {
     )*};
 }
 pub(crate) use handler;
+
+/// `handler::<.., X, ..>` for the operand's `indexed`.
+macro_rules! indexed {
+    ($indexed:expr, $x:ident => $handler:expr) => {
+        if $indexed {
+            const $x: bool = true;
+            $handler as $crate::op::Handler
+        } else {
+            const $x: bool = false;
+            $handler as $crate::op::Handler
+        }
+    };
+}
+pub(crate) use indexed;
 
 /// Takes the value of an access that hit, or leaves the handler by the slow path.
 macro_rules! hit {

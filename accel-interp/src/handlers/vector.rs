@@ -2,7 +2,7 @@
 
 use x86_core::exec::sse::{Float, Shape, VecForm, VecOp};
 
-use super::handler;
+use super::{handler, indexed};
 use crate::op::{Exit, Handler, Op, Step};
 
 /// Whether the raw operation may be called: SSE is on, and no unmasked exception can come of it.
@@ -135,19 +135,6 @@ handler! {
         unsafe { store_low::<BYTES>(host, *s.field::<[u64; 2]>(s.op().src)) };
         s.next()
     }
-}
-
-/// `handler::<.., X, ..>` for the operand's `indexed`.
-macro_rules! indexed {
-    ($indexed:expr, $x:ident => $handler:expr) => {
-        if $indexed {
-            const $x: bool = true;
-            $handler as Handler
-        } else {
-            const $x: bool = false;
-            $handler as Handler
-        }
-    };
 }
 
 /// The handler of a form with both operands in registers, and its op's immediate.

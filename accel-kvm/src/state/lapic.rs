@@ -5,7 +5,7 @@ use kvm_bindings::kvm_lapic_state;
 
 use super::{get_msr, set_msrs};
 use crate::msr::index::TSC_DEADLINE;
-use crate::sys::{absorb_timers, host, loading};
+use crate::sys::{host, loading};
 use crate::vcpu::KvmVcpu;
 
 /// Offsets in the page (Intel SDM vol. 3, table 11-1).
@@ -66,29 +66,28 @@ fn set_bits(page: &mut kvm_lapic_state, at: usize, bits: &[u64; 4]) {
     }
 }
 
-/// IA32_TSC_DEADLINE; and sees to it that a timer which has expired has made its request.
+/// The register page and IA32_TSC_DEADLINE, at a moment when no expiry of a counting timer is on its way to its request: KVM
+/// keeps one to itself until the guest is entered again, where no register shows it.
 ///
-/// In the modes that count, KVM keeps an expiry to itself until the guest is entered again, where no register shows it.
-pub(super) fn save_timer(vcpu: &mut KvmVcpu) -> Result<u64, AccelError> {
-    let deadline = get_msr(vcpu.fd(), TSC_DEADLINE)?;
+/// The deadline is read before the requests: a timer that expires in between is then armed for the past, and expires again
+/// where it is loaded. The other order could lose the only interrupt there is.
+pub(super) fn page(vcpu: &mut KvmVcpu) -> Result<(kvm_lapic_state, u64), AccelError> {
     let counting = |page: &kvm_lapic_state| {
-        mode(get(page, at::LVT_TIMER)) != DEADLINE && get(page, at::TIMER_INITIAL) != 0
+        mode(get(page, at::LVT_TIMER)) != DEADLINE && get(page, at::TIMER_CURRENT) != 0
     };
-    let page = |vcpu: &mut KvmVcpu| vcpu.fd().get_lapic().map_err(host("KVM_GET_LAPIC"));
-    let mut before = page(vcpu)?;
-    // Once, and again if it has expired in the meantime; it cannot do that a third time.
-    for _ in 0..2 {
-        if !counting(&before) {
-            break;
-        }
-        absorb_timers(vcpu.fd())?;
-        let after = page(vcpu)?;
-        if get(&before, at::TIMER_CURRENT) == 0 || get(&after, at::TIMER_CURRENT) != 0 {
-            break;
-        }
-        before = after;
+    let read = |vcpu: &mut KvmVcpu| vcpu.fd().get_lapic().map_err(host("KVM_GET_LAPIC"));
+    let before = read(vcpu)?;
+    if vcpu.entered() || counting(&before) {
+        vcpu.settle_kernel()?;
     }
-    Ok(deadline)
+    let deadline = get_msr(vcpu.fd(), TSC_DEADLINE)?;
+    let mut after = read(vcpu)?;
+    if counting(&before) && !counting(&after) {
+        // It expired in between, before KVM had settled or after.
+        vcpu.settle_kernel()?;
+        after = read(vcpu)?;
+    }
+    Ok((after, deadline))
 }
 
 /// The state from KVM's register page.

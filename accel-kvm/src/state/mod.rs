@@ -1,8 +1,7 @@
 //! [`CpuState`] from and to KVM, in the order that loses nothing.
 //!
-//! Saving starts with the MP state, whose ioctl makes a pending INIT or start-up message take effect. The TSC deadline is
-//! read before the local APIC's requests: a timer that expires in between is then found twice, which costs the guest one
-//! interrupt too many, where the other order could lose the only one.
+//! Saving starts with the MP state, whose ioctl makes a pending INIT or start-up message take effect, and the local APIC,
+//! for which KVM must finish what it has put off.
 //!
 //! Loading goes MP state, registers, XCR0 and vector state, local APIC (whose mode is part of the system registers), MSRs
 //! (the TSC's offset, then the deadline that is measured by it), debug registers, and events last, since several of the
@@ -24,9 +23,8 @@ use crate::vcpu::KvmVcpu;
 /// The whole state.
 pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, AccelError> {
     let mp = mp_state(vcpu.fd())?;
-    let timer = lapic::save_timer(vcpu)?;
+    let (page, deadline) = lapic::page(vcpu)?;
     let fd = vcpu.fd();
-    let page = fd.get_lapic().map_err(host("KVM_GET_LAPIC"))?;
     let regs = fd.get_regs().map_err(host("KVM_GET_REGS"))?;
     let sregs = fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
     let xcr0 = xcr0(fd)?;
@@ -39,8 +37,13 @@ pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, AccelError> {
     let (events, sipi) = events::save(vcpu, &regs)?;
     let (gpr, rip, rflags) = registers::general(&regs);
     let (segments, gdtr, idtr, control) = registers::system(&sregs, xcr0);
-    let lapic =
-        lapic::save(vcpu, &page, sregs.apic_base, timer, sipi.filter(|_| mp == KVM_MP_STATE_SIPI_RECEIVED));
+    let lapic = lapic::save(
+        vcpu,
+        &page,
+        sregs.apic_base,
+        deadline,
+        sipi.filter(|_| mp == KVM_MP_STATE_SIPI_RECEIVED),
+    );
     Ok(CpuState {
         gpr,
         rip,

@@ -79,7 +79,7 @@ pub fn messages(accel: &Arc<dyn Accelerator>) {
     state.lapic.ldr = 0x0100_0000;
     let end = rig.run(&state);
     assert_eq!(rig.vectors(), [0x50, 0x51, 0x53, 0x55, 0x60]);
-    assert_eq!(end.gpr[8], 0x40, "received illegal vector");
+    assert_eq!(end.gpr[8], if accel.caps().exact { 0x40 } else { 0 }, "received illegal vector");
     assert_eq!((end.lapic.irr, end.lapic.isr), ([0; 4], [0; 4]));
 }
 
@@ -159,7 +159,8 @@ pub fn task_priority(accel: &Arc<dyn Accelerator>) {
     let end = rig.run(&enabled(&rig));
     assert_eq!(rig.vectors(), [0x71, 0x6f, 0x60]);
     assert_eq!(end.gpr[8..11], [0x60, 1, 5]);
-    assert_eq!(end.lapic.tpr, 0x5a);
+    let kept = if accel.caps().exact { 0xff } else { 0xf0 };
+    assert_eq!(end.lapic.tpr & kept, 0x5a & kept);
 }
 
 /// The EOI of a level-triggered vector is told to the bus, that of an edge-triggered one is not.

@@ -127,7 +127,9 @@ pub fn string_port_fault(accel: &Arc<dyn Accelerator>) {
     assert_eq!((end.gpr[8], end.gpr[9], end.gpr[gpr::RCX]), (4, map::DATA + 0x1000, 0));
     let trap = rig.traps()[0];
     assert_eq!((trap.vector, trap.error, trap.cr2, trap.rip), (14, 2, map::DATA + 0x1000, trap.expected_rip));
-    assert_eq!(rig.bus().take_log(), vec![PioRead { port: 0x80, size: Byte }; 8]);
+    let log = rig.bus().take_log();
+    assert!(log.iter().all(|e| *e == PioRead { port: 0x80, size: Byte }), "{log:x?}");
+    assert!(log.len() == 8 || log.len() > 8 && !accel.caps().exact, "{} reads", log.len());
 }
 
 /// Ring 3 may use a port only if IOPL or the TSS's bitmap allow it (Intel SDM vol. 1, 19.5).

@@ -17,21 +17,21 @@ pub mod smp;
 pub mod state;
 pub mod time;
 
-/// `conformance!(name, accelerator)`: a module `name` with a test for each check, where `accelerator` is an expression
-/// of type `Arc<dyn Accelerator>`.
+/// `conformance!(name, choose)`: a module `name` with a test for each check, where `choose` is a function from a check's name,
+/// such as `io::ports`, to the `Arc<dyn Accelerator>` it runs on, or to the reason why it is skipped.
 #[macro_export]
 macro_rules! conformance {
-    ($name:ident, $accel:expr) => {
+    ($name:ident, $choose:expr) => {
         mod $name {
             mod in_place {
-                fn accel() -> std::sync::Arc<dyn $crate::conformance::Accelerator> {
-                    $accel
+                fn choose(check: &str) -> $crate::conformance::Choice {
+                    $choose(check)
                 }
                 $crate::__conformance_checks!();
             }
             mod travelling {
-                fn accel() -> std::sync::Arc<dyn $crate::conformance::Accelerator> {
-                    $crate::travel::travelling($accel)
+                fn choose(check: &str) -> $crate::conformance::Choice {
+                    $choose(check).map($crate::travel::travelling)
                 }
                 $crate::__conformance_checks!();
             }
@@ -39,7 +39,24 @@ macro_rules! conformance {
     };
 }
 
+use std::io::Write as _;
+use std::sync::Arc;
+
 pub use accel_api::Accelerator;
+
+/// What a check runs on, or why it does not.
+pub type Choice = Result<Arc<dyn Accelerator>, String>;
+
+/// Runs a check, or says past the test harness, which would swallow it, that it does not.
+pub fn run(name: &str, choice: Choice, check: fn(&Arc<dyn Accelerator>)) {
+    match choice {
+        Ok(accel) => check(&accel),
+        Err(reason) => {
+            // Nobody is left to be told if standard error is closed.
+            let _ = std::io::stderr().write_all(format!("SKIPPED (optional): {name}: {reason}\n").as_bytes());
+        }
+    }
+}
 
 #[doc(hidden)]
 #[macro_export]
@@ -48,7 +65,8 @@ macro_rules! __conformance_tests {
         $(mod $area {
             $(#[test]
             fn $check() {
-                $crate::conformance::$area::$check(&super::accel());
+                let name = concat!(stringify!($area), "::", stringify!($check));
+                $crate::conformance::run(name, super::choose(name), $crate::conformance::$area::$check);
             })+
         })+
     };

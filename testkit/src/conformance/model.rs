@@ -43,7 +43,7 @@ pub fn cpuid(accel: &Arc<dyn Accelerator>) {
         a.jnz(leaf)
     });
     rig.run_long();
-    let inputs = CpuidInputs { apic_id: 0, osxsave: false, apic_enabled: true };
+    let inputs = CpuidInputs { apic_id: 0, osxsave: false, apic_enabled: true, xcr0: 1 };
     for (n, leaf) in leaves.iter().enumerate() {
         for subleaf in 0..5u32 {
             let at = out + 16 * (5 * n as u64 + u64::from(subleaf));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use accel_api::{AccelError, Accelerator, Access, PAGE_SIZE, PageFlag, SlotId, gpr};
+use accel_api::{AccelError, Accelerator, Access, Exit, PAGE_SIZE, PageFlag, SlotId, gpr};
 use iced_x86::code_asm::*;
 
 use crate::fake_bus::{Event, pattern};
@@ -185,11 +185,16 @@ pub fn dirty_log(accel: &Arc<dyn Accelerator>) {
     };
     assert_eq!(seen.len(), 3);
     for pages in seen.iter() {
-        assert_eq!(data(pages), stores);
+        let found = data(pages);
+        assert!(
+            found == stores || !accel.caps().exact && stores.iter().all(|p| found.contains(p)),
+            "{found:x?}"
+        );
         assert!(pages.contains(&map::CELLS));
     }
     assert!(seen[0].contains(&map::PT), "accessed and dirty bits are stores too");
-    assert!(!seen[0].contains(&map::CODE) && !seen[0].contains(&(map::CODE - PAGE_SIZE)));
+    let read = |page| seen[0].contains(&page) && accel.caps().exact;
+    assert!(!read(map::CODE) && !read(map::CODE - PAGE_SIZE));
 }
 
 /// The same against a guest that stores all the time: a page cleared while it runs is marked again.
@@ -245,7 +250,12 @@ pub fn code_unmapped(accel: &Arc<dyn Accelerator>) {
             }
             rig.vm.unmap(SLOT).expect("unmap");
         });
-        assert!(runner.finish().is_err());
+        if accel.caps().exact {
+            assert!(runner.finish().is_err());
+            assert_eq!(rig.vectors(), [6]);
+        } else {
+            let Exit::Unsupported(detail) = runner.step() else { panic!("neither fetched nor refused") };
+            assert!((map::EXTRA..map::EXTRA + 0x20).contains(&detail.rip), "{detail:x?}");
+        }
     });
-    assert_eq!(rig.vectors(), [6]);
 }

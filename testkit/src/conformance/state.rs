@@ -128,7 +128,7 @@ pub fn local_apic(accel: &Arc<dyn Accelerator>) {
         if l.apic_base & 1 << 10 == 0 {
             (l.ldr, l.dfr) = (0x0100_0000, 0x0fff_ffff);
         }
-        l.esr_new = 0x40;
+        l.esr_new = if accel.caps().exact { 0x40 } else { 0 };
         l.icr = 0x4_4050;
         l.lvt_lint0 = 0x700;
         l.lvt_lint1 = 0x400;

@@ -241,7 +241,11 @@ pub(super) fn state(id: VcpuId, random: &mut Random) -> CpuState {
     }
     state.gdtr = DescriptorTable { base: page_of(random, DESCRIPTORS), limit: random.next() as u16 | 0xff };
     state.idtr = DescriptorTable { base: page_of(random, DESCRIPTORS), limit: random.next() as u16 | 0xff };
-    state.control.cr4 = 0x620 | random.next() & 0x31_009f;
+    state.control.cr4 = 0x620 | random.next() & 0x35_009f;
+    state.control.xcr0 = pick(random.next(), [1, 3, 7, 7]);
+    for ymm in &mut state.fpu.ymm {
+        *ymm = std::array::from_fn(|_| address(random));
+    }
     state.msrs.kernel_gs_base = address(random) & 0x7fff_ffff_ffff;
     state.msrs.lstar = page_of(random, CODE64);
     state.msrs.star = random.next();

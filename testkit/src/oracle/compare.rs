@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, RflagsBits};
 
-use super::case::{Case, End, Outcome, Raised, WINDOW};
+use super::case::{Case, CodeSize, End, Outcome, Raised, State, WINDOW};
 
 /// One thing that differs.
 #[derive(Clone, PartialEq, Debug)]
@@ -24,6 +24,8 @@ const NAMES: [&str; 16] = [
     "r15",
 ];
 
+const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
+
 /// What the manual defines and the two do not agree on.
 pub fn differences(ins: &Instruction, case: &Case, native: &Outcome, soft: &Outcome) -> Vec<Difference> {
     let mut found = Vec::new();
@@ -39,9 +41,19 @@ pub fn differences(ins: &Instruction, case: &Case, native: &Outcome, soft: &Outc
     if n.rip != s.rip {
         add("rip", hex(n.rip), hex(s.rip));
     }
-    for (name, (&a, &b)) in NAMES.iter().zip(n.gpr.iter().zip(&s.gpr)) {
-        if a != b {
-            add(name, hex(a), hex(b));
+    // The upper halves of registers, and R8 to R15, are nobody's business outside 64-bit mode.
+    let long = case.state.size() == CodeSize::Bits64 && n.size() == CodeSize::Bits64;
+    let (count, mask) = if long { (16, u64::MAX) } else { (8, 0xffff_ffff) };
+    for (name, (&a, &b)) in NAMES.iter().zip(n.gpr.iter().zip(&s.gpr)).take(count) {
+        if (a ^ b) & mask != 0 {
+            add(name, hex(a & mask), hex(b & mask));
+        }
+    }
+    // The kernel's way back to a program makes null selectors 0, whatever their RPL.
+    let null = |selector: u16| if selector & !3 == 0 { 0 } else { selector };
+    for (name, (&a, &b)) in SEGMENTS.iter().zip(n.selectors.iter().zip(&s.selectors)) {
+        if null(a) != null(b) {
+            add(name, hex(a.into()), hex(b.into()));
         }
     }
     let done = native.end == End::Done;
@@ -138,6 +150,8 @@ fn ignored(ins: &Instruction, case: &Case, offset: usize) -> bool {
     const FXSAVE: &[(u64, u64)] = &[(5, 24), (28, 32), (416, 512)];
     let ranges = match (ins.mnemonic(), ins.memory_size().size()) {
         (Mnemonic::Fxsave | Mnemonic::Fxsave64, _) => FXSAVE,
+        (Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64, _) => FXSAVE,
+        (Mnemonic::Xsavec | Mnemonic::Xsavec64, _) => FXSAVE,
         (Mnemonic::Fnstenv | Mnemonic::Fnsave, 14 | 94) => &[(6, 14)],
         (Mnemonic::Fnstenv | Mnemonic::Fnsave, _) => &[(12, 28)],
         _ => return false,
@@ -155,6 +169,7 @@ fn end(end: &End) -> String {
     ];
     match end {
         End::Done => "done".into(),
+        End::Hang => "does not end".into(),
         End::Panic(text) => format!("panic: {text}"),
         End::Fault(raised) => {
             let name = NAMES.get(usize::from(raised.vector)).copied().unwrap_or("?");
@@ -207,6 +222,12 @@ pub fn inputs(case: &Case) -> Vec<String> {
             lines.push(format!("{name} = {value:#x}"));
         }
     }
+    let usual = State::new().selectors;
+    for (name, (&value, usual)) in SEGMENTS.iter().zip(state.selectors.iter().zip(usual)) {
+        if value != usual {
+            lines.push(format!("{name} = {value:#x}"));
+        }
+    }
     if state.rflags & FLAGS != 0 {
         lines.push(format!("rflags = {}", flags(state.rflags & FLAGS)));
     }
@@ -241,7 +262,7 @@ pub fn inputs(case: &Case) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::case::{State, WINDOW_SIZE};
+    use super::super::case::WINDOW_SIZE;
     use super::*;
     use iced_x86::Decoder;
 
@@ -262,6 +283,8 @@ mod tests {
         assert_eq!(what(NOP, |o| o.state.gpr[15] = 1), ["r15"]);
         assert_eq!(what(NOP, |o| o.state.rflags |= 1 << 10), ["rflags"]);
         assert_eq!(what(NOP, |o| o.state.rip += 1), ["rip"]);
+        assert_eq!(what(NOP, |o| o.state.selectors[5] = 0x2b), ["gs"]);
+        assert!(what(NOP, |o| o.state.selectors[5] = 3).is_empty());
         assert_eq!(what(NOP, |o| o.state.fpu.mxcsr |= 1), ["mxcsr"]);
         assert_eq!(what(NOP, |o| o.state.fpu.st[7][9] = 1), ["st7"]);
         assert_eq!(what(NOP, |o| o.state.fpu.ymm[3][3] = 1), ["ymm3"]);

@@ -3,7 +3,7 @@
 use accel_api::FpuState;
 use iced_x86::Instruction;
 
-use super::case::Case;
+use super::case::{Case, State, seg};
 use super::compare::Difference;
 use super::run::Pair;
 
@@ -15,6 +15,11 @@ pub(super) fn minimise(
     found: Vec<Difference>,
 ) -> (Case, Vec<Difference>) {
     let mut best = Minimal { pair, ins, case, found };
+    let usual = State::new().selectors;
+    for register in [seg::ES, seg::DS, seg::GS] {
+        best.attempt(|case| case.state.selectors[register] = 0);
+        best.attempt(|case| case.state.selectors[register] = usual[seg::SS]);
+    }
     best.attempt(|case| case.state.rflags = 0x202);
     best.attempt(|case| case.state.fpu = FpuState { xstate_bv: 7, ..FpuState::reset() });
     let fpu = FpuState::reset();
@@ -61,7 +66,7 @@ impl Minimal<'_> {
         if case == self.case {
             return;
         }
-        let (found, _) = self.pair.compare(self.ins, &case);
+        let found = self.pair.compare(self.ins, &case).found;
         let same = |d: &Difference| self.found.first().is_some_and(|first| d.what == first.what);
         if found.iter().any(same) {
             (self.case, self.found) = (case, found);

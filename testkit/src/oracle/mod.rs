@@ -15,6 +15,7 @@ mod minimise;
 pub mod native;
 pub mod rng;
 mod run;
+pub mod segments;
 pub mod select;
 pub mod soft;
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use iced_x86::{Code, Decoder, Instruction};
+use iced_x86::{Code, Instruction};
 use x86_core::exec;
 
-use super::case::{Case, START};
+use super::case::{Case, CodeSize, End};
 use super::compare::{Difference, differences, inputs, undefined_differ};
 use super::generate::Generator;
 use super::known::known;
@@ -27,13 +27,15 @@ pub struct Config {
     pub only: Option<u64>,
     /// Only instructions whose iced `Code` contains this, whatever the letters' case.
     pub filter: Option<String>,
+    /// Only code of this size.
+    pub size: Option<CodeSize>,
     /// Flags that the manual leaves undefined count, too.
     pub strict: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { seed: 1, cases: 200_000, only: None, filter: None, strict: false }
+        Self { seed: 1, cases: 200_000, only: None, filter: None, size: None, strict: false }
     }
 }
 
@@ -59,7 +61,9 @@ pub struct Report {
     pub seed: u64,
     /// Cases executed on both sides.
     pub cases: u64,
-    /// Cases by instruction; `INVALID` counts byte strings that are none.
+    /// Sizes of code that cannot be run here, and why.
+    pub unavailable: Vec<(CodeSize, String)>,
+    /// Cases by instruction and size of code; `INVALID` counts byte strings that are none.
     pub coverage: BTreeMap<String, u64>,
     /// Instructions that were selected and have no semantics.
     pub missing: Vec<Code>,
@@ -71,6 +75,16 @@ pub struct Report {
     pub undefined: BTreeMap<String, u64>,
 }
 
+/// What became of a case.
+pub(super) struct Compared {
+    /// What differs.
+    pub found: Vec<Difference>,
+    /// Whether undefined flags do.
+    pub undefined: bool,
+    /// Both came to the instruction's end.
+    pub finished: bool,
+}
+
 /// Both processors.
 #[derive(Debug)]
 pub(super) struct Pair {
@@ -79,17 +93,16 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Runs `case` on both; what differs, and whether undefined flags do.
-    pub(super) fn compare(&mut self, ins: &Instruction, case: &Case) -> (Vec<Difference>, bool) {
+    /// Runs `case` on both.
+    pub(super) fn compare(&mut self, ins: &Instruction, case: &Case) -> Compared {
         let soft = self.soft.run(case);
         let native = self.native.run(case);
-        (differences(ins, case, &native, &soft), undefined_differ(ins, &native, &soft))
+        Compared {
+            found: differences(ins, case, &native, &soft),
+            undefined: undefined_differ(ins, &native, &soft),
+            finished: native.end == End::Done && soft.end == End::Done,
+        }
     }
-}
-
-/// The instruction of `case`.
-pub(super) fn decode(case: &Case) -> Instruction {
-    Decoder::with_ip(64, &case.bytes, START, x86_core::DECODER_OPTIONS).decode()
 }
 
 /// Runs the cases of `config`.
@@ -98,14 +111,35 @@ pub(super) fn decode(case: &Case) -> Instruction {
 /// The host does not let us run instructions natively.
 pub fn run(config: &Config) -> Result<Report, Unavailable> {
     let features = select::features();
-    let codes = select::codes(&features);
-    let mut pair = Pair { native: Native::new()?, soft: Soft::new(features) };
-    let mut generator = Generator::new();
-    let wanted: Vec<bool> = codes.iter().map(|code| matches(config, *code)).collect();
+    let codes: Vec<(CodeSize, Code)> = CodeSize::ALL
+        .into_iter()
+        .flat_map(|size| select::codes(&features, size).into_iter().map(move |code| (size, code)))
+        .collect();
+    let mut native = Native::new()?;
     let mut report = Report { seed: config.seed, ..Report::default() };
-    report.missing =
-        codes.iter().zip(&wanted).filter(|(c, w)| **w && !is_defined(**c)).map(|(c, _)| *c).collect();
-    let defined: Vec<bool> = codes.iter().zip(&wanted).map(|(c, w)| *w && is_defined(*c)).collect();
+    for size in CodeSize::ALL {
+        if let Err(reason) = native.enable(size) {
+            report.unavailable.push((size, reason.to_string()));
+        }
+    }
+    // Code of 16 and 32 bits and the LDT come together.
+    let ldt = report.unavailable.is_empty();
+    let mut pair = Pair { native, soft: Soft::new(features, ldt) };
+    let mut generator = Generator::new(ldt);
+    let possible = |size: CodeSize| {
+        config.size.is_none_or(|only| only == size) && report.unavailable.iter().all(|(not, _)| *not != size)
+    };
+    let wanted: Vec<bool> =
+        codes.iter().map(|&(size, code)| possible(size) && matches(config, code)).collect();
+    report.missing = codes
+        .iter()
+        .zip(&wanted)
+        .filter(|((_, c), w)| **w && !is_defined(*c))
+        .map(|((_, c), _)| *c)
+        .collect();
+    report.missing.sort_unstable();
+    report.missing.dedup();
+    let defined: Vec<bool> = codes.iter().zip(&wanted).map(|(&(_, c), w)| *w && is_defined(c)).collect();
     let (first, last) = match config.only {
         Some(index) => (index, index.saturating_add(1)),
         None => (0, u64::MAX),
@@ -122,16 +156,17 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         if !defined[choice] {
             continue;
         }
-        let Some(case) = generator.case(&mut rng, codes[choice]) else { continue };
-        let ins = decode(&case);
+        let (size, code) = codes[choice];
+        let Some(case) = generator.case(&mut rng, code, size) else { continue };
+        let ins = case.decode();
         // Prefixes and flipped bits can make another instruction of it.
-        let wanted = select::selected(ins.code(), &features) && is_defined(ins.code());
+        let wanted = select::selected(ins.code(), size, &features) && is_defined(ins.code());
         if !wanted && !ins.is_invalid() {
             continue;
         }
-        let name = format!("{:?}", ins.code());
+        let name = format!("{:?}/{}", ins.code(), size.bitness());
         report.cases += 1;
-        let (found, undefined) = pair.compare(&ins, &case);
+        let Compared { found, undefined, finished } = pair.compare(&ins, &case);
         *report.coverage.entry(name.clone()).or_default() += 1;
         if undefined {
             *report.undefined.entry(name.clone()).or_default() += 1;
@@ -144,7 +179,7 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         if found.is_empty() {
             continue;
         }
-        if let Some(reason) = known(&ins, &case, &found) {
+        if let Some(reason) = known(&ins, &case, &found, finished) {
             *report.known.entry(reason).or_default() += 1;
             continue;
         }
@@ -169,10 +204,17 @@ fn matches(config: &Config, code: Code) -> bool {
     format!("{code:?}").to_lowercase().contains(&filter.to_lowercase())
 }
 
+impl Finding {
+    fn text(&self) -> String {
+        let state = &self.case.state;
+        crate::asm::disassemble(state.size().bitness(), state.rip, &self.case.bytes)
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes: Vec<_> = self.case.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        writeln!(f, "{}    {}", bytes.join(" "), crate::asm::disassemble(64, START, &self.case.bytes))?;
+        writeln!(f, "{}    {}", bytes.join(" "), self.text())?;
         for line in inputs(&self.case) {
             writeln!(f, "    {line}")?;
         }
@@ -202,6 +244,9 @@ impl fmt::Display for Report {
         if !self.missing.is_empty() {
             let list: Vec<_> = self.missing.iter().map(|code| format!("{code:?}")).collect();
             writeln!(f, "missing ({}): {}", list.len(), list.join(" "))?;
+        }
+        for (size, reason) in &self.unavailable {
+            writeln!(f, "NOT RUN: code of {} bits: {reason}", size.bitness())?;
         }
         let fewest = self.coverage.values().min().copied().unwrap_or(0);
         writeln!(

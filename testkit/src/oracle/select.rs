@@ -1,7 +1,9 @@
 //! Which instructions are tried.
 
 use accel_api::{CpuFeatures, Feature};
-use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
+use iced_x86::{Code, CpuidFeature, EncodingKind, MemorySize, Mnemonic, OpCodeOperandKind};
+
+use super::case::CodeSize;
 
 /// What is tried beyond the features of the model `x86-64-v2`, if the host has it.
 const BEYOND: &[Feature] = &[
@@ -15,6 +17,25 @@ const BEYOND: &[Feature] = &[
     Feature::Sha,
     Feature::Clflushopt,
     Feature::Clwb,
+    Feature::Sse4a,
+    Feature::Xsave,
+    Feature::Xsaveopt,
+    Feature::Xsavec,
+    Feature::Xgetbv1,
+    Feature::Xsaves,
+    Feature::Avx,
+    Feature::Avx2,
+    Feature::Fma,
+    Feature::F16c,
+    Feature::Gfni,
+    Feature::Vaes,
+    Feature::Vpclmulqdq,
+    Feature::Fsgsbase,
+    Feature::Rdrand,
+    Feature::Rdseed,
+    Feature::Rdtscp,
+    Feature::Rdpid,
+    Feature::Invpcid,
 ];
 
 /// Features of the software CPU under test: those of the default model and [`BEYOND`] that the host has.
@@ -24,47 +45,58 @@ pub fn features() -> CpuFeatures {
     wanted.intersection(&CpuFeatures::of_host())
 }
 
-/// All instructions to try with `features`: those that 64-bit mode has, less [`excluded`] ones.
-pub fn codes(features: &CpuFeatures) -> Vec<Code> {
-    Code::values().filter(|&code| code.op_code().is_instruction() && selected(code, features)).collect()
+/// All instructions to try with `features` in code of `size`: those that exist there, less [`excluded`] ones.
+pub fn codes(features: &CpuFeatures, size: CodeSize) -> Vec<Code> {
+    Code::values().filter(|&code| selected(code, size, features)).collect()
 }
 
 /// Whether `code` is to be tried.
-pub fn selected(code: Code, features: &CpuFeatures) -> bool {
-    let op_code = code.op_code();
-    let legacy = code.encoding() == EncodingKind::Legacy;
-    op_code.mode64()
-        && op_code.decoder_option() == 0
-        && (legacy || code.encoding() == EncodingKind::VEX)
-        && code.cpuid_features().iter().all(|&feature| announced(feature, features))
-        && excluded(code).is_none()
+pub fn selected(code: Code, size: CodeSize, features: &CpuFeatures) -> bool {
+    exists(code, size, features) && excluded(code, size).is_none()
 }
 
-/// Why an instruction of these features is left out.
-pub fn excluded(code: Code) -> Option<&'static str> {
+/// Whether a processor with `features` has `code` in code of `size`.
+pub fn exists(code: Code, size: CodeSize, features: &CpuFeatures) -> bool {
+    let op_code = code.op_code();
+    let mode = match size {
+        CodeSize::Bits16 => op_code.mode16(),
+        CodeSize::Bits32 => op_code.mode32(),
+        CodeSize::Bits64 => op_code.mode64(),
+    };
+    op_code.is_instruction()
+        && mode
+        && op_code.decoder_option() == 0
+        && matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
+        && code.cpuid_features().iter().all(|&feature| announced(feature, features))
+}
+
+/// Why an instruction of these features is left out in code of `size`.
+pub fn excluded(code: Code, size: CodeSize) -> Option<&'static str> {
     use Mnemonic::*;
     let op_code = code.op_code();
     let kinds = op_code.op_kinds();
+    let long = size == CodeSize::Bits64;
     match code.mnemonic() {
-        Syscall | Sysenter | Int | Int1 | Int3 | Into => return Some("enters the host's kernel"),
+        Syscall | Sysenter | Int1 | Int3 => return Some("enters the host's kernel"),
         Cpuid | Rdtsc | Rdtscp | Rdpmc | Rdpid | Xgetbv => return Some("tells of the host's processor"),
+        Rdrand | Rdseed => return Some("random"),
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => return Some("the host's threads live by the FS base"),
-        Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw => {
-            return Some("tells of the host's tables");
+        Sgdt | Sidt | Sldt | Str | Smsw => return Some("the host's kernel emulates it (UMIP)"),
+        Lfs => return Some("the host's threads live by the FS base"),
+        Pop if kinds.contains(&OpCodeOperandKind::fs) => {
+            return Some("the host's threads live by the FS base");
         }
-        Iret | Iretd | Iretq | Retf => return Some("far control flow"),
-        Lds | Les | Lfs | Lgs | Lss => return Some("loads a segment register"),
         Vmcall | Vmmcall => return Some("calls the host's hypervisor"),
-        Pop if kinds.iter().any(|k| matches!(k, OpCodeOperandKind::fs | OpCodeOperandKind::gs)) => {
-            return Some("loads a segment register");
+        Sysexit | Sysret if !long => return Some("differs by vendor"),
+        // AMD has no far pointers with 64-bit offsets.
+        Call | Jmp | Lss | Lgs if op_code.memory_size() == MemorySize::SegPtr64 => {
+            return Some("differs by vendor");
         }
-        Mov if kinds.first() == Some(&OpCodeOperandKind::seg_reg) => return Some("loads a segment register"),
         Reservednop if op_code.op_code() & 0xff == 0x0d => return Some("differs by vendor"),
-        Call | Jmp if far(code) => return Some("far control flow"),
         _ => {}
     }
     // Intel ignores an operand-size prefix on near branches in 64-bit mode, AMD does not (Intel SDM vol. 2A, Jcc).
-    if op_code.operand_size() == 16 && code.flow_control() != iced_x86::FlowControl::Next {
+    if long && op_code.operand_size() == 16 && code.flow_control() != iced_x86::FlowControl::Next {
         return Some("differs by vendor");
     }
     None
@@ -73,14 +105,6 @@ pub fn excluded(code: Code) -> Option<&'static str> {
 /// Whether the instruction's only meaning is #UD, so that it needs no semantics.
 pub fn always_undefined(code: Code) -> bool {
     matches!(code.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2)
-}
-
-/// Whether a call or jump loads CS.
-fn far(code: Code) -> bool {
-    use iced_x86::MemorySize::*;
-    let op_code = code.op_code();
-    matches!(op_code.memory_size(), SegPtr16 | SegPtr32 | SegPtr64)
-        || matches!(op_code.op0_kind(), OpCodeOperandKind::farbr2_2 | OpCodeOperandKind::farbr4_2)
 }
 
 /// Whether `features` include what iced calls `feature`.
@@ -116,6 +140,30 @@ fn announced(feature: CpuidFeature, features: &CpuFeatures) -> bool {
         C::CLFLUSHOPT => Feature::Clflushopt,
         C::CLWB => Feature::Clwb,
         C::PREFETCHW => Feature::Prefetchw,
+        C::SSE4A => Feature::Sse4a,
+        C::XSAVE => Feature::Xsave,
+        C::XSAVEOPT => Feature::Xsaveopt,
+        C::XSAVEC => Feature::Xsavec,
+        C::XSAVES => Feature::Xsaves,
+        C::AVX => Feature::Avx,
+        C::AVX2 => Feature::Avx2,
+        C::FMA => Feature::Fma,
+        C::F16C => Feature::F16c,
+        C::GFNI => Feature::Gfni,
+        C::VAES => Feature::Vaes,
+        C::VPCLMULQDQ => Feature::Vpclmulqdq,
+        C::FSGSBASE => Feature::Fsgsbase,
+        C::RDRAND => Feature::Rdrand,
+        C::RDSEED => Feature::Rdseed,
+        C::RDTSCP => Feature::Rdtscp,
+        C::RDPID => Feature::Rdpid,
+        C::INVPCID => Feature::Invpcid,
+        C::SMAP => Feature::Smap,
+        C::SEP => Feature::Sep,
+        C::SYSCALL => Feature::Syscall,
+        C::TSC => Feature::Tsc,
+        C::MSR => Feature::Msr,
+        C::CPUID => return true,
         _ => return false,
     };
     features.has(needed)

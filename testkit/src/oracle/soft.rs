@@ -4,12 +4,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use accel_api::{Access, CpuFeatures, CpuModel, CpuState, GpFault, GuestRam, IoSize, SlotId, VcpuBus};
+use accel_api::{
+    Access, CpuFeatures, CpuModel, CpuState, DescriptorTable, Feature, GpFault, GuestRam, IoSize, Segment,
+    SlotId, VcpuBus,
+};
 use x86_core::lapic::{ApicBus, ApicHost, Lapic, LapicConfig};
 use x86_core::shared::VmShared;
 use x86_core::{Cpu, Exec, Fault, Mode, exec};
 
-use super::case::{CODE, CODE_SIZE, Case, End, Outcome, Raised, START, State, WINDOW, WINDOW_SIZE, WRITABLE};
+use super::case::{
+    CODE, CODE_SIZE, Case, End, Outcome, Raised, START, STUB, STUB_SIZE, State, WINDOW, WINDOW_SIZE, WRITABLE,
+};
+use super::segments::{GDT, LDT, segment};
 
 /// RAM: page tables first, then the window, then the code page.
 const RAM_SIZE: u64 = 1 << 20;
@@ -17,22 +23,25 @@ const TABLES: u64 = 0x1000;
 const WINDOW_GPA: u64 = 0x10_000;
 const CODE_GPA: u64 = 0x20_000;
 
-/// Segment attributes of user code (64-bit) and data at privilege level 3.
-const USER_CODE: u16 = 0xa0fb;
-const USER_DATA: u16 = 0xc0f3;
-/// What Linux gives its 64-bit processes, so that stored selectors agree.
-const CS: u16 = 0x33;
-const SS: u16 = 0x2b;
+/// GDT and LDT lie in the kernel's half, where no access of a program tells whether they are there.
+const DESCRIPTORS: u64 = 0xffff_8000_0000_0000;
+const DESCRIPTORS_GPA: u64 = 0x30_000;
+/// Offset of the LDT.
+const LDT_AT: u64 = 0x800;
+
+/// x87, SSE and AVX. The host may have more components; [`super::generate`] does not ask for them.
+pub(super) const XCR0: u64 = 7;
 
 /// Iterations of one string instruction before it is taken to hang: more than the window has bytes.
 const MAX_STEPS: usize = 100_000;
 
-/// A software CPU in 64-bit mode at privilege level 3.
+/// A software CPU in long mode at privilege level 3.
 #[derive(Debug)]
 pub struct Soft {
     cpu: Box<Cpu>,
     state: CpuState,
     ram: GuestRam,
+    xsave: bool,
 }
 
 #[derive(Debug)]
@@ -64,11 +73,11 @@ impl ApicHost for NoBus {
 }
 
 impl Soft {
-    /// One with `features` and the platform's.
+    /// One with `features` and the platform's; without `ldt` its LDT is empty.
     ///
     /// # Panics
     /// If the host has no memory for a megabyte of RAM.
-    pub fn new(features: CpuFeatures) -> Self {
+    pub fn new(features: CpuFeatures, ldt: bool) -> Self {
         let ram = GuestRam::new(&[(0, RAM_SIZE)]).expect("1 MiB of RAM");
         let vm = VmShared::new(ram.flags().clone(), 1);
         vm.remap(|map| map.with(SlotId(0), &ram.regions()[0], Access::ReadWrite))
@@ -82,8 +91,9 @@ impl Soft {
         x86_core::testing::enter(&mut cpu, Mode::Long);
         let mut state = CpuState::reset(0);
         cpu.save_state(&mut state);
-        let mut soft = Self { cpu, state, ram };
+        let mut soft = Self { cpu, state, ram, xsave: features.has(Feature::Xsave) };
         soft.set_up();
+        soft.state.segments.ldtr.unusable = !ldt;
         soft
     }
 
@@ -91,6 +101,7 @@ impl Soft {
         use x86_core::bits;
         const PRESENT_WRITE_USER: u64 = 7;
         const PRESENT_USER: u64 = 5;
+        const PRESENT_WRITE: u64 = 3;
         const NO_EXECUTE: u64 = 1 << 63;
         // One table a level: window and code lie in the same gigabyte, in different 2 MiB.
         let (pml4, pdpt, directory, window_table, code_table) =
@@ -106,18 +117,38 @@ impl Soft {
         }
         self.entry(code_table + index(CODE, 0), CODE_GPA | PRESENT_USER);
         self.bytes(CODE_GPA, CODE_SIZE).fill(0xcc);
-        let segments = &mut self.state.segments;
-        for data in [&mut segments.es, &mut segments.ds, &mut segments.fs, &mut segments.gs] {
-            (data.selector, data.attributes) = (0, USER_DATA);
+        let (kernel_pdpt, kernel_directory, kernel_table) =
+            (TABLES + 0x5000, TABLES + 0x6000, TABLES + 0x7000);
+        self.entry(pml4 + index(DESCRIPTORS, 3), kernel_pdpt | PRESENT_WRITE);
+        self.entry(kernel_pdpt + index(DESCRIPTORS, 2), kernel_directory | PRESENT_WRITE);
+        self.entry(kernel_directory + index(DESCRIPTORS, 1), kernel_table | PRESENT_WRITE);
+        self.entry(kernel_table + index(DESCRIPTORS, 0), DESCRIPTORS_GPA | PRESENT_WRITE);
+        for (at, table) in [(DESCRIPTORS_GPA, &GDT[..]), (DESCRIPTORS_GPA + LDT_AT, &LDT)] {
+            for (slot, descriptor) in (at..).step_by(8).zip(table) {
+                self.entry(slot, descriptor.raw());
+            }
         }
-        (segments.cs.selector, segments.cs.attributes) = (CS, USER_CODE);
-        (segments.ss.selector, segments.ss.attributes) = (SS, USER_DATA);
+        self.state.gdtr = DescriptorTable { base: DESCRIPTORS, limit: 8 * GDT.len() as u16 - 1 };
+        // No gate: as with the kernel's, which programs may not call, INT n raises #GP.
+        self.state.idtr = DescriptorTable::default();
+        let segments = &mut self.state.segments;
+        segments.ldtr = Segment {
+            selector: 0x50,
+            base: DESCRIPTORS + LDT_AT,
+            limit: 8 * LDT.len() as u32 - 1,
+            attributes: 0x82,
+            unusable: false,
+        };
         // Too short for an I/O permission bitmap: no port is allowed.
         segments.tr.limit = 0x65;
         let control = &mut self.state.control;
         control.cr3 = pml4;
         control.cr0 |= bits::CR0_PG | bits::CR0_WP | bits::CR0_AM;
         control.cr4 |= bits::CR4_UMIP | bits::CR4_FSGSBASE;
+        if self.xsave {
+            control.cr4 |= bits::CR4_OSXSAVE;
+            control.xcr0 = XCR0;
+        }
     }
 
     fn entry(&mut self, gpa: u64, value: u64) {
@@ -136,6 +167,19 @@ impl Soft {
         let at = CODE_GPA + (START - CODE);
         self.bytes(WINDOW_GPA, WINDOW_SIZE).copy_from_slice(&case.memory);
         self.bytes(at, case.bytes.len()).copy_from_slice(&case.bytes);
+        self.bytes(CODE_GPA + (STUB - CODE), STUB_SIZE).copy_from_slice(&case.stub());
+        let segments = &mut self.state.segments;
+        let registers = [
+            &mut segments.es,
+            &mut segments.cs,
+            &mut segments.ss,
+            &mut segments.ds,
+            &mut segments.fs,
+            &mut segments.gs,
+        ];
+        for (register, &selector) in registers.into_iter().zip(&case.state.selectors) {
+            *register = segment(selector);
+        }
         self.state.gpr = case.state.gpr;
         self.state.rip = case.state.rip;
         self.state.rflags = case.state.rflags;
@@ -145,11 +189,12 @@ impl Soft {
         let cpu = &mut self.cpu;
         let result = catch_unwind(AssertUnwindSafe(|| {
             exec::mxcsr::enter(cpu);
-            execute(cpu)
+            execute(cpu, case.state.rip)
         }));
         exec::mxcsr::leave(&mut self.cpu);
         let end = match result {
-            Ok(Ok(())) => End::Done,
+            Ok(Ok(true)) => End::Done,
+            Ok(Ok(false)) => End::Hang,
             Ok(Err(fault)) => End::Fault(self.raised(fault)),
             Err(payload) => {
                 let text = payload.downcast_ref::<String>().cloned();
@@ -159,7 +204,9 @@ impl Soft {
         };
         let mut after = self.state.clone();
         self.cpu.save_state(&mut after);
-        let state = State { gpr: after.gpr, rip: after.rip, rflags: after.rflags, fpu: after.fpu };
+        let s = &after.segments;
+        let selectors = [s.es, s.cs, s.ss, s.ds, s.fs, s.gs].map(|segment| segment.selector);
+        let state = State { gpr: after.gpr, rip: after.rip, rflags: after.rflags, selectors, fpu: after.fpu };
         self.bytes(at, case.bytes.len()).fill(0xcc);
         Outcome { end, state, memory: self.bytes(WINDOW_GPA, WINDOW_SIZE).to_vec() }
     }
@@ -174,17 +221,18 @@ impl Soft {
     }
 }
 
-/// Executes the instruction at RIP. A string instruction may leave RIP where it is after each piece of its work.
-fn execute(cpu: &mut Cpu) -> Exec {
+/// Executes the instruction at RIP. A string instruction may leave RIP where it is after each piece of its work. Returns
+/// whether it came to its end.
+fn execute(cpu: &mut Cpu, start: u64) -> Exec<bool> {
     for _ in 0..MAX_STEPS {
         let instruction = cpu.decode_at(cpu.rip)?;
         cpu.next_rip = instruction.next_ip();
         exec::lookup(instruction.code())(cpu, &instruction)?;
         cpu.rip = cpu.next_rip;
         let string = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-        if cpu.rip != START || !string {
-            return Ok(());
+        if cpu.rip != start || !string {
+            return Ok(true);
         }
     }
-    panic!("the instruction does not end");
+    Ok(false)
 }

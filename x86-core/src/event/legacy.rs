@@ -8,6 +8,7 @@ use crate::alu::flag;
 use crate::cpu::seg;
 use crate::mode::{Mode, bits};
 use crate::segment::{idt_fault, is_null, null_segment, system_type};
+use crate::task::{Leaving, Reason};
 use crate::{Cpu, Descriptor, Ea, Exec, Fault, vector, within};
 
 /// A stack that is being filled and is not the current one yet.
@@ -49,11 +50,16 @@ impl Cpu {
         let gate = Descriptor(self.system_load(self.idtr.base.wrapping_add(at))?);
         let interrupt = matches!(gate.kind(), system_type::INTERRUPT16 | system_type::INTERRUPT);
         let trap = matches!(gate.kind(), system_type::TRAP16 | system_type::TRAP);
-        if !gate.is_system() || !(interrupt || trap) || (event.software && gate.dpl() < self.cpl) {
+        let task = gate.kind() == system_type::TASK_GATE;
+        if !gate.is_system() || !(interrupt || trap || task) || (event.software && gate.dpl() < self.cpl) {
             return Err(idt_fault(vector::GP, event.vector));
         }
         if !gate.present() {
             return Err(idt_fault(vector::NP, event.vector));
+        }
+        if task {
+            let (reason, eip) = (Reason::Event(event.error_code), event.return_rip);
+            return self.switch_task(gate.gate_selector(), Leaving { reason, eip, rflags: event.rflags });
         }
         let width = if gate.kind() & 8 != 0 { 4 } else { 2 };
 

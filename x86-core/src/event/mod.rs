@@ -7,7 +7,7 @@
 //! 3. `long.rs` is 64-bit mode and compatibility mode, `legacy.rs` protected mode, virtual-8086 mode and real mode.
 //! 4. `reset.rs` is what INIT and start-up messages do.
 //!
-//! Task gates are refused with the #GP of a gate of the wrong type; hardware task switches do not exist yet.
+//! A task gate leads to `task.rs`. A fault that comes up there once the new task has been entered is delivered in it.
 
 mod legacy;
 mod long;
@@ -26,13 +26,6 @@ use crate::{Cpu, Exec, Fault, vector};
 /// A fault while a double fault was being delivered (Intel SDM vol. 3, 6.15): the vCPU has stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shutdown;
-
-/// Bits of DR6 (Intel SDM vol. 3, 17.2.3).
-#[allow(missing_docs)] // the manual's names
-pub mod dr6 {
-    pub const BD: u64 = 1 << 13;
-    pub const BS: u64 = 1 << 14;
-}
 
 /// One event with everything that delivery needs to know of it.
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +72,15 @@ impl Cpu {
         if fault.vector() == vector::PF {
             self.cr2 = self.fault_address;
         }
-        let (vector, error_code) = (fault.vector(), fault.error_code());
-        self.deliver(InjectedEvent { vector, kind: EventKind::Exception, error_code })
+        let rf = if is_fault(fault.vector()) || fault == Fault::GENERAL_DETECT { flag::RF } else { 0 };
+        let delivery = Delivery {
+            vector: fault.vector(),
+            error_code: fault.error_code(),
+            return_rip: self.rip,
+            software: false,
+            rflags: self.rflags() | rf,
+        };
+        self.deliver_once(&delivery).or_else(|second| self.deliver_nested(class(fault.vector()), second))
     }
 
     /// Delivers an event between instructions: the return address is [`Cpu::rip`], for software interrupts behind the
@@ -196,24 +196,6 @@ impl Cpu {
             software: false,
             rflags: self.rflags(),
         })
-    }
-
-    /// Delivers a debug trap behind an instruction that has completed, [`Cpu::rip`] at the next one; `causes` are bits
-    /// of DR6 (Intel SDM vol. 3, 17.2.3). After single-stepping: [`dr6::BS`].
-    ///
-    /// # Errors
-    /// Triple fault.
-    pub fn debug_trap(&mut self, causes: u64) -> Result<(), Shutdown> {
-        self.dr6 |= causes;
-        self.raise(Fault::DB)
-    }
-
-    /// The single-step trap that TF asks for after each instruction (Intel SDM vol. 3, 17.3.1.4).
-    ///
-    /// # Errors
-    /// Triple fault.
-    pub fn single_step_trap(&mut self) -> Result<(), Shutdown> {
-        self.debug_trap(dr6::BS)
     }
 
     /// RFLAGS at the handler's first instruction. AC, IOPL and the arithmetic flags stay.

@@ -22,7 +22,9 @@ impl Cpu {
         (self.cr2, self.cr3, self.cr4) = (0, 0, 0);
         self.efer = 0;
         self.dr = reset.debug.dr;
-        (self.dr6, self.dr7) = (reset.debug.dr6, reset.debug.dr7);
+        self.dr6 = reset.debug.dr6;
+        self.set_dr7(reset.debug.dr7);
+        (self.debug_shadow, self.pending_debug) = (false, 0);
         self.flags = ArithFlags::default();
         self.system_flags = 0;
         self.fault_address = 0;

@@ -4,6 +4,7 @@ use accel_api::{EventKind, InjectedEvent, MpState, Segment, gpr};
 
 use super::*;
 use crate::cpu::seg;
+use crate::dr6;
 use crate::mode::bits;
 use crate::testing::{cpu, peek, poke};
 use crate::testing_tables::*;
@@ -312,7 +313,8 @@ fn debug_traps() {
     c.dr7 |= 1 << 13;
     c.set_rflags(flag::TF);
     c.rip = 0x5001;
-    c.single_step_trap().unwrap();
+    c.pending_debug = dr6::BS;
+    c.take_debug_trap().unwrap();
     assert_eq!((c.dr6 & dr6::BS, c.dr7 & 1 << 13), (dr6::BS, 0));
     assert_eq!(peek64(&mut c, STACK - 40), 0x5001);
     assert_eq!((peek64(&mut c, STACK - 24) & flag::TF, c.has(flag::TF)), (flag::TF, false));

@@ -4,10 +4,13 @@
 //! (branches), set [`Cpu::leave`] when code decoded ahead may not be what runs next, and [`Cpu::shadow`]. On a fault it
 //! has changed no register and no memory, except where the manual says so (string instructions keep their progress).
 
+pub mod avx;
 mod fpu;
 mod integer;
 pub mod sse;
 mod system;
+#[cfg(test)]
+mod tests;
 
 use std::sync::LazyLock;
 
@@ -15,6 +18,7 @@ use iced_x86::{Code, Instruction};
 
 use crate::{Cpu, Exec, Fault};
 
+pub use avx::{AvxForm, AvxOp, Operands, avx_op};
 pub use sse::{Float, Shape, VecForm, VecOp, load16, mxcsr, store16, vec_op};
 
 /// Semantics of one instruction.
@@ -41,6 +45,7 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
     integer::register(&mut table);
     system::register(&mut table);
     sse::register(&mut table);
+    avx::register(&mut table);
     fpu::register(&mut table);
     table
 });

@@ -63,6 +63,22 @@ const EMULATED: CpuFeatures = PLATFORM_FEATURES.with(&[
     Feature::Lm,
     Feature::Fsgsbase,
     Feature::Prefetchw,
+    Feature::Movbe,
+    Feature::Adx,
+    Feature::Xsave,
+    Feature::Xsaveopt,
+    Feature::Xsavec,
+    Feature::Xgetbv1,
+    Feature::Xsaves,
+    Feature::Pcid,
+    Feature::Invpcid,
+    Feature::Umip,
+    Feature::Rdpid,
+    // The host's kernel is the generator, whatever its processor has.
+    Feature::Rdrand,
+    Feature::Rdseed,
+    Feature::Clflushopt,
+    Feature::Clwb,
 ]);
 
 /// Features that are executed by the host's own instructions, so the host must have them.
@@ -75,6 +91,20 @@ const PASSED_THROUGH: CpuFeatures = CpuFeatures::of(&[
     Feature::Sse42,
     Feature::Popcnt,
     Feature::Cx16,
+    Feature::Abm,
+    Feature::Bmi1,
+    Feature::Bmi2,
+    Feature::Sse4a,
+    Feature::Aes,
+    Feature::Pclmulqdq,
+    Feature::Sha,
+    Feature::Gfni,
+    Feature::Avx,
+    Feature::Avx2,
+    Feature::Fma,
+    Feature::F16c,
+    Feature::Vaes,
+    Feature::Vpclmulqdq,
 ]);
 
 /// What software CPUs offer on this host.

@@ -10,14 +10,12 @@ use accel_api::{
     VcpuStats,
 };
 
-use iced_x86::FlowControl;
-
 use super::Executor;
 use crate::alu::flag;
 use crate::exec::sse::mxcsr;
 use crate::lapic::TimerDeadline;
 use crate::shared::request;
-use crate::{Cpu, Exec, Fault, Shutdown, dr6, exec, host_tsc, vector};
+use crate::{Cpu, Fault, Shutdown, host_tsc, vector};
 
 /// Instructions between looks at requests, timers and interrupts: some microseconds.
 const SLICE: i64 = 2000;
@@ -57,11 +55,13 @@ impl<E: Executor> SoftVcpu<E> {
         let passing = self.passing.take();
         let mut first = true;
         loop {
-            if self.serve_requests() {
+            // A debug trap that MOV SS holds back is due behind the next instruction, and no part of a saved state.
+            if self.cpu.pending_debug == 0 && self.serve_requests() {
                 return Exit::Kicked;
             }
             self.expire_timer();
-            if self.take_event().is_err() {
+            // An event may have come by a task gate to a task with its debug trap flag set.
+            if self.take_event().is_err() || self.cpu.take_debug_trap().is_err() {
                 return self.triple_fault();
             }
             match self.cpu.mp {
@@ -79,15 +79,20 @@ impl<E: Executor> SoftVcpu<E> {
             let shadow = std::mem::take(&mut cpu.shadow);
             let waiting = shadow && (cpu.nmi_pending || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
             let stepping = waiting || self.plan.single_step || !self.plan.breakpoints.is_empty();
-            let result = if stepping || cpu.has(flag::TF) {
+            let result = if cpu.virtual_interrupt_due() {
+                Err(Fault::GP0)
+            } else if stepping || cpu.armed || cpu.has(flag::TF) {
                 let la = cpu.code_address(cpu.rip);
                 if self.plan.breakpoints.contains(&la) && !(first && passing == Some(la)) {
                     cpu.shadow = shadow;
                     self.passing = Some(la);
                     return Exit::Debug(DebugStop::Breakpoint(la));
                 }
-                step(cpu)
+                cpu.step()
             } else {
+                // What these two are for, `Cpu::step` looks at.
+                cpu.system_flags &= !flag::RF;
+                cpu.debug_shadow = false;
                 cpu.budget = SLICE;
                 let result = self.executor.execute(cpu);
                 cpu.instructions += (SLICE - cpu.budget) as u64;
@@ -97,6 +102,9 @@ impl<E: Executor> SoftVcpu<E> {
             if let Err(fault) = result
                 && self.cpu.raise(fault).is_err()
             {
+                return self.triple_fault();
+            }
+            if self.cpu.take_debug_trap().is_err() {
                 return self.triple_fault();
             }
             if self.plan.single_step {
@@ -216,22 +224,6 @@ impl<E: Executor> SoftVcpu<E> {
         cpu.shared.sleep(timeout);
         cpu.shared.set_running(true);
     }
-}
-
-/// Executes one instruction on its own, with the trap of TF behind it (Intel SDM vol. 3, 18.3.1.4).
-fn step(cpu: &mut Cpu) -> Exec {
-    let trap = cpu.has(flag::TF);
-    let ins = cpu.decode_at(cpu.rip)?;
-    cpu.next_rip = ins.next_ip();
-    exec::lookup(ins.code())(cpu, &ins)?;
-    cpu.rip = cpu.next_rip;
-    cpu.instructions += 1;
-    // Delivery of an interrupt clears TF before the trap would be taken.
-    if trap && !cpu.shadow && ins.flow_control() != FlowControl::Interrupt {
-        cpu.dr6 |= dr6::BS;
-        return Err(Fault::DB);
-    }
-    Ok(())
 }
 
 impl<E: Executor> Vcpu for SoftVcpu<E> {

@@ -74,6 +74,7 @@ fn walk(c: &mut Cpu, kind: AccessKind, user: bool) -> Result<u64, u32> {
 /// Walks with paging on, and off again, so that tests can poke physical memory.
 fn walk_at(c: &mut Cpu, la: u64, kind: AccessKind, user: bool, ac: bool) -> Result<u64, u32> {
     c.cr0 |= CR0_PG;
+    c.pdptes = c.pdptes_at(c.cr3);
     let result = c.walk(la, kind, user, ac);
     c.cr0 &= !CR0_PG;
     result.map(|w| w.gpa).map_err(|fault| {

@@ -106,9 +106,6 @@ fn save(cpu: &mut Cpu, ins: &Instruction, how: &Flavour, wide: bool) -> Exec {
     let mxcsr = if how.compacted { written & SSE != 0 } else { wanted & (SSE | AVX) != 0 };
     let parts = Parts { x87: written & X87 != 0, sse: written & SSE != 0, mxcsr, wide, xmm: xmm_count(cpu) };
 
-    let mut xstate = cpu.load::<u64>(ea.plus(HEADER))?;
-    xstate = if how.compacted { wanted & in_use } else { xstate & !wanted | wanted & in_use };
-
     let mut legacy = Image([0; 512]);
     legacy.write(cpu, parts);
     let mut high = [0; 256];
@@ -131,10 +128,12 @@ fn save(cpu: &mut Cpu, ins: &Instruction, how: &Flavour, wide: bool) -> Exec {
     if written & AVX != 0 {
         cpu.probe_write(ea.plus(YMM), high.len())?;
     }
+    // In standard format the bits of components that are not asked for stay.
+    let others = if how.compacted { 0 } else { cpu.load::<u64>(ea.plus(HEADER))? & !wanted };
     for (_, at, bytes) in pieces.into_iter().filter(|piece| piece.0) {
         cpu.store_bytes(ea.plus(at), bytes)?;
     }
-    cpu.store(ea.plus(HEADER), xstate)?;
+    cpu.store(ea.plus(HEADER), others | wanted & in_use)?;
     if how.compacted {
         cpu.store(ea.plus(HEADER + 8), COMPACTED | wanted)?;
     }
@@ -144,6 +143,9 @@ fn save(cpu: &mut Cpu, ins: &Instruction, how: &Flavour, wide: bool) -> Exec {
 fn restore(cpu: &mut Cpu, ins: &Instruction, privileged: bool, wide: bool) -> Exec {
     let feature = if privileged { Feature::Xsaves } else { Feature::Xsave };
     let (ea, wanted) = begin(cpu, ins, feature, privileged, false)?;
+    // The legacy region is accessed whatever of it is asked for, as processors do.
+    let mut legacy = Image([0; 512]);
+    cpu.load_bytes(ea, &mut legacy.0)?;
     let mut header = [0; HEADER_SIZE];
     cpu.load_bytes(ea.plus(HEADER), &mut header)?;
     let words = header.as_chunks::<8>().0;
@@ -165,10 +167,6 @@ fn restore(cpu: &mut Cpu, ins: &Instruction, privileged: bool, wide: bool) -> Ex
     }
     let load = wanted & xstate;
     let init = wanted & !xstate;
-    let mut legacy = Image([0; 512]);
-    if load & (X87 | SSE) != 0 || wanted & (SSE | AVX) != 0 {
-        cpu.load_bytes(ea, &mut legacy.0)?;
-    }
     let xmm = xmm_count(cpu);
     let mut high = [0; 256];
     if load & AVX != 0 {

@@ -12,11 +12,8 @@ use crate::{Cpu, Exec, Fault};
 fn bound<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     let index: W = cpu.read_op(ins, 0)?;
     let ea = cpu.ea(ins, 2 * W::BYTES, false)?;
-    let mut bounds = [0; 8];
-    cpu.load_bytes(ea, &mut bounds[..2 * W::BYTES])?;
-    let bounds = u64::from_le_bytes(bounds);
-    let lower = W::from_u64(bounds).to_i64();
-    let upper = W::from_u64(bounds >> W::BITS).to_i64();
+    let lower = cpu.load::<W>(ea)?.to_i64();
+    let upper = cpu.load::<W>(ea.plus(W::BYTES as u64))?.to_i64();
     if (lower..=upper).contains(&index.to_i64()) { Ok(()) } else { Err(Fault::BR) }
 }
 

@@ -5,7 +5,7 @@
 //! 2. A chunk is one element through the ordinary loads and stores or, for MOVS and STOS going up in RAM, as many as lie
 //!    in one page on each side, copied or filled at once.
 //! 3. After [`FUEL`] a repeated instruction ends with `next_rip` at itself, so that interrupts and kicks are seen; the
-//!    executor comes back. With TF set it does so after every element, for the trap.
+//!    executor comes back. With TF set or a breakpoint armed it does so after every element, for the trap.
 #![allow(unsafe_code)] // chunks are copied in guest RAM through host pointers
 
 use std::arch::asm;
@@ -126,7 +126,7 @@ fn run(
     let mut left = strings.index(cpu, gpr::RCX);
     let mut spent = 0;
     while left != 0 {
-        let most = if cpu.has(flag::TF) { 1 } else { left.min(FUEL) };
+        let most = if cpu.stops_repeats() { 1 } else { left.min(FUEL) };
         let done = chunk(cpu, strings, most)?;
         left = left.saturating_sub(done.elements);
         spent += done.fuel;
@@ -134,9 +134,8 @@ fn run(
         if !done.more {
             break;
         }
-        if left != 0 && (spent >= FUEL || cpu.has(flag::TF)) {
-            cpu.next_rip = cpu.rip;
-            cpu.leave = true;
+        if left != 0 && (spent >= FUEL || cpu.stops_repeats()) {
+            cpu.give_up_turn();
             cpu.budget = cpu.budget.min(0);
             break;
         }

@@ -4,11 +4,11 @@
 
 use std::sync::LazyLock;
 
-use accel_api::Feature;
+use accel_api::{Feature, Ymm};
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use super::access::{self, Xmm};
-use super::{crypto, imm, moves, mxcsr, packed_float, packed_int, ready};
+use super::{crypto, imm, moves, mxcsr, packed_float, packed_int, ready, sse4a};
 use crate::exec::Table;
 use crate::{Cpu, Exec, Fault};
 
@@ -42,6 +42,8 @@ pub enum Float {
     Single(u8),
     /// It computes double-precision results in the low lanes, as many as given.
     Double(u8),
+    /// It computes half-precision results in the low lanes, as many as given.
+    Half(u8),
 }
 
 /// An instruction on vector registers. See [`vec_op`].
@@ -71,6 +73,7 @@ static FORMS: LazyLock<Vec<Option<VecForm>>> = LazyLock::new(|| {
     packed_float::forms(&mut forms);
     imm::forms(&mut forms);
     crypto::forms(&mut forms);
+    sse4a::forms(&mut forms);
     forms.0
 });
 
@@ -118,8 +121,9 @@ fn unaligned(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Movups | Mnemonic::Movupd | Mnemonic::Movdqu | Mnemonic::Lddqu)
 }
 
-/// The feature that an instruction needs beyond SSE2, which all x86-64 processors have.
-pub(super) fn feature(code: Code) -> Option<Feature> {
+/// The feature that an instruction needs beyond SSE2, which all x86-64 processors have, or beyond AVX if its encoding is
+/// VEX.
+pub(in crate::exec) fn feature(code: Code) -> Option<Feature> {
     code.cpuid_features().iter().find_map(|f| {
         Some(match f {
             CpuidFeature::SSE3 => Feature::Sse3,
@@ -129,6 +133,13 @@ pub(super) fn feature(code: Code) -> Option<Feature> {
             CpuidFeature::AES => Feature::Aes,
             CpuidFeature::PCLMULQDQ => Feature::Pclmulqdq,
             CpuidFeature::SHA => Feature::Sha,
+            CpuidFeature::SSE4A => Feature::Sse4a,
+            CpuidFeature::GFNI => Feature::Gfni,
+            CpuidFeature::AVX2 => Feature::Avx2,
+            CpuidFeature::FMA => Feature::Fma,
+            CpuidFeature::F16C => Feature::F16c,
+            CpuidFeature::VAES => Feature::Vaes,
+            CpuidFeature::VPCLMULQDQ => Feature::Vpclmulqdq,
             _ => return None,
         })
     })
@@ -149,7 +160,7 @@ pub(super) fn register(table: &mut Table) {
 
 /// Index of a vector register.
 #[inline(always)]
-pub(super) fn number(register: Register) -> usize {
+pub(in crate::exec) fn number(register: Register) -> usize {
     register.number() & 15
 }
 
@@ -226,15 +237,18 @@ fn exec_immediate(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 }
 
 /// Whether a lane that was computed is a denormal.
-fn tiny(float: Float, value: [u64; 4]) -> bool {
-    let low = u128::from(value[0]) | u128::from(value[1]) << 64;
+pub(in crate::exec) fn tiny(float: Float, value: Ymm) -> bool {
+    let lane = |i: u8, bits: u8| {
+        let bit = u32::from(i) * u32::from(bits);
+        value[(bit / 64) as usize & 3] >> (bit % 64)
+    };
     match float {
         Float::None | Float::Flags => false,
-        Float::Single(lanes) => {
-            (0..lanes.min(4)).any(|i| f32::from_bits((low >> (32 * i)) as u32).is_subnormal())
-        }
-        Float::Double(lanes) => {
-            (0..lanes.min(2)).any(|i| f64::from_bits((low >> (64 * i)) as u64).is_subnormal())
-        }
+        Float::Single(lanes) => (0..lanes).any(|i| f32::from_bits(lane(i, 32) as u32).is_subnormal()),
+        Float::Double(lanes) => (0..lanes).any(|i| f64::from_bits(lane(i, 64)).is_subnormal()),
+        Float::Half(lanes) => (0..lanes).any(|i| {
+            let half = lane(i, 16);
+            half & 0x7c00 == 0 && half & 0x3ff != 0
+        }),
     }
 }

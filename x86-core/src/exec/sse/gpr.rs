@@ -9,7 +9,7 @@ use iced_x86::{Code, Instruction, OpKind};
 
 use super::access::Xmm;
 use super::form::{feature, number, operand, xmm};
-use super::{mxcsr, ready};
+use super::{mxcsr, ready_as};
 use crate::alu::{ArithFlags, Word};
 use crate::exec::Table;
 use crate::{Cpu, Exec};
@@ -80,21 +80,27 @@ macro_rules! compare {
 }
 
 /// `op r, xmm/m`, the memory operand of `bytes`.
-fn exec_to_gpr(cpu: &mut Cpu, ins: &Instruction, bytes: u8, op: ToGpr) -> Exec {
-    ready(cpu, None)?;
-    let value = operand(cpu, ins, 1, bytes, true)?;
+fn exec_to_gpr<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction, bytes: u8, op: ToGpr) -> Exec {
+    ready_as::<VEX>(cpu, None)?;
+    let value = operand(cpu, ins, 1, bytes, !VEX)?;
     // SAFETY: part of SSE2, which every x86-64 host has.
     let result = mxcsr::run(cpu, || unsafe { op(&value) }, |_| false)?;
     cpu.write_gpr(ins.op0_register(), result);
     Ok(())
 }
 
-/// `op xmm, r/m`, the operand of width `W`.
-fn exec_from_gpr<W: Word>(cpu: &mut Cpu, ins: &Instruction, op: FromGpr) -> Exec {
-    ready(cpu, None)?;
-    let value: W = cpu.read_op(ins, 1)?;
+/// What is merged with the last operand: the destination's old value, or the first source.
+#[inline(always)]
+fn merged<const VEX: bool>(cpu: &Cpu, ins: &Instruction) -> Xmm {
+    xmm(cpu, number(if VEX { ins.op1_register() } else { ins.op0_register() }))
+}
+
+/// `op xmm, [xmm,] r/m`, the operand of width `W`.
+fn exec_from_gpr<W: Word, const VEX: bool>(cpu: &mut Cpu, ins: &Instruction, op: FromGpr) -> Exec {
+    ready_as::<VEX>(cpu, None)?;
+    let value: W = cpu.read_op(ins, 1 + u32::from(VEX))?;
     let dst = number(ins.op0_register());
-    let old = xmm(cpu, dst);
+    let old = merged::<VEX>(cpu, ins);
     let compute = || {
         let mut result = old;
         // SAFETY: part of SSE2, which every x86-64 host has.
@@ -102,37 +108,40 @@ fn exec_from_gpr<W: Word>(cpu: &mut Cpu, ins: &Instruction, op: FromGpr) -> Exec
         result
     };
     let result = mxcsr::run(cpu, compute, |_| false)?;
-    set_xmm(cpu, dst, result);
+    set_xmm::<VEX>(cpu, dst, result);
     Ok(())
 }
 
 /// COMISS and its like: no register changes but the flags.
-fn exec_compare(cpu: &mut Cpu, ins: &Instruction, bytes: u8, op: Compare) -> Exec {
-    ready(cpu, feature(ins.code()))?;
+fn exec_compare<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction, bytes: u8, op: Compare) -> Exec {
+    ready_as::<VEX>(cpu, feature(ins.code()))?;
     let a = xmm(cpu, number(ins.op0_register()));
-    let b = operand(cpu, ins, 1, bytes, true)?;
+    let b = operand(cpu, ins, 1, bytes, !VEX)?;
     // SAFETY: part of SSE2, or `ready` has made sure of the guest's feature, which the host has too.
     cpu.flags = mxcsr::run(cpu, || unsafe { op(&a, &b) }, |_| false)?;
     Ok(())
 }
 
-/// Sets the low half of a vector register.
-pub(super) fn set_xmm(cpu: &mut Cpu, index: usize, value: Xmm) {
+/// Sets the low half of a vector register; the upper half becomes zero if the encoding is VEX, and else stays.
+pub(super) fn set_xmm<const VEX: bool>(cpu: &mut Cpu, index: usize, value: Xmm) {
     let register = &mut cpu.vector.0[index];
     (register[0], register[1]) = (value[0], value[1]);
+    if VEX {
+        (register[2], register[3]) = (0, 0);
+    }
 }
 
 /// MOVD and MOVQ from a general register or memory: zeros above.
-fn mov_from<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    ready(cpu, None)?;
+fn mov_from<W: Word, const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    ready_as::<VEX>(cpu, None)?;
     let value: W = cpu.read_op(ins, 1)?;
-    set_xmm(cpu, number(ins.op0_register()), [value.to_u64(), 0]);
+    set_xmm::<VEX>(cpu, number(ins.op0_register()), [value.to_u64(), 0]);
     Ok(())
 }
 
 /// MOVD and MOVQ to a general register or memory.
-fn mov_to<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    ready(cpu, None)?;
+fn mov_to<W: Word, const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    ready_as::<VEX>(cpu, None)?;
     let value = xmm(cpu, number(ins.op1_register()))[0];
     cpu.write_op(ins, 0, W::from_u64(value))
 }
@@ -149,8 +158,8 @@ fn wide(value: Xmm) -> u128 {
 }
 
 /// PEXTRB, PEXTRW, PEXTRD, PEXTRQ, EXTRACTPS: memory gets the lane, a register the lane zero-extended.
-fn extract<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    ready(cpu, feature(ins.code()))?;
+fn extract<W: Word, const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    ready_as::<VEX>(cpu, feature(ins.code()))?;
     let value = wide(xmm(cpu, number(ins.op1_register())));
     let lane = W::from_u64((value >> lane_shift::<W>(ins.immediate8())) as u64);
     if ins.op0_kind() == OpKind::Register {
@@ -162,70 +171,83 @@ fn extract<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 }
 
 /// PINSRB, PINSRW, PINSRD, PINSRQ.
-fn insert<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    ready(cpu, feature(ins.code()))?;
-    let lane: W = cpu.read_op(ins, 1)?;
+fn insert<W: Word, const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    ready_as::<VEX>(cpu, feature(ins.code()))?;
+    let lane: W = cpu.read_op(ins, 1 + u32::from(VEX))?;
     let shift = lane_shift::<W>(ins.immediate8());
     let mask = u128::from(u64::MAX >> (64 - W::BITS)) << shift;
-    let dst = number(ins.op0_register());
-    let value = wide(xmm(cpu, dst)) & !mask | u128::from(lane.to_u64()) << shift;
-    set_xmm(cpu, dst, [value as u64, (value >> 64) as u64]);
+    let value = wide(merged::<VEX>(cpu, ins)) & !mask | u128::from(lane.to_u64()) << shift;
+    set_xmm::<VEX>(cpu, number(ins.op0_register()), [value as u64, (value >> 64) as u64]);
     Ok(())
 }
 
 pub(super) fn register(table: &mut Table) {
     use Code::*;
-    table.set(&[Movd_xmm_rm32], mov_from::<u32>);
-    table.set(&[Movq_xmm_rm64], mov_from::<u64>);
-    table.set(&[Movd_rm32_xmm], mov_to::<u32>);
-    table.set(&[Movq_rm64_xmm], mov_to::<u64>);
-
-    macro_rules! set {
-        ($($code:ident => $function:ident($($arg:expr),*);)*) => {
-            $(table.set(&[$code], |cpu, ins| $function(cpu, ins, $($arg),*));)*
-        };
+    /// Functions of a legacy instruction and of its VEX form.
+    macro_rules! both {
+        ($($legacy:ident $vex:ident => $function:ident($($arg:expr),*);)*) => {$(
+            table.set(&[$legacy], |cpu, ins| $function::<false>(cpu, ins, $($arg),*));
+            table.set(&[$vex], |cpu, ins| $function::<true>(cpu, ins, $($arg),*));
+        )*};
     }
-    set! {
-        Cvtss2si_r32_xmmm32 => exec_to_gpr(4, to_gpr!("cvtss2si", "e"));
-        Cvtss2si_r64_xmmm32 => exec_to_gpr(4, to_gpr!("cvtss2si", "r"));
-        Cvtsd2si_r32_xmmm64 => exec_to_gpr(8, to_gpr!("cvtsd2si", "e"));
-        Cvtsd2si_r64_xmmm64 => exec_to_gpr(8, to_gpr!("cvtsd2si", "r"));
-        Cvttss2si_r32_xmmm32 => exec_to_gpr(4, to_gpr!("cvttss2si", "e"));
-        Cvttss2si_r64_xmmm32 => exec_to_gpr(4, to_gpr!("cvttss2si", "r"));
-        Cvttsd2si_r32_xmmm64 => exec_to_gpr(8, to_gpr!("cvttsd2si", "e"));
-        Cvttsd2si_r64_xmmm64 => exec_to_gpr(8, to_gpr!("cvttsd2si", "r"));
-        Movmskps_r32_xmm => exec_to_gpr(0, to_gpr!("movmskps", "e"));
-        Movmskps_r64_xmm => exec_to_gpr(0, to_gpr!("movmskps", "e"));
-        Movmskpd_r32_xmm => exec_to_gpr(0, to_gpr!("movmskpd", "e"));
-        Movmskpd_r64_xmm => exec_to_gpr(0, to_gpr!("movmskpd", "e"));
-        Pmovmskb_r32_xmm => exec_to_gpr(0, to_gpr!("pmovmskb", "e"));
-        Pmovmskb_r64_xmm => exec_to_gpr(0, to_gpr!("pmovmskb", "e"));
-        Comiss_xmm_xmmm32 => exec_compare(4, compare!("comiss"));
-        Comisd_xmm_xmmm64 => exec_compare(8, compare!("comisd"));
-        Ucomiss_xmm_xmmm32 => exec_compare(4, compare!("ucomiss"));
-        Ucomisd_xmm_xmmm64 => exec_compare(8, compare!("ucomisd"));
-        Ptest_xmm_xmmm128 => exec_compare(16, compare!("ptest"));
-        Cvtsi2ss_xmm_rm32 => exec_from_32(from_gpr!("cvtsi2ss", "e"));
-        Cvtsi2ss_xmm_rm64 => exec_from_64(from_gpr!("cvtsi2ss", "r"));
-        Cvtsi2sd_xmm_rm32 => exec_from_32(from_gpr!("cvtsi2sd", "e"));
-        Cvtsi2sd_xmm_rm64 => exec_from_64(from_gpr!("cvtsi2sd", "r"));
+    both! {
+        Cvtss2si_r32_xmmm32 VEX_Vcvtss2si_r32_xmmm32 => exec_to_gpr(4, to_gpr!("cvtss2si", "e"));
+        Cvtss2si_r64_xmmm32 VEX_Vcvtss2si_r64_xmmm32 => exec_to_gpr(4, to_gpr!("cvtss2si", "r"));
+        Cvtsd2si_r32_xmmm64 VEX_Vcvtsd2si_r32_xmmm64 => exec_to_gpr(8, to_gpr!("cvtsd2si", "e"));
+        Cvtsd2si_r64_xmmm64 VEX_Vcvtsd2si_r64_xmmm64 => exec_to_gpr(8, to_gpr!("cvtsd2si", "r"));
+        Cvttss2si_r32_xmmm32 VEX_Vcvttss2si_r32_xmmm32 => exec_to_gpr(4, to_gpr!("cvttss2si", "e"));
+        Cvttss2si_r64_xmmm32 VEX_Vcvttss2si_r64_xmmm32 => exec_to_gpr(4, to_gpr!("cvttss2si", "r"));
+        Cvttsd2si_r32_xmmm64 VEX_Vcvttsd2si_r32_xmmm64 => exec_to_gpr(8, to_gpr!("cvttsd2si", "e"));
+        Cvttsd2si_r64_xmmm64 VEX_Vcvttsd2si_r64_xmmm64 => exec_to_gpr(8, to_gpr!("cvttsd2si", "r"));
+        Movmskps_r32_xmm VEX_Vmovmskps_r32_xmm => exec_to_gpr(0, to_gpr!("movmskps", "e"));
+        Movmskps_r64_xmm VEX_Vmovmskps_r64_xmm => exec_to_gpr(0, to_gpr!("movmskps", "e"));
+        Movmskpd_r32_xmm VEX_Vmovmskpd_r32_xmm => exec_to_gpr(0, to_gpr!("movmskpd", "e"));
+        Movmskpd_r64_xmm VEX_Vmovmskpd_r64_xmm => exec_to_gpr(0, to_gpr!("movmskpd", "e"));
+        Pmovmskb_r32_xmm VEX_Vpmovmskb_r32_xmm => exec_to_gpr(0, to_gpr!("pmovmskb", "e"));
+        Pmovmskb_r64_xmm VEX_Vpmovmskb_r64_xmm => exec_to_gpr(0, to_gpr!("pmovmskb", "e"));
+        Comiss_xmm_xmmm32 VEX_Vcomiss_xmm_xmmm32 => exec_compare(4, compare!("comiss"));
+        Comisd_xmm_xmmm64 VEX_Vcomisd_xmm_xmmm64 => exec_compare(8, compare!("comisd"));
+        Ucomiss_xmm_xmmm32 VEX_Vucomiss_xmm_xmmm32 => exec_compare(4, compare!("ucomiss"));
+        Ucomisd_xmm_xmmm64 VEX_Vucomisd_xmm_xmmm64 => exec_compare(8, compare!("ucomisd"));
+        Ptest_xmm_xmmm128 VEX_Vptest_xmm_xmmm128 => exec_compare(16, compare!("ptest"));
+        Cvtsi2ss_xmm_rm32 VEX_Vcvtsi2ss_xmm_xmm_rm32 => exec_from_32(from_gpr!("cvtsi2ss", "e"));
+        Cvtsi2ss_xmm_rm64 VEX_Vcvtsi2ss_xmm_xmm_rm64 => exec_from_64(from_gpr!("cvtsi2ss", "r"));
+        Cvtsi2sd_xmm_rm32 VEX_Vcvtsi2sd_xmm_xmm_rm32 => exec_from_32(from_gpr!("cvtsi2sd", "e"));
+        Cvtsi2sd_xmm_rm64 VEX_Vcvtsi2sd_xmm_xmm_rm64 => exec_from_64(from_gpr!("cvtsi2sd", "r"));
     }
-
-    table.set(&[Pextrb_r32m8_xmm_imm8, Pextrb_r64m8_xmm_imm8], extract::<u8>);
-    table.set(&[Pextrw_r32m16_xmm_imm8, Pextrw_r64m16_xmm_imm8], extract::<u16>);
-    table.set(&[Pextrw_r32_xmm_imm8, Pextrw_r64_xmm_imm8], extract::<u16>);
-    table.set(&[Pextrd_rm32_xmm_imm8, Extractps_rm32_xmm_imm8, Extractps_r64m32_xmm_imm8], extract::<u32>);
-    table.set(&[Pextrq_rm64_xmm_imm8], extract::<u64>);
-    table.set(&[Pinsrb_xmm_r32m8_imm8, Pinsrb_xmm_r64m8_imm8], insert::<u8>);
-    table.set(&[Pinsrw_xmm_r32m16_imm8, Pinsrw_xmm_r64m16_imm8], insert::<u16>);
-    table.set(&[Pinsrd_xmm_rm32_imm8], insert::<u32>);
-    table.set(&[Pinsrq_xmm_rm64_imm8], insert::<u64>);
+    macro_rules! moves {
+        ($($function:ident::<$word:ty> $legacy:tt $vex:tt;)*) => {$(
+            table.set(&$legacy, $function::<$word, false>);
+            table.set(&$vex, $function::<$word, true>);
+        )*};
+    }
+    moves! {
+        mov_from::<u32> [Movd_xmm_rm32] [VEX_Vmovd_xmm_rm32];
+        mov_from::<u64> [Movq_xmm_rm64] [VEX_Vmovq_xmm_rm64];
+        mov_to::<u32> [Movd_rm32_xmm] [VEX_Vmovd_rm32_xmm];
+        mov_to::<u64> [Movq_rm64_xmm] [VEX_Vmovq_rm64_xmm];
+        extract::<u8> [Pextrb_r32m8_xmm_imm8, Pextrb_r64m8_xmm_imm8]
+            [VEX_Vpextrb_r32m8_xmm_imm8, VEX_Vpextrb_r64m8_xmm_imm8];
+        extract::<u16>
+            [Pextrw_r32m16_xmm_imm8, Pextrw_r64m16_xmm_imm8, Pextrw_r32_xmm_imm8, Pextrw_r64_xmm_imm8]
+            [VEX_Vpextrw_r32m16_xmm_imm8, VEX_Vpextrw_r64m16_xmm_imm8, VEX_Vpextrw_r32_xmm_imm8,
+                VEX_Vpextrw_r64_xmm_imm8];
+        extract::<u32> [Pextrd_rm32_xmm_imm8, Extractps_rm32_xmm_imm8, Extractps_r64m32_xmm_imm8]
+            [VEX_Vpextrd_rm32_xmm_imm8, VEX_Vextractps_rm32_xmm_imm8, VEX_Vextractps_r64m32_xmm_imm8];
+        extract::<u64> [Pextrq_rm64_xmm_imm8] [VEX_Vpextrq_rm64_xmm_imm8];
+        insert::<u8> [Pinsrb_xmm_r32m8_imm8, Pinsrb_xmm_r64m8_imm8]
+            [VEX_Vpinsrb_xmm_xmm_r32m8_imm8, VEX_Vpinsrb_xmm_xmm_r64m8_imm8];
+        insert::<u16> [Pinsrw_xmm_r32m16_imm8, Pinsrw_xmm_r64m16_imm8]
+            [VEX_Vpinsrw_xmm_xmm_r32m16_imm8, VEX_Vpinsrw_xmm_xmm_r64m16_imm8];
+        insert::<u32> [Pinsrd_xmm_rm32_imm8] [VEX_Vpinsrd_xmm_xmm_rm32_imm8];
+        insert::<u64> [Pinsrq_xmm_rm64_imm8] [VEX_Vpinsrq_xmm_xmm_rm64_imm8];
+    }
 }
 
-fn exec_from_32(cpu: &mut Cpu, ins: &Instruction, op: FromGpr) -> Exec {
-    exec_from_gpr::<u32>(cpu, ins, op)
+fn exec_from_32<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction, op: FromGpr) -> Exec {
+    exec_from_gpr::<u32, VEX>(cpu, ins, op)
 }
 
-fn exec_from_64(cpu: &mut Cpu, ins: &Instruction, op: FromGpr) -> Exec {
-    exec_from_gpr::<u64>(cpu, ins, op)
+fn exec_from_64<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction, op: FromGpr) -> Exec {
+    exec_from_gpr::<u64, VEX>(cpu, ins, op)
 }

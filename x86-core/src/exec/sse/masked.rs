@@ -9,7 +9,7 @@ use iced_x86::{Code, Instruction, OpKind};
 use super::access::Xmm;
 use super::form::{feature, number, operand, xmm};
 use super::gpr::set_xmm;
-use super::ready;
+use super::{ready, ready_as};
 use crate::exec::Table;
 use crate::{Cpu, Exec};
 use accel_api::gpr;
@@ -42,14 +42,14 @@ fn exec_mask(cpu: &mut Cpu, ins: &Instruction, op: MaskOp) -> Exec {
     let (mut value, mask) = (xmm(cpu, dst), xmm(cpu, 0));
     // SAFETY: `ready` has made sure of the guest's feature, which the host has too.
     unsafe { op(&mut value, &src, &mask) };
-    set_xmm(cpu, dst, value);
+    set_xmm::<false>(cpu, dst, value);
     Ok(())
 }
 
 /// MASKMOVDQU: bytes of the first operand whose mask byte has its top bit set go to [rDI]. Pages that get no byte are
 /// not touched (Intel SDM vol. 2A: whether they fault is up to the processor).
-fn maskmovdqu(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    ready(cpu, None)?;
+fn maskmovdqu<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    ready_as::<VEX>(cpu, None)?;
     let bytes = |[low, high]: Xmm| (u128::from(low) | u128::from(high) << 64).to_le_bytes();
     let value = bytes(xmm(cpu, number(ins.op1_register())));
     let mask = bytes(xmm(cpu, number(ins.op2_register())));
@@ -61,8 +61,10 @@ fn maskmovdqu(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     };
     let segment = cpu.memory_segment(ins);
     let ea = cpu.segmented(segment, offset, 16, true)?;
-    for_runs(&mask, |start, end| cpu.probe_write(ea.plus(start as u64), end - start))?;
-    for_runs(&mask, |start, end| cpu.store_bytes(ea.plus(start as u64), &value[start..end]))
+    cpu.at_any_alignment(|cpu| {
+        for_runs(&mask, |start, end| cpu.probe_write(ea.plus(start as u64), end - start))?;
+        for_runs(&mask, |start, end| cpu.store_bytes(ea.plus(start as u64), &value[start..end]))
+    })
 }
 
 /// Calls `each` for every run of bytes with their top bits set.
@@ -85,5 +87,6 @@ pub(super) fn register(table: &mut Table) {
     table.set(&[Blendvps_xmm_xmmm128], |cpu, ins| exec_mask(cpu, ins, mask_op!("blendvps")));
     table.set(&[Blendvpd_xmm_xmmm128], |cpu, ins| exec_mask(cpu, ins, mask_op!("blendvpd")));
     table.set(&[Sha256rnds2_xmm_xmmm128], |cpu, ins| exec_mask(cpu, ins, mask_op!("sha256rnds2")));
-    table.set(&[Maskmovdqu_rDI_xmm_xmm], maskmovdqu);
+    table.set(&[Maskmovdqu_rDI_xmm_xmm], maskmovdqu::<false>);
+    table.set(&[VEX_Vmaskmovdqu_rDI_xmm_xmm], maskmovdqu::<true>);
 }

@@ -1,15 +1,17 @@
-//! SSE to SSE4.2, AES-NI, PCLMULQDQ and SHA on XMM registers, legacy encodings.
+//! SSE to SSE4.2, SSE4a, AES-NI, PCLMULQDQ, GFNI and SHA on XMM registers, legacy encodings; and those VEX encodings that
+//! do the same but for what is above the result.
 //!
 //! 1. Each instruction on vector operands is a *raw operation* ([`VecOp`]): the host's own instruction on pointers into
 //!    the register file, without checks. [`vec_op`] tells an executor which one, and what must hold before it is called
 //!    ([`VecForm`]); the functions registered here check that and call the same raw operations.
-//! 2. Registers are 256 bits wide; legacy encodings leave the upper half alone. A VEX form of an instruction can use
-//!    the raw operation of its legacy form on a copy of its first source.
+//! 2. Registers are 256 bits wide; legacy encodings leave the upper half alone. VEX encodings on vector operands are in
+//!    [`exec::avx`](super::avx); what moves to and from general registers, sets flags or compares strings is here in both
+//!    encodings, as functions of `const VEX`.
 //! 3. Checks come in this order: #UD or #NM ([`ready`]), segment limits, alignment, paging, numeric exceptions.
 //! 4. MXCSR is in the host's while guest code runs: see [`mxcsr`].
 //!
 //! Instructions with MMX operands are in `exec::fpu`. Those that use no vector register are elsewhere: MOVNTI and CRC32
-//! in `exec::integer`, fences and prefetches in `exec::system`. SSE4A is not offered to guests.
+//! in `exec::integer`, fences and prefetches in `exec::system`.
 
 mod access;
 mod crypto;
@@ -22,6 +24,7 @@ pub mod mxcsr;
 mod packed_float;
 mod packed_int;
 mod raw;
+mod sse4a;
 mod strings;
 #[cfg(test)]
 mod tests;
@@ -35,14 +38,18 @@ use crate::{Cpu, Exec, Fault};
 
 pub use access::{load16, store16};
 pub use form::{Float, Shape, VecForm, VecOp, vec_op};
+pub(super) use form::{feature, number, tiny};
 
 pub(super) fn register(table: &mut Table) {
     form::register(table);
     gpr::register(table);
     masked::register(table);
     strings::register(table);
-    table.set(&[Code::Ldmxcsr_m32], ldmxcsr);
-    table.set(&[Code::Stmxcsr_m32], stmxcsr);
+    sse4a::register(table);
+    table.set(&[Code::Ldmxcsr_m32], ldmxcsr::<false>);
+    table.set(&[Code::VEX_Vldmxcsr_m32], ldmxcsr::<true>);
+    table.set(&[Code::Stmxcsr_m32], stmxcsr::<false>);
+    table.set(&[Code::VEX_Vstmxcsr_m32], stmxcsr::<true>);
 }
 
 /// Whether an SSE instruction that needs `feature` may run.
@@ -55,20 +62,26 @@ fn ready(cpu: &Cpu, feature: Option<Feature>) -> Exec {
     if cpu.sse_ready && has { Ok(()) } else { Err(not_ready(cpu, has)) }
 }
 
+/// [`ready`] for either encoding.
+#[inline(always)]
+fn ready_as<const VEX: bool>(cpu: &Cpu, feature: Option<Feature>) -> Exec {
+    if VEX { super::avx::ready(cpu, feature) } else { ready(cpu, feature) }
+}
+
 #[cold]
 fn not_ready(cpu: &Cpu, has: bool) -> Fault {
     let enabled = cpu.cr0 & bits::CR0_EM == 0 && cpu.cr4 & bits::CR4_OSFXSR != 0;
     if has && enabled { Fault::NM } else { Fault::UD }
 }
 
-fn ldmxcsr(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    ready(cpu, None)?;
+fn ldmxcsr<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    ready_as::<VEX>(cpu, None)?;
     let value = cpu.read_op::<u32>(ins, 0)?;
     mxcsr::load(cpu, value)
 }
 
-fn stmxcsr(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    ready(cpu, None)?;
+fn stmxcsr<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    ready_as::<VEX>(cpu, None)?;
     mxcsr::sync(cpu);
     cpu.write_op(ins, 0, cpu.fpu.mxcsr)
 }

@@ -85,6 +85,7 @@ pub(super) fn forms(forms: &mut Forms) {
         copy,
         copy,
     );
+    store(&[Movntss_m32_xmm, Movntsd_m64_xmm], copy, copy);
     store(&[Movss_xmmm32_xmm], merge_single, copy);
     store(&[Movsd_xmmm64_xmm], low_to_low, copy);
     store(&[Movq_xmmm64_xmm], zero_extend, copy);

@@ -87,7 +87,11 @@ pub fn replace(cpu: &mut Cpu, value: u32) {
 /// # Errors
 /// #XM, or #UD if CR4.OSXMMEXCPT is clear, when an unmasked exception comes up (Intel SDM vol. 1, 11.5.3).
 #[inline(always)]
-pub(super) fn run<R>(cpu: &mut Cpu, op: impl FnOnce() -> R, tiny: impl FnOnce(&R) -> bool) -> Exec<R> {
+pub(in crate::exec) fn run<R>(
+    cpu: &mut Cpu,
+    op: impl FnOnce() -> R,
+    tiny: impl FnOnce(&R) -> bool,
+) -> Exec<R> {
     if !cpu.sse_unmasked {
         return Ok(op());
     }

@@ -8,13 +8,14 @@
 use std::arch::asm;
 use std::arch::x86_64::{_mm_cvtsi128_si32, _mm_loadu_si128, _mm_setzero_si128};
 
-use accel_api::gpr;
-use iced_x86::{Code, Instruction};
+use accel_api::{Feature, gpr};
+use iced_x86::Code::*;
+use iced_x86::Instruction;
 
 use super::access::Xmm;
-use super::form::{feature, number, operand, xmm};
+use super::form::{number, operand, xmm};
 use super::gpr::set_xmm;
-use super::ready;
+use super::ready_as;
 use crate::alu::ArithFlags;
 use crate::exec::Table;
 use crate::{Cpu, Exec};
@@ -71,8 +72,8 @@ fn explicit_length(register: u64, wide: bool) -> i32 {
 }
 
 /// Reads the operands, compares, sets the flags. Returns IntRes2.
-fn run(cpu: &mut Cpu, ins: &Instruction) -> Exec<u32> {
-    ready(cpu, feature(ins.code()))?;
+fn run<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec<u32> {
+    ready_as::<VEX>(cpu, if VEX { None } else { Some(Feature::Sse42) })?;
     let a = xmm(cpu, number(ins.op0_register()));
     // Of all 16-byte operands of legacy SSE4.2 only these may lie at any address.
     let b = operand(cpu, ins, 1, 16, false)?;
@@ -80,8 +81,14 @@ fn run(cpu: &mut Cpu, ins: &Instruction) -> Exec<u32> {
     let explicit =
         |wide| (explicit_length(cpu.gpr[gpr::RAX], wide), explicit_length(cpu.gpr[gpr::RDX], wide));
     let lengths = match ins.code() {
-        Code::Pcmpestrm_xmm_xmmm128_imm8 | Code::Pcmpestri_xmm_xmmm128_imm8 => explicit(false),
-        Code::Pcmpestrm64_xmm_xmmm128_imm8 | Code::Pcmpestri64_xmm_xmmm128_imm8 => explicit(true),
+        Pcmpestrm_xmm_xmmm128_imm8
+        | Pcmpestri_xmm_xmmm128_imm8
+        | VEX_Vpcmpestrm_xmm_xmmm128_imm8
+        | VEX_Vpcmpestri_xmm_xmmm128_imm8 => explicit(false),
+        Pcmpestrm64_xmm_xmmm128_imm8
+        | Pcmpestri64_xmm_xmmm128_imm8
+        | VEX_Vpcmpestrm64_xmm_xmmm128_imm8
+        | VEX_Vpcmpestri64_xmm_xmmm128_imm8 => explicit(true),
         _ => (implicit_length(a, imm), implicit_length(b, imm)),
     };
     // SAFETY: `ready` has made sure of the guest's SSE4.2, which the host has too.
@@ -91,8 +98,8 @@ fn run(cpu: &mut Cpu, ins: &Instruction) -> Exec<u32> {
 }
 
 /// The index into ECX: of the first or last character chosen, or their number if there is none.
-fn index(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    let bits = run(cpu, ins)?;
+fn index<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    let bits = run::<VEX>(cpu, ins)?;
     let imm = ins.immediate8();
     cpu.gpr[gpr::RCX] = u64::from(match (bits, imm & LAST_OR_WIDE) {
         (0, _) => {
@@ -109,8 +116,8 @@ fn index(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 }
 
 /// The mask into XMM0: a bit or a whole character each.
-fn mask(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    let bits = run(cpu, ins)?;
+fn mask<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    let bits = run::<VEX>(cpu, ins)?;
     let imm = ins.immediate8();
     let width = if imm & WORDS != 0 { 16 } else { 8 };
     let value = if imm & LAST_OR_WIDE == 0 {
@@ -120,12 +127,33 @@ fn mask(cpu: &mut Cpu, ins: &Instruction) -> Exec {
             .filter(|i| bits >> i & 1 != 0)
             .fold(0u128, |all, i| all | ((1 << width) - 1) << (i * width))
     };
-    set_xmm(cpu, 0, [value as u64, (value >> 64) as u64]);
+    set_xmm::<VEX>(cpu, 0, [value as u64, (value >> 64) as u64]);
     Ok(())
 }
 
 pub(super) fn register(table: &mut Table) {
-    use Code::*;
-    table.set(&[Pcmpestrm_xmm_xmmm128_imm8, Pcmpestrm64_xmm_xmmm128_imm8, Pcmpistrm_xmm_xmmm128_imm8], mask);
-    table.set(&[Pcmpestri_xmm_xmmm128_imm8, Pcmpestri64_xmm_xmmm128_imm8, Pcmpistri_xmm_xmmm128_imm8], index);
+    table.set(
+        &[Pcmpestrm_xmm_xmmm128_imm8, Pcmpestrm64_xmm_xmmm128_imm8, Pcmpistrm_xmm_xmmm128_imm8],
+        mask::<false>,
+    );
+    table.set(
+        &[Pcmpestri_xmm_xmmm128_imm8, Pcmpestri64_xmm_xmmm128_imm8, Pcmpistri_xmm_xmmm128_imm8],
+        index::<false>,
+    );
+    table.set(
+        &[
+            VEX_Vpcmpestrm_xmm_xmmm128_imm8,
+            VEX_Vpcmpestrm64_xmm_xmmm128_imm8,
+            VEX_Vpcmpistrm_xmm_xmmm128_imm8,
+        ],
+        mask::<true>,
+    );
+    table.set(
+        &[
+            VEX_Vpcmpestri_xmm_xmmm128_imm8,
+            VEX_Vpcmpestri64_xmm_xmmm128_imm8,
+            VEX_Vpcmpistri_xmm_xmmm128_imm8,
+        ],
+        index::<true>,
+    );
 }

@@ -8,7 +8,7 @@ use iced_x86::{Code, Instruction, Register};
 
 use crate::alu::Word;
 use crate::cpu::seg;
-use crate::event::dr6;
+use crate::dr6;
 use crate::exec::Table;
 use crate::mode::{Mode, bits::*};
 use crate::{Cpu, Exec, Fault};
@@ -42,7 +42,7 @@ impl Cpu {
                     }
                     efer |= EFER_LMA;
                 } else if self.cr4 & CR4_PAE != 0 {
-                    self.check_pdptes(self.cr3)?;
+                    self.load_pdptes(self.cr3)?;
                 }
             } else {
                 if self.mode == Mode::Long || self.cr4 & CR4_PCIDE != 0 {
@@ -50,6 +50,10 @@ impl Cpu {
                 }
                 efer &= !EFER_LMA;
             }
+        }
+        let pae = self.pae_paging() && on(CR0_PG);
+        if pae && changed & (CR0_CD | CR0_NW) != 0 {
+            self.load_pdptes(self.cr3)?;
         }
         self.cr0 = new;
         self.efer = efer;
@@ -75,7 +79,7 @@ impl Cpu {
             return Err(Fault::GP0);
         }
         if self.pae_paging() {
-            self.check_pdptes(new)?;
+            self.load_pdptes(new)?;
         }
         self.cr3 = new;
         self.tlb.flush_non_global();
@@ -122,31 +126,13 @@ impl Cpu {
         }
         let pae = self.cr0 & CR0_PG != 0 && !self.long_mode() && value & CR4_PAE != 0;
         if pae && changed & PDPTES != 0 {
-            self.check_pdptes(self.cr3)?;
+            self.load_pdptes(self.cr3)?;
         }
         self.cr4 = value;
         if changed & TRANSLATION != 0 {
             self.tlb.flush_all();
         }
         self.update_mode();
-        Ok(())
-    }
-
-    fn pae_paging(&self) -> bool {
-        self.cr0 & CR0_PG != 0 && self.cr4 & CR4_PAE != 0 && !self.long_mode()
-    }
-
-    /// Checks the four entries that a load of CR3 reads with PAE paging (4.4.1). They are not kept: walks read them anew.
-    fn check_pdptes(&self, cr3: u64) -> Exec {
-        const PRESENT: u64 = 1;
-        const RESERVED: u64 = 0x1e6 | !((1 << PHYS_BITS) - 1);
-        let table = cr3 & 0xffff_ffe0;
-        for i in 0..4 {
-            let entry = self.read_table(table + 8 * i, 8);
-            if entry & PRESENT != 0 && entry & RESERVED != 0 {
-                return Err(Fault::GP0);
-            }
-        }
         Ok(())
     }
 }
@@ -226,7 +212,7 @@ fn debug_register(cpu: &mut Cpu, register: Register) -> Exec<usize> {
     cpu.privileged()?;
     if cpu.dr7 & GD != 0 {
         cpu.dr6 |= dr6::BD;
-        return Err(Fault::DB);
+        return Err(Fault::GENERAL_DETECT);
     }
     Ok(if matches!(number, 4 | 5) { number + 2 } else { number })
 }
@@ -239,7 +225,7 @@ fn mov_to_dr(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     }
     match index {
         6 => cpu.dr6 = value & 0xe00f | 0xffff_0ff0,
-        7 => cpu.dr7 = value & 0xffff_23ff | 0x400,
+        7 => cpu.set_dr7(value & 0xffff_23ff | 0x400),
         _ => cpu.dr[index & 3] = value,
     }
     cpu.leave = true;
@@ -257,22 +243,6 @@ fn mov_from_dr(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     Ok(())
 }
 
-fn invlpg(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    cpu.privileged()?;
-    let index = cpu.memory_segment(ins);
-    let offset = cpu.ea_offset(ins);
-    let address = if cpu.mode == Mode::Long {
-        let base = if index >= seg::FS { cpu.segs[index].base } else { 0 };
-        base.wrapping_add(offset)
-    } else {
-        cpu.segs[index].base.wrapping_add(offset) & 0xffff_ffff
-    };
-    // Like a NOP for an address that is not canonical: there is no translation of it.
-    cpu.tlb.flush_page(address);
-    cpu.leave = true;
-    Ok(())
-}
-
 /// INVD and WBINVD: there are no caches that the guest could see.
 fn cache_control(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.privileged()
@@ -282,11 +252,14 @@ fn xgetbv(cpu: &mut Cpu, _: &Instruction) -> Exec {
     if cpu.cr4 & CR4_OSXSAVE == 0 {
         return Err(Fault::UD);
     }
-    if cpu.gpr[gpr::RCX] as u32 != 0 {
-        return Err(Fault::GP0);
-    }
-    cpu.gpr[gpr::RAX] = cpu.xcr0 & 0xffff_ffff;
-    cpu.gpr[gpr::RDX] = cpu.xcr0 >> 32;
+    let value = match cpu.gpr[gpr::RCX] as u32 {
+        0 => cpu.xcr0,
+        // What is not in its initial configuration (Intel SDM vol. 1, 13.2).
+        1 if cpu.model.features.has(Feature::Xgetbv1) => cpu.xcr0 & cpu.state_in_use(),
+        _ => return Err(Fault::GP0),
+    };
+    cpu.gpr[gpr::RAX] = value & 0xffff_ffff;
+    cpu.gpr[gpr::RDX] = value >> 32;
     Ok(())
 }
 
@@ -299,13 +272,12 @@ fn xsetbv(cpu: &mut Cpu, _: &Instruction) -> Exec {
     }
     cpu.privileged()?;
     let value = cpu.gpr[gpr::RAX] & 0xffff_ffff | cpu.gpr[gpr::RDX] << 32;
-    let avx = if cpu.model.features.has(Feature::Avx) { AVX } else { 0 };
-    let bad = value & !(X87 | SSE | avx) != 0 || value & X87 == 0 || value & (SSE | AVX) == AVX;
+    let bad = value & !cpu.model.xcr0_mask() != 0 || value & X87 == 0 || value & (SSE | AVX) == AVX;
     if cpu.gpr[gpr::RCX] as u32 != 0 || bad {
         return Err(Fault::GP0);
     }
     cpu.xcr0 = value;
-    cpu.leave = true;
+    cpu.update_mode();
     Ok(())
 }
 
@@ -319,7 +291,6 @@ pub(super) fn register(table: &mut Table) {
     table.set(&[Clts], clts);
     table.set(&[Lmsw_rm16, Lmsw_r32m16, Lmsw_r64m16], lmsw);
     table.set(&[Smsw_rm16, Smsw_r32m16, Smsw_r64m16], smsw);
-    table.set(&[Invlpg_m], invlpg);
     table.set(&[Invd, Wbinvd, Wbnoinvd], cache_control);
     table.set(&[Xgetbv], xgetbv);
     table.set(&[Xsetbv], xsetbv);

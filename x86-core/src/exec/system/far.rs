@@ -1,5 +1,4 @@
-//! Far JMP and CALL, directly and through call gates (Intel SDM vol. 3, 5.8). Task gates and TSSs are refused with
-//! #GP(selector): there is no hardware task switch.
+//! Far JMP and CALL, directly and through call gates (Intel SDM vol. 3, 5.8). Task gates and TSSs lead to `task.rs`.
 
 use accel_api::gpr;
 use iced_x86::{Code, Instruction, OpKind};
@@ -9,6 +8,7 @@ use crate::cpu::seg;
 use crate::event::NewStack;
 use crate::exec::Table;
 use crate::segment::{is_null, null_segment, rpl, system_type};
+use crate::task::{Reason, leads_to_task};
 use crate::{Cpu, Descriptor, Ea, Exec, Fault};
 
 /// Where a far transfer in protected mode leads.
@@ -41,13 +41,19 @@ fn pointer<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec<(u16, u64)> {
 }
 
 impl Cpu {
-    fn far_target(&mut self, selector: u16, offset: u64, jump: bool) -> Exec<Target> {
+    /// Where a far JMP or CALL leads; `None` if it has led to another task already.
+    fn far_target(&mut self, selector: u16, offset: u64, jump: bool) -> Exec<Option<Target>> {
         if is_null(selector) {
             return Err(Fault::GP0);
         }
         let d = self.descriptor(selector, Fault::gp)?;
         if d.is_system() {
-            return self.gate_target(selector, d, jump);
+            if !self.long_mode() && leads_to_task(d.kind()) {
+                let reason = if jump { Reason::Jump } else { Reason::Call };
+                self.far_to_task(selector, d, reason)?;
+                return Ok(None);
+            }
+            return self.gate_target(selector, d, jump).map(Some);
         }
         let allowed = if d.is_conforming() {
             d.dpl() <= self.cpl
@@ -56,7 +62,7 @@ impl Cpu {
         };
         self.check_code(selector, d, allowed)?;
         self.check_entry(d, offset)?;
-        Ok(Target { selector, code: d, offset, gate: None })
+        Ok(Some(Target { selector, code: d, offset, gate: None }))
     }
 
     fn gate_target(&mut self, selector: u16, d: Descriptor, jump: bool) -> Exec<Target> {
@@ -161,7 +167,7 @@ fn jmp<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     if !cpu.protected() {
         return cpu.real_far_jump(selector, offset);
     }
-    let mut to = cpu.far_target(selector, offset, true)?;
+    let Some(mut to) = cpu.far_target(selector, offset, true)? else { return Ok(()) };
     cpu.mark_accessed(to.selector, &mut to.code)?;
     cpu.enter_code(&to, cpu.cpl);
     cpu.update_mode();
@@ -177,7 +183,7 @@ fn call<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
         cpu.push_return::<W>()?;
         return cpu.real_far_jump(selector, offset);
     }
-    let mut to = cpu.far_target(selector, offset, false)?;
+    let Some(mut to) = cpu.far_target(selector, offset, false)? else { return Ok(()) };
     let width = match to.gate {
         Some(gate) if !to.code.is_conforming() && to.code.dpl() < cpu.cpl => {
             return cpu.call_inward(&mut to, gate);

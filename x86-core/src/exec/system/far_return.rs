@@ -1,5 +1,5 @@
-//! RETF and IRET (Intel SDM vol. 2; vol. 3, 5.8.6, 6.12.1, 6.14.4 and 21.2.2). A nested-task IRET is refused with #GP(0)
-//! in 64-bit mode as the manual says, and with #TS(TR) elsewhere: there is no hardware task switch.
+//! RETF and IRET (Intel SDM vol. 2; vol. 3, 5.8.6, 6.12.1, 6.14.4 and 21.2.2). An IRET with NT set returns to another task
+//! (`task.rs`), in long mode it is #GP(0).
 
 use accel_api::{Segment, gpr};
 use iced_x86::{Code, Instruction};
@@ -157,7 +157,7 @@ fn iret<W: Word>(cpu: &mut Cpu, _: &Instruction) -> Exec {
         return Ok(());
     }
     if cpu.has(flag::NT) {
-        return Err(if cpu.long_mode() { Fault::GP0 } else { Fault::ts(cpu.tr.selector) });
+        return if cpu.long_mode() { Err(Fault::GP0) } else { cpu.return_to_task() };
     }
     let width = W::BYTES as i64;
     let ip = cpu.peek::<W>(0)?.to_u64();

@@ -26,6 +26,16 @@ impl Cpu {
         if self.cpl == 3 && self.cr4 & extension != 0 { Ok(Interrupts::Virtual) } else { Err(Fault::GP0) }
     }
 
+    /// Whether a program whose interrupts are virtual has one pending and may take it: a #GP(0) before its next instruction
+    /// calls the monitor (Intel SDM vol. 3, 21.3.2). IRET and a task switch can bring this about.
+    #[inline]
+    pub fn virtual_interrupt_due(&self) -> bool {
+        const DUE: u64 = flag::VIF | flag::VIP;
+        self.system_flags & DUE == DUE
+            && self.cpl > self.iopl()
+            && matches!(self.interrupt_flag(), Ok(Interrupts::Virtual))
+    }
+
     /// Whether a 16-bit PUSHF, POPF or IRET in virtual-8086 mode acts on VIF; `None` where all is as usual.
     ///
     /// # Errors

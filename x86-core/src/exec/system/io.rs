@@ -55,10 +55,16 @@ impl Cpu {
     }
 
     fn port_in<W: Word>(&mut self, port: u16) -> W {
+        if self.armed {
+            self.note_ports(port, W::BYTES);
+        }
         W::from_u64(self.device(|bus| bus.pio_read(port, io_size::<W>())).into())
     }
 
     fn port_out<W: Word>(&mut self, port: u16, value: W) {
+        if self.armed {
+            self.note_ports(port, W::BYTES);
+        }
         self.device(|bus| bus.pio_write(port, io_size::<W>(), value.to_u64() as u32));
     }
 }
@@ -115,7 +121,8 @@ fn repeat<A: Word>(cpu: &mut Cpu, ins: &Instruction, mut step: impl FnMut(&mut C
     if !ins.has_rep_prefix() && !ins.has_repne_prefix() {
         return step(cpu);
     }
-    for _ in 0..TURN {
+    let turn = if cpu.stops_repeats() { 1 } else { TURN };
+    for _ in 0..turn {
         let count = cpu.reg::<A>(gpr::RCX).to_u64();
         if count == 0 {
             return Ok(());
@@ -124,8 +131,7 @@ fn repeat<A: Word>(cpu: &mut Cpu, ins: &Instruction, mut step: impl FnMut(&mut C
         cpu.set_reg(gpr::RCX, A::from_u64(count - 1));
     }
     if cpu.reg::<A>(gpr::RCX).to_u64() != 0 {
-        cpu.next_rip = cpu.rip;
-        cpu.leave = true;
+        cpu.give_up_turn();
     }
     Ok(())
 }

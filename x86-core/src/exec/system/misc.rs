@@ -24,6 +24,7 @@ fn cpuid(cpu: &mut Cpu, _: &Instruction) -> Exec {
         apic_id: cpu.lapic.apic_id(),
         osxsave: cpu.cr4 & bits::CR4_OSXSAVE != 0,
         apic_enabled: cpu.lapic.is_enabled(),
+        xcr0: cpu.xcr0,
     };
     let out = cpu.model.cpuid(cpu.gpr[gpr::RAX] as u32, cpu.gpr[gpr::RCX] as u32, inputs);
     cpu.gpr[gpr::RAX] = out.eax.into();

@@ -6,6 +6,7 @@ mod far;
 mod far_return;
 mod flags;
 mod interrupt;
+mod invalidate;
 mod io;
 mod misc;
 mod msr;
@@ -22,6 +23,7 @@ pub(super) fn register(table: &mut super::Table) {
     far_return::register(table);
     flags::register(table);
     interrupt::register(table);
+    invalidate::register(table);
     io::register(table);
     misc::register(table);
     msr::register(table);

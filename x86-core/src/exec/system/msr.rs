@@ -66,7 +66,7 @@ impl Cpu {
             GS_BASE => self.segs[seg::GS].base,
             KERNEL_GS_BASE => self.msrs.kernel_gs_base,
             TSC_AUX => {
-                self.announced(Feature::Rdtscp)?;
+                self.announced(Feature::Rdtscp).or(self.announced(Feature::Rdpid))?;
                 self.msrs.tsc_aux.into()
             }
             _ => match self.msrs.read_held(&self.model, index) {
@@ -124,7 +124,7 @@ impl Cpu {
             GS_BASE => self.segs[seg::GS].base = canonical(value)?,
             KERNEL_GS_BASE => self.msrs.kernel_gs_base = canonical(value)?,
             TSC_AUX => {
-                self.announced(Feature::Rdtscp)?;
+                self.announced(Feature::Rdtscp).or(self.announced(Feature::Rdpid))?;
                 self.msrs.tsc_aux = only(value, 0xffff_ffff)? as u32;
             }
             _ => match self.msrs.write_held(&self.model, index, value) {

@@ -23,6 +23,7 @@ fn mov(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 fn shadow(cpu: &mut Cpu, index: usize) {
     if index == seg::SS {
         cpu.shadow = true;
+        cpu.debug_shadow = true;
         cpu.leave = true;
     }
 }

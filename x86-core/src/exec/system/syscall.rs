@@ -58,6 +58,10 @@ fn sysret<W: Word>(cpu: &mut Cpu, _: &Instruction) -> Exec {
         Segment::flat(cs | 3, rights | DPL3),
         Segment::flat(base.wrapping_add(8) | 3, DATA | DPL3),
     );
+    if cpu.has(flag::TF) {
+        // As if the program's SYSCALL were over only now (AMD APM vol. 2, 6.1.1).
+        cpu.pending_debug |= crate::dr6::BS;
+    }
     Ok(())
 }
 

@@ -155,10 +155,13 @@ fn arpl(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     cpu.needs_protected_mode()?;
     let wanted = cpu.read_gpr(ins.op1_register()) as u16 & 3;
     let low = if ins.op0_register() == Register::None {
-        cpu.rmw_op::<u16, bool>(ins, 0, |old| {
-            let low = old & 3 < wanted;
-            Ok((if low { old & !3 | wanted } else { old }, low))
-        })?
+        // Only an RPL that changes is written: the operand may be read-only.
+        let old = cpu.read_op::<u16>(ins, 0)?;
+        let low = old & 3 < wanted;
+        if low {
+            cpu.write_op(ins, 0, old & !3 | wanted)?;
+        }
+        low
     } else {
         let old = cpu.read_gpr(ins.op0_register());
         let low = old as u16 & 3 < wanted;

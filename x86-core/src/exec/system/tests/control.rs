@@ -230,6 +230,41 @@ fn redirected_interrupts() {
     }
 }
 
+/// 21.3.2 and 21.4: VIF and VIP both set call the monitor, where VIF stands for IF.
+#[test]
+fn virtual_interrupts() {
+    let both = flag::VIF | flag::VIP;
+    for (mode, cr4, rflags, due) in [
+        (Mode::Virtual8086, bits::CR4_VME, both, true),
+        (Mode::Virtual8086, bits::CR4_VME, flag::VIF, false),
+        (Mode::Virtual8086, bits::CR4_VME, flag::VIP, false),
+        (Mode::Virtual8086, bits::CR4_VME, both | flag::IOPL, false),
+        (Mode::Virtual8086, bits::CR4_PVI, both, false),
+        (Mode::Virtual8086, 0, both, false),
+        (Mode::Protected32, bits::CR4_PVI, both, true),
+        (Mode::Protected32, bits::CR4_VME, both, false),
+    ] {
+        let mut c = cpu_with_tables(Mode::Protected32, 3);
+        c.cr4 |= cr4;
+        c.set_rflags(rflags | if mode == Mode::Virtual8086 { flag::VM } else { 0 });
+        assert_eq!(c.virtual_interrupt_due(), due, "{mode:?} {cr4:#x} {rflags:#x}");
+    }
+    let mut c = cpu_with_tables(Mode::Protected32, 0);
+    c.cr4 |= bits::CR4_PVI;
+    c.set_rflags(both);
+    assert!(!c.virtual_interrupt_due());
+    // PVI: CLI and STI of level 3 act on VIF; with an interrupt pending STI calls the monitor.
+    let mut c = cpu_with_tables(Mode::Long, 3);
+    c.cr4 |= bits::CR4_PVI;
+    c.set_rflags(flag::IF);
+    run(&mut c, &[0xfb]).unwrap();
+    assert_eq!(c.rflags() & (flag::VIF | flag::IF), flag::VIF | flag::IF);
+    run(&mut c, &[0xfa]).unwrap();
+    assert_eq!(c.rflags() & (flag::VIF | flag::IF), flag::IF);
+    c.set_rflags(flag::VIP);
+    assert_eq!(run(&mut c, &[0xfb]), Err(Fault::GP0));
+}
+
 /// STI: interrupts stay shut for one instruction, but only if they were shut before. CLI and STI obey IOPL.
 #[test]
 fn interrupt_flag() {

@@ -109,7 +109,6 @@ fn direct_far_transfers() {
         (CONFORMING, 0, Ok(())),
         (ABSENT_CODE, 0, Err(Fault::np(ABSENT_CODE))),
         (DATA0, 0, Err(Fault::gp(DATA0))),
-        (TR, 0, Err(Fault::gp(TR))),
         (0, 0, Err(Fault::GP0)),
         (0x108, 0, Err(Fault::gp(0x108))),
     ];
@@ -153,6 +152,37 @@ fn call_gate_with_parameters() {
     // A gate of DPL 0 is not for level 3.
     set_descriptor(&mut c, FREE, gate(CODE0, HANDLER, 12, 0, 0));
     assert_eq!(run(&mut c, &code), Err(Fault::gp(FREE)));
+}
+
+/// 5.8.3: 16-bit gates push words and take 16 bits of the offset; a conforming target keeps the level; JMP may not go
+/// inward.
+#[test]
+fn other_call_gates() {
+    let call = |c: &mut Cpu, opcode: u8| {
+        let mut code = vec![opcode, 0, 0, 0, 0];
+        code.extend((FREE | 3).to_le_bytes());
+        run(c, &code)
+    };
+    let mut c = cpu_with_tables(Mode::Protected32, 3);
+    set_descriptor(&mut c, FREE, gate(CODE0, 0x1_0000 | HANDLER, 4, 3, 1));
+    poke(&mut c, STACK, &[0xaa, 0xbb]);
+    call(&mut c, 0x9a).unwrap();
+    assert_eq!((c.rip, c.cpl, c.gpr[gpr::RSP]), (HANDLER, 0, INNER_STACK - 10));
+    let frame: Vec<u16> = (0..5).map(|i| word(&mut c, INNER_STACK - 10 + 2 * i)).collect();
+    assert_eq!(frame, [0x1007, CODE3, 0xbbaa, STACK as u16, DATA3]);
+    run(&mut c, &[0x66, 0xca, 2, 0]).unwrap();
+    assert_eq!((c.rip, c.cpl, c.gpr[gpr::RSP]), (0x1007, 3, STACK + 2));
+
+    for opcode in [0x9a, 0xea] {
+        let mut c = cpu_with_tables(Mode::Protected32, 3);
+        set_descriptor(&mut c, FREE, gate(CONFORMING, HANDLER, 12, 3, 0));
+        call(&mut c, opcode).unwrap();
+        assert_eq!((c.rip, c.cpl, c.segs[seg::CS].selector), (HANDLER, 3, CONFORMING | 3));
+        assert_eq!(c.gpr[gpr::RSP], if opcode == 0x9a { STACK - 8 } else { STACK });
+    }
+    let mut c = cpu_with_tables(Mode::Protected32, 3);
+    set_descriptor(&mut c, FREE, gate(CODE0, HANDLER, 12, 3, 0));
+    assert_eq!(call(&mut c, 0xea), Err(Fault::gp(CODE0)));
 }
 
 /// 5.8.3.1: call gates of 64-bit mode have 16 bytes, push 8-byte items, and take RSP0.

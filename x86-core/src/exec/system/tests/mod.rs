@@ -1,10 +1,14 @@
 //! Against the Intel SDM; each test names the instruction's page or the section.
 
+mod alignment;
 mod control;
+mod debug;
 mod far;
 mod io;
+mod paging;
 mod privileged;
 mod syscall;
+mod tasks;
 
 use crate::Cpu;
 use crate::testing::{peek, poke};

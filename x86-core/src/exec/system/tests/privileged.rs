@@ -96,10 +96,10 @@ fn cr0_rules() {
 fn cr4_rules() {
     let mut c = cpu(Mode::Long);
     assert!(!c.model.features.has(Feature::Umip) && !c.model.features.has(Feature::Xsave));
-    for bit in [CR4_UMIP, CR4_OSXSAVE, CR4_PCIDE, 1 << 12, 1 << 13, 1 << 22, 1 << 24, 1 << 40] {
+    for bit in [CR4_VME, CR4_UMIP, CR4_OSXSAVE, CR4_PCIDE, 1 << 12, 1 << 13, 1 << 22, 1 << 24, 1 << 40] {
         assert_eq!(c.write_cr4(CR4_PAE | bit), Err(Fault::GP0), "{bit:#x}");
     }
-    c.write_cr4(CR4_PAE | CR4_SMEP | CR4_SMAP | CR4_PGE | CR4_FSGSBASE | CR4_TSD | CR4_VME).unwrap();
+    c.write_cr4(CR4_PAE | CR4_SMEP | CR4_SMAP | CR4_PGE | CR4_FSGSBASE | CR4_TSD).unwrap();
     assert_eq!(c.tlb_mode(), TlbMode::SupervisorOnly);
     c.write_cr4(CR4_PAE).unwrap();
     assert!(!c.sse_ready);
@@ -181,7 +181,7 @@ fn debug_registers() {
     assert_eq!(run(&mut c, &[0x0f, 0x21, 0xe8]), Err(Fault::UD));
     c.dr6 = 0xffff_0ff0;
     c.dr7 |= 1 << 13;
-    assert_eq!(run(&mut c, &[0x0f, 0x21, 0xc0]), Err(Fault::DB));
+    assert_eq!(run(&mut c, &[0x0f, 0x21, 0xc0]), Err(Fault::GENERAL_DETECT));
     assert_eq!(c.dr6, 0xffff_2ff0);
     assert_eq!(run(&mut c, &[0x0f, 0x20, 0xc8]), Err(Fault::UD)); // CR1
 }
@@ -292,6 +292,14 @@ fn looks_at_descriptors() {
     assert_eq!((c.gpr[gpr::RAX], c.flags.zf()), (0x13, true));
     run(&mut c, &[0x63, 0xd8]).unwrap();
     assert!(!c.flags.zf());
+    // In memory that is read-only, an RPL that stays is no fault: arpl cs:[bx], ax.
+    let mut c = cpu(Mode::Protected32);
+    poke(&mut c, 0x3000, &[3, 0]);
+    (c.gpr[gpr::RAX], c.gpr[gpr::RBX]) = (2, 0x3000);
+    assert_eq!(run(&mut c, &[0x2e, 0x63, 0x03]), Ok(()));
+    assert!(!c.flags.zf());
+    c.gpr[gpr::RBX] = 0x3001;
+    assert_eq!(run(&mut c, &[0x2e, 0x63, 0x03]), Err(Fault::GP0));
     let mut c = cpu(Mode::Real);
     assert_eq!(run(&mut c, &[0x0f, 0x02, 0xd8]), Err(Fault::UD));
     assert_eq!(run(&mut c, &[0x63, 0xd8]), Err(Fault::UD));
@@ -373,6 +381,29 @@ fn time_stamp_counter() {
     run(&mut c, &[0x0f, 0x31]).unwrap();
     c.cr4 |= CR4_TSD;
     assert_eq!(run(&mut c, &[0x0f, 0x31]), Err(Fault::GP0));
+}
+
+/// 2.5, CR4.UMIP: SGDT, SIDT, SLDT, STR and SMSW are for level 0 then. CR4 takes the bits of all that software CPUs offer.
+#[test]
+fn user_mode_instruction_prevention() {
+    let stores: [&[u8]; 5] = [
+        &[0x0f, 0x01, 0x03],
+        &[0x0f, 0x01, 0x0b],
+        &[0x0f, 0x00, 0xc0],
+        &[0x0f, 0x00, 0xc8],
+        &[0x0f, 0x01, 0xe0],
+    ];
+    for (cpl, umip, want) in [(3, true, Err(Fault::GP0)), (3, false, Ok(())), (0, true, Ok(()))] {
+        let mut c = cpu_with_tables(Mode::Long, cpl);
+        std::sync::Arc::make_mut(&mut c.model).features = crate::soft::features();
+        c.write_cr4(c.cr4 | CR4_PCE | CR4_VME | if umip { CR4_UMIP } else { 0 }).unwrap();
+        c.gpr[gpr::RBX] = 0x3000;
+        for code in stores {
+            assert_eq!(run(&mut c, code), want, "{code:x?} CPL {cpl} UMIP {umip}");
+        }
+        // There are no performance counters, whoever may ask for them.
+        assert_eq!(run(&mut c, &[0x0f, 0x33]), Err(Fault::GP0));
+    }
 }
 
 /// The local APIC's MSRs and CR8 reach it, and the executor is told to look for interrupts.

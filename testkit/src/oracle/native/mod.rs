@@ -2,25 +2,36 @@
 //!
 //! 1. The window and the code page lie at the fixed addresses of [`super::case`], which the software CPU's page tables
 //!    use too. The rest of the low 4 GiB is reserved without access, so that stray addresses fault.
-//! 2. [`enter`] loads the x87 and vector state with XRSTOR, then the general registers, and IRETQ loads RIP, RFLAGS and
+//! 2. `enter` loads the x87 and vector state with XRSTOR, then the general registers, and IRETQ loads RIP, RFLAGS and
 //!    RSP at once. IRETQ is serialising, which makes code written through another mapping visible.
-//! 3. Behind the instruction stands `int3`; whatever happens, a signal comes. Its handler, on a stack of its own, copies
-//!    the interrupted state out of the signal frame and sends the thread to [`leave`].
+//! 3. Code of 32 bits runs in the kernel's segment for it, code of 16 bits in one of an LDT (`ldt`). IRETQ leads to a
+//!    stub there, which loads SS:ESP as a whole (IRETQ leaves half of ESP alone when SS is a 16-bit segment), and
+//!    jumps on.
+//! 4. Behind the instruction stands `int3`; whatever happens, a signal comes. Its handler, on a stack of its own, copies
+//!    the interrupted state out of the signal frame and sends the thread back.
 //!
 //! Signal handlers belong to the process and the addresses are fixed, so there is one [`Native`] at a time.
 #![allow(unsafe_code)] // fixed mappings, signal handlers, and a jump into the instruction under test
 
-use std::arch::naked_asm;
+mod enter;
+mod ldt;
+mod watchdog;
+mod xsave;
+
 use std::ffi::c_void;
 use std::io;
-use std::mem::{offset_of, zeroed};
+use std::mem::zeroed;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use accel_api::FpuState;
-
-use super::case::{CODE, CODE_SIZE, Case, End, Outcome, Raised, START, State, WINDOW, WINDOW_SIZE, WRITABLE};
+use super::case::{
+    CODE, CODE_SIZE, Case, CodeSize, End, Outcome, Raised, START, STUB, STUB_SIZE, State, WINDOW,
+    WINDOW_SIZE, WRITABLE, seg,
+};
+use super::segments::{CODE32, CODE64, DATA};
+use enter::{Context, HANGS, go, on_signal};
+use watchdog::Watchdog;
+use xsave::{from_xsave, to_xsave};
 
 /// Why instructions cannot be run natively here.
 #[derive(Debug, thiserror::Error)]
@@ -39,30 +50,22 @@ pub enum Unavailable {
         /// What the host said.
         source: io::Error,
     },
+    /// Code of 32 bits cannot be run.
+    #[error("the kernel has no code segment of 32 bits for programs")]
+    Compatibility,
+    /// No LDT, and so no code of 16 bits and no segments with limits.
+    #[error("modify_ldt: {0}")]
+    Ldt(io::Error),
     /// Signals could not be set up.
     #[error("signal handlers: {0}")]
     Signals(io::Error),
 }
 
-const SIGNALS: [i32; 5] = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGBUS];
+const SIGNALS: [i32; 6] =
+    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGBUS, watchdog::SIGNAL];
 const ALT_STACK: usize = 128 << 10;
-/// Legacy area, header and AVX in the standard format of XSAVE (Intel SDM vol. 1, 13.4).
-const XSAVE_SIZE: usize = 512 + 64 + 256;
-
-#[repr(C, align(64))]
-struct Context {
-    xsave: [u8; XSAVE_SIZE],
-    gpr: [u64; 16],
-    /// RIP, CS, RFLAGS, RSP, SS, as IRETQ pops them.
-    frame: [u64; 5],
-    host_rsp: u64,
-    /// What the signal handler found.
-    found: [i64; 23],
-    found_xsave: [u8; XSAVE_SIZE],
-}
 
 static LOCK: Mutex<()> = Mutex::new(());
-static CURRENT: AtomicPtr<Context> = AtomicPtr::new(null_mut());
 
 /// The host's processor, ready to run cases on this thread.
 #[derive(Debug)]
@@ -74,14 +77,9 @@ pub struct Native {
     old_actions: Vec<(i32, libc::sigaction)>,
     old_stack: libc::stack_t,
     _stack: Box<[u8]>,
-    selectors: (u64, u64),
+    ldt: bool,
+    watchdog: Option<Watchdog>,
     _guard: MutexGuard<'static, ()>,
-}
-
-impl std::fmt::Debug for Context {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context").finish_non_exhaustive()
-    }
 }
 
 impl Native {
@@ -94,11 +92,6 @@ impl Native {
             return Err(Unavailable::Xsave);
         }
         let guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-        let (cs, ss): (u64, u64);
-        // SAFETY: reads two selectors.
-        unsafe {
-            std::arch::asm!("mov {0:e}, cs", "mov {1:e}, ss", out(reg) cs, out(reg) ss, options(nomem, nostack));
-        }
         // SAFETY: all fields are plain data for which zeros are valid.
         let (context, old_stack) = unsafe { (Box::new(zeroed::<Context>()), zeroed()) };
         let mut native = Self {
@@ -109,12 +102,32 @@ impl Native {
             old_actions: Vec::new(),
             old_stack,
             _stack: vec![0; ALT_STACK].into_boxed_slice(),
-            selectors: (cs, ss),
+            ldt: false,
+            watchdog: None,
             _guard: guard,
         };
         native.map()?;
         native.catch_signals().map_err(Unavailable::Signals)?;
+        native.watchdog = Some(Watchdog::new().map_err(Unavailable::Signals)?);
         Ok(native)
+    }
+
+    /// Makes code of `size` possible.
+    ///
+    /// # Errors
+    /// Why the host does not allow it.
+    pub fn enable(&mut self, size: CodeSize) -> Result<(), Unavailable> {
+        if size == CodeSize::Bits64 {
+            return Ok(());
+        }
+        if !ldt::has_code32() {
+            return Err(Unavailable::Compatibility);
+        }
+        if !self.ldt {
+            ldt::install().map_err(Unavailable::Ldt)?;
+            self.ldt = true;
+        }
+        Ok(())
     }
 
     fn map(&mut self) -> Result<(), Unavailable> {
@@ -203,7 +216,7 @@ impl Native {
             unsafe {
                 let mut action: libc::sigaction = zeroed();
                 action.sa_sigaction = on_signal as *const () as usize;
-                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
                 libc::sigemptyset(&mut action.sa_mask);
                 let mut old = zeroed();
                 if libc::sigaction(signal, &action, &mut old) < 0 {
@@ -217,7 +230,19 @@ impl Native {
 
     /// Runs one case.
     pub fn run(&mut self, case: &Case) -> Outcome {
+        loop {
+            let outcome = self.attempt(case);
+            // The way back from a handler does not restore all flags: a case in which the watchdog came counts only
+            // when it came to stay.
+            if self.context.ticks == 0 || outcome.end == End::Hang {
+                return outcome;
+            }
+        }
+    }
+
+    fn attempt(&mut self, case: &Case) -> Outcome {
         let start = (START - CODE) as usize;
+        let stub = case.stub();
         // SAFETY: the alias covers window and code; nothing else refers to it while `self` is borrowed.
         unsafe {
             std::ptr::copy_nonoverlapping(
@@ -227,30 +252,39 @@ impl Native {
             );
             let code = std::slice::from_raw_parts_mut(self.code.add(start), case.bytes.len());
             code.copy_from_slice(&case.bytes);
+            std::slice::from_raw_parts_mut(self.code.add((STUB - CODE) as usize), STUB_SIZE)
+                .copy_from_slice(&stub);
         }
         let context = &mut *self.context;
         context.gpr = case.state.gpr;
-        let (cs, ss) = self.selectors;
-        context.frame = [case.state.rip, cs, case.state.rflags, case.state.gpr[4], ss];
+        let selectors = &case.state.selectors;
+        context.selectors = [selectors[seg::ES], selectors[seg::DS], selectors[seg::GS]];
+        let (rip, cs, ss) = match case.state.size() {
+            CodeSize::Bits64 => (case.state.rip, CODE64, selectors[seg::SS]),
+            _ => (STUB, CODE32, DATA),
+        };
+        context.frame = [rip, cs.into(), case.state.rflags, case.state.gpr[4], ss.into()];
         to_xsave(&case.state.fpu, &mut context.xsave);
-        let context: *mut Context = context;
-        CURRENT.store(context, Ordering::Release);
         // SAFETY: the context is complete. Whatever the instruction does, it can reach nothing but the window: the
         // generator leaves out what has other effects, and addresses outside the window have no access.
-        unsafe { enter(context) };
-        CURRENT.store(null_mut(), Ordering::Release);
+        unsafe { go(context) };
         // SAFETY: as above.
         let memory = unsafe {
             std::ptr::write_bytes(self.code.add(start), 0xcc, case.bytes.len());
             std::slice::from_raw_parts(self.window, WINDOW_SIZE).to_vec()
         };
-        let (state, end) = found(&self.context);
+        let (state, end) = found(&self.context, case);
         Outcome { end, state, memory }
     }
 }
 
 impl Drop for Native {
     fn drop(&mut self) {
+        if self.ldt {
+            // A process that may have an LDT may empty it.
+            let _ = ldt::remove();
+        }
+        self.watchdog = None;
         for (signal, old) in &self.old_actions {
             // SAFETY: puts back what was there.
             unsafe { libc::sigaction(*signal, old, null_mut()) };
@@ -266,151 +300,7 @@ impl Drop for Native {
     }
 }
 
-/// Loads the whole state of `context` and goes on in the code page. Returns when [`leave`] is reached.
-///
-/// # Safety
-/// `context` must be in [`CURRENT`], and the code must end in a signal.
-#[unsafe(naked)]
-unsafe extern "sysv64" fn enter(context: *mut Context) {
-    naked_asm!(
-        "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
-        "mov [rdi + {host}], rsp",
-        "mov eax, 7", "xor edx, edx", "xrstor64 [rdi]",
-        "lea rsp, [rdi + {frame}]",
-        "mov rax, [rdi + {gpr}]", "mov rcx, [rdi + {gpr} + 8]", "mov rdx, [rdi + {gpr} + 16]",
-        "mov rbx, [rdi + {gpr} + 24]", "mov rbp, [rdi + {gpr} + 40]", "mov rsi, [rdi + {gpr} + 48]",
-        "mov r8, [rdi + {gpr} + 64]", "mov r9, [rdi + {gpr} + 72]", "mov r10, [rdi + {gpr} + 80]",
-        "mov r11, [rdi + {gpr} + 88]", "mov r12, [rdi + {gpr} + 96]", "mov r13, [rdi + {gpr} + 104]",
-        "mov r14, [rdi + {gpr} + 112]", "mov r15, [rdi + {gpr} + 120]", "mov rdi, [rdi + {gpr} + 56]",
-        "iretq",
-        host = const offset_of!(Context, host_rsp),
-        frame = const offset_of!(Context, frame),
-        gpr = const offset_of!(Context, gpr),
-    )
-}
-
-/// Where the signal handler sends the thread, with RSP as [`enter`] left it.
-///
-/// # Safety
-/// Only for the signal handler.
-#[unsafe(naked)]
-unsafe extern "sysv64" fn leave() {
-    naked_asm!(
-        // NT, which would make the next IRETQ fault, and ID are not among the flags that a signal frame restores.
-        "push 0x202",
-        "popfq",
-        "fninit",
-        "push 0x1f80",
-        "ldmxcsr [rsp]",
-        "pop rax",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
-    )
-}
-
-/// Takes the state out of the signal frame, and makes the frame return to [`leave`].
-extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, frame: *mut c_void) {
-    // The kernel leaves AC as the instruction set it; the compiled code below may access unaligned data.
-    // SAFETY: clears one flag.
-    unsafe { std::arch::asm!("pushfq", "and dword ptr [rsp], {ac}", "popfq", ac = const !(1i32 << 18)) };
-    let context = CURRENT.swap(null_mut(), Ordering::AcqRel);
-    if context.is_null() {
-        // Not ours: what faulted will fault again, and then do what it does without us.
-        // SAFETY: sets a default action.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-        return;
-    }
-    // SAFETY: the kernel's frame is valid and nobody else uses it; the context is alive as `run` has not returned.
-    unsafe {
-        let frame = &mut *frame.cast::<libc::ucontext_t>();
-        let context = &mut *context;
-        let registers = &mut frame.uc_mcontext.gregs;
-        context.found.copy_from_slice(registers);
-        let fp = frame.uc_mcontext.fpregs.cast::<u8>();
-        save_fp(fp, &mut context.found_xsave);
-        registers[libc::REG_RIP as usize] = leave as *const () as i64;
-        registers[libc::REG_RSP as usize] = context.host_rsp as i64;
-        registers[libc::REG_EFL as usize] = 0x202;
-    }
-}
-
-/// Copies the frame's XSAVE area and empties it, so that the thread goes on with initial state.
-///
-/// # Safety
-/// `fp` must be null or the frame's floating-point state.
-unsafe fn save_fp(fp: *mut u8, out: &mut [u8; XSAVE_SIZE]) {
-    /// Says in the area's software-reserved bytes that more than FXSAVE's 512 bytes are there.
-    const MAGIC: u32 = 0x4650_5853;
-    const MAGIC_AT: usize = 464;
-    if fp.is_null() {
-        return;
-    }
-    // SAFETY: 512 bytes are always there, the rest when the magic number says so.
-    unsafe {
-        let extended = fp.add(MAGIC_AT).cast::<u32>().read_unaligned() == MAGIC;
-        let len = if extended { XSAVE_SIZE } else { 512 };
-        std::ptr::copy_nonoverlapping(fp, out.as_mut_ptr(), len);
-        if extended {
-            fp.add(512).cast::<u64>().write_unaligned(0);
-        } else {
-            out[512..].fill(0);
-            out[512] = 3;
-        }
-    }
-}
-
-fn to_xsave(fpu: &FpuState, out: &mut [u8; XSAVE_SIZE]) {
-    out.fill(0);
-    out[0..2].copy_from_slice(&fpu.fcw.to_le_bytes());
-    out[2..4].copy_from_slice(&fpu.fsw.to_le_bytes());
-    out[4] = fpu.ftw;
-    out[24..28].copy_from_slice(&fpu.mxcsr.to_le_bytes());
-    for (i, value) in fpu.st.iter().enumerate() {
-        out[32 + 16 * i..][..10].copy_from_slice(value);
-    }
-    for (i, [a, b, c, d]) in fpu.ymm.iter().enumerate() {
-        for (place, lane) in [(160, a), (168, b), (576, c), (584, d)] {
-            out[place + 16 * i..][..8].copy_from_slice(&lane.to_le_bytes());
-        }
-    }
-    out[512] = 7;
-}
-
-fn from_xsave(area: &[u8; XSAVE_SIZE]) -> FpuState {
-    let word = |at: usize| u16::from_le_bytes([area[at], area[at + 1]]);
-    let lane = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&area[at..at + 8]);
-        u64::from_le_bytes(bytes)
-    };
-    let mut fpu = FpuState::reset();
-    fpu.mxcsr = lane(24) as u32;
-    // A component whose bit is clear is in its initial state, whatever the area holds.
-    let present = lane(512);
-    fpu.xstate_bv = present & 7;
-    if present & 1 != 0 {
-        (fpu.fcw, fpu.fsw, fpu.ftw) = (word(0), word(2), area[4]);
-        for (i, value) in fpu.st.iter_mut().enumerate() {
-            value.copy_from_slice(&area[32 + 16 * i..][..10]);
-        }
-    }
-    for (i, register) in fpu.ymm.iter_mut().enumerate() {
-        if present & 2 != 0 {
-            (register[0], register[1]) = (lane(160 + 16 * i), lane(168 + 16 * i));
-        }
-        if present & 4 != 0 {
-            (register[2], register[3]) = (lane(576 + 16 * i), lane(584 + 16 * i));
-        }
-    }
-    fpu
-}
-
-fn found(context: &Context) -> (State, End) {
+fn found(context: &Context, case: &Case) -> (State, End) {
     use libc::{
         REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RAX, REG_RBP, REG_RBX,
         REG_RCX, REG_RDI, REG_RDX, REG_RSI, REG_RSP,
@@ -422,18 +312,24 @@ fn found(context: &Context) -> (State, End) {
     const BREAKPOINT: u64 = 3;
     const PAGE_FAULT: u64 = 14;
     let register = |index: i32| context.found[index as usize] as u64;
+    let [es, ds, fs, gs] = context.found_selectors;
+    let csgsfs = register(libc::REG_CSGSFS);
     let mut state = State {
         gpr: ORDER.map(register),
         rip: register(libc::REG_RIP),
         rflags: register(libc::REG_EFL),
+        selectors: [es, csgsfs as u16, (csgsfs >> 48) as u16, ds, fs, gs],
         fpu: from_xsave(&context.found_xsave),
     };
+    if context.ticks >= HANGS {
+        return (state, End::Hang);
+    }
     let vector = register(libc::REG_TRAPNO);
     if vector == BREAKPOINT {
         state.rip = state.rip.wrapping_sub(1);
         return (state, End::Done);
     }
-    if state.rip != START {
+    if (state.rip, state.selectors[seg::CS]) != (case.state.rip, case.state.selectors[seg::CS]) {
         // A branch has finished, and its target cannot be fetched.
         return (state, End::Done);
     }
@@ -449,6 +345,7 @@ fn found(context: &Context) -> (State, End) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oracle::segments::{CODE16, DATA16};
 
     fn case(bytes: &[u8]) -> Case {
         Case { bytes: bytes.to_vec(), state: State::new(), memory: vec![0; WINDOW_SIZE] }
@@ -494,6 +391,33 @@ mod tests {
         let undefined = native.run(&case(&[0x0f, 0x0b]));
         assert_eq!(undefined.end, End::Fault(Raised { vector: 6, error: 0, address: 0 }));
         assert_eq!(native.run(&case(&[0x90])).end, End::Done);
+    }
+
+    #[test]
+    fn what_does_not_end_is_ended() {
+        let Ok(mut native) = Native::new() else { return };
+        assert_eq!(native.run(&case(&[0xeb, 0xfe])).end, End::Hang);
+        assert_eq!(native.run(&case(&[0x90])).end, End::Done);
+    }
+
+    #[test]
+    fn code_of_other_sizes_runs() {
+        let Ok(mut native) = Native::new() else { return };
+        for (cs, data, size) in [(CODE32, DATA, CodeSize::Bits32), (CODE16, DATA16, CodeSize::Bits16)] {
+            if native.enable(size).is_err() {
+                continue;
+            }
+            // inc eax, which in 64-bit mode is a prefix.
+            let state = State { rflags: 0x203, ..State::with_selectors([data, cs, data, data, 0, 0]) };
+            let mut inc = Case { state, ..case(&[0x40]) };
+            inc.state.gpr[..8].copy_from_slice(&[0x8765_ffff, 1, 2, 3, 0x1234_5678, 5, 6, 7]);
+            let out = native.run(&inc);
+            assert_eq!(out.end, End::Done);
+            let eax = if size == CodeSize::Bits32 { 0x8766_0000 } else { 0x8765_0000 };
+            assert_eq!(out.state.gpr[..8], [eax, 1, 2, 3, 0x1234_5678, 5, 6, 7]);
+            assert_eq!((out.state.rip, out.state.selectors), (inc.state.rip + 1, inc.state.selectors));
+            assert_eq!(native.run(&case(&[0x90])).end, End::Done);
+        }
     }
 
     #[test]

@@ -1,0 +1,172 @@
+//! The same guest on KVM and on the interpreter: at the same points of its program both save the same state.
+//!
+//! Runs where KVM has hardware behind it, which is also in `cargo xtask kvm-lab`.
+
+use std::io::Write as _;
+use std::sync::{Arc, OnceLock};
+
+use accel_api::{Accelerator, CpuState, Exit, Kick};
+use iced_x86::code_asm::*;
+use testkit::rig::{Rig, cell, map, sel};
+use testkit::snippet::Asm;
+
+/// Port whose OUT is a point of comparison.
+const POINT: u32 = 0xe0;
+
+fn point(a: &mut CodeAssembler) -> Asm {
+    a.out(POINT, al)
+}
+
+fn wrmsr(a: &mut CodeAssembler, index: u32, value: u64) -> Asm {
+    a.mov(ecx, index)?;
+    a.mov(eax, value as u32)?;
+    a.mov(edx, (value >> 32) as u32)?;
+    a.wrmsr()
+}
+
+/// General registers and flags, vector and x87 registers.
+fn computing(a: &mut CodeAssembler) -> Asm {
+    a.mov(rax, 0x8877_6655_4433_2211u64)?;
+    a.mov(rbx, 0x0f0f_0f0f_0f0f_0f0fu64)?;
+    a.add(rbx, rax)?;
+    a.adc(r8, rbx)?;
+    a.imul_3(r9, rax, 77)?;
+    a.std()?;
+    point(a)?;
+    a.cld()?;
+    a.movq(xmm3, rax)?;
+    a.punpcklqdq(xmm3, xmm3)?;
+    a.cvtsi2sd(xmm4, rbx)?;
+    a.sqrtsd(xmm5, xmm4)?;
+    a.mov(dword_ptr(map::DATA), 0x3fa0)?;
+    a.ldmxcsr(dword_ptr(map::DATA))?;
+    point(a)?;
+    a.fninit()?;
+    a.fldpi()?;
+    a.fld1()?;
+    a.fdiv_2(st1, st0)?;
+    a.mov(word_ptr(map::DATA), 0x027f)?;
+    a.fldcw(word_ptr(map::DATA))?;
+    point(a)
+}
+
+/// Segments, descriptor tables, control and debug registers.
+fn system(a: &mut CodeAssembler) -> Asm {
+    a.xor(eax, eax)?;
+    a.mov(ds, eax)?;
+    a.mov(es, eax)?;
+    a.mov(eax, u32::from(sel::USER_DATA))?;
+    a.mov(fs, eax)?;
+    wrmsr(a, 0xc000_0100, 0x7fff_1234_5000)?; // FS base
+    point(a)?;
+    a.mov(eax, u32::from(sel::DATA))?;
+    a.mov(ds, eax)?;
+    a.mov(es, eax)?;
+    a.mov(rax, 0x1_2345_6789u64)?;
+    a.mov(cr2, rax)?;
+    a.mov(rax, cr4)?;
+    a.or(rax, 1 << 7)?; // PGE
+    a.mov(cr4, rax)?;
+    a.mov(dr1, rbx)?;
+    a.mov(eax, 0x0400)?;
+    a.mov(dr7, rax)?;
+    point(a)?;
+    a.mov(word_ptr(map::DATA), 0x7ff)?;
+    a.mov(qword_ptr(map::DATA + 2), map::IDT as i32)?;
+    a.lidt(ptr(map::DATA))?;
+    a.clts()?;
+    point(a)
+}
+
+/// MSRs of all kinds: the processor's, held ones, the TSC's adjustment.
+fn msrs(a: &mut CodeAssembler) -> Asm {
+    for (index, value) in [
+        (0xc000_0081u32, 0x0023_0010_0000_0000u64),
+        (0xc000_0082, 0xffff_8000_0000_1000),
+        (0xc000_0084, 0x4_7700),
+        (0xc000_0102, 0x7fff_0000_2000),
+        (0xc000_0103, 5),
+        (0x174, 8),
+        (0x277, 0x0007_0106_0007_0406),
+        (0x2ff, 0xc06),
+        (0x1a0, 1),
+        (0x48, 1),
+    ] {
+        wrmsr(a, index, value)?;
+    }
+    point(a)
+}
+
+/// The local APIC: priorities, requests, an interrupt in service, an NMI on its way.
+fn interrupts(a: &mut CodeAssembler) -> Asm {
+    a.mov(ebx, map::APIC as u32)?;
+    a.mov(dword_ptr(rbx + 0x80), 0x20)?;
+    a.mov(dword_ptr(rbx + 0x350), 0x1_0041)?;
+    a.mov(dword_ptr(rbx + 0xd0), 0x0200_0000)?;
+    // To itself: one below the priority, one above, the latter delivered and in service.
+    a.mov(dword_ptr(rbx + 0x310), 0)?;
+    a.mov(dword_ptr(rbx + 0x300), 0x4_0025)?;
+    point(a)?;
+    a.sti()?;
+    a.mov(dword_ptr(rbx + 0x300), 0x4_0052)?;
+    let mut wait = a.create_label();
+    a.set_label(&mut wait)?;
+    a.cmp(dword_ptr(cell::COUNT), 1)?;
+    a.jb(wait)?;
+    a.cli()?;
+    point(a)?;
+    a.mov(dword_ptr(rbx + 0xb0), 0)?; // EOI
+    a.mov(dword_ptr(rbx + 0x80), 0)?;
+    point(a)
+}
+
+/// The states at each point.
+fn states(accel: &Arc<dyn Accelerator>) -> Vec<CpuState> {
+    let rig = Rig::new(accel);
+    let kick: Arc<OnceLock<Arc<dyn Kick>>> = Arc::default();
+    let kicked = kick.clone();
+    rig.bus().on_out(POINT as u16, move |_| kicked.get().expect("bound").kick());
+    rig.code(|a| {
+        computing(a)?;
+        system(a)?;
+        msrs(a)?;
+        interrupts(a)?;
+        a.ud2()
+    });
+    let mut runner = rig.vcpu(0, &rig.long_mode(0));
+    kick.set(runner.vcpu.kicker()).expect("set once");
+    let mut states = Vec::new();
+    while states.len() < 10 {
+        assert_eq!(runner.step(), Exit::Kicked);
+        let mut state = runner.save();
+        if testkit::processor::is_emulated() {
+            // QEMU's processor does not keep the x87 pointers.
+            (state.fpu.fip, state.fpu.fdp, state.fpu.fop) = (0, 0, 0);
+        }
+        // A kick may be spurious; points are where OUT ends.
+        if states.last().is_none_or(|last: &CpuState| last.rip != state.rip) {
+            states.push(state);
+        }
+    }
+    states
+}
+
+#[test]
+fn states_are_the_same_at_the_same_points() {
+    let kvm = match accel_kvm::create() {
+        Ok(accel) if testkit::processor::has_virtualisation() => accel,
+        other => {
+            let required = std::env::var("GEARSHIFT_KVM").is_ok_and(|value| value == "required");
+            assert!(!required, "no KVM with hardware behind it: {other:?}");
+            let line = "SKIPPED (optional): states on KVM and on the interpreter: no hardware KVM here\n";
+            std::io::stderr().write_all(line.as_bytes()).expect("standard error");
+            return;
+        }
+    };
+    let interp = accel_interp::create().expect("the interpreter runs everywhere");
+    let (on_kvm, on_interp) = (states(&kvm), states(&interp));
+    for (n, (left, right)) in on_kvm.iter().zip(&on_interp).enumerate() {
+        let differences: Vec<_> = left.diff(right).iter().map(ToString::to_string).collect();
+        assert!(differences.is_empty(), "point {n}, KVM != interpreter: {differences:#?}");
+    }
+}

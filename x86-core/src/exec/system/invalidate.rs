@@ -1,0 +1,58 @@
+//! INVLPG and INVPCID (Intel SDM vol. 3, 4.10.4.1).
+//!
+//! The soft TLB is not tagged with PCIDs: a load of CR3 empties it of all but global translations whatever bit 63 says,
+//! which is always allowed, so no translation of another PCID than the current one is ever remembered.
+
+use accel_api::Feature;
+use iced_x86::{Code, Instruction};
+
+use crate::exec::Table;
+use crate::mode::{Mode, bits::CR4_PCIDE};
+use crate::{Cpu, Exec, Fault};
+
+fn invlpg(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    cpu.privileged()?;
+    let index = cpu.memory_segment(ins);
+    let offset = cpu.ea_offset(ins);
+    let address = if cpu.mode == Mode::Long {
+        let base = if index >= crate::cpu::seg::FS { cpu.segs[index].base } else { 0 };
+        base.wrapping_add(offset)
+    } else {
+        cpu.segs[index].base.wrapping_add(offset) & 0xffff_ffff
+    };
+    // Like a NOP for an address that is not canonical: there is no translation of it.
+    cpu.tlb.flush_page(address);
+    cpu.leave = true;
+    Ok(())
+}
+
+/// INVPCID: the type in the register, PCID and address in the descriptor (vol. 2A, INVPCID).
+fn invpcid(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    const PCID: u64 = 0xfff;
+    if !cpu.model.features.has(Feature::Invpcid) {
+        return Err(Fault::UD);
+    }
+    cpu.privileged()?;
+    let kind = cpu.read_gpr(ins.op0_register());
+    let ea = cpu.ea(ins, 16, false)?;
+    let pcid: u64 = cpu.load(ea)?;
+    let address: u64 = cpu.load(ea.plus(8))?;
+    let current = cpu.cr4 & CR4_PCIDE != 0 || pcid == 0;
+    match kind {
+        _ if pcid & !PCID != 0 => return Err(Fault::GP0),
+        // One address of one PCID.
+        0 if current && Cpu::canonical(address) => cpu.tlb.flush_page(address),
+        // All of one PCID, and all of all, global translations kept.
+        1 if current => cpu.tlb.flush_non_global(),
+        3 => cpu.tlb.flush_non_global(),
+        2 => cpu.tlb.flush_all(),
+        _ => return Err(Fault::GP0),
+    }
+    cpu.leave = true;
+    Ok(())
+}
+
+pub(super) fn register(table: &mut Table) {
+    table.set(&[Code::Invlpg_m], invlpg);
+    table.set(&[Code::Invpcid_r32_m128, Code::Invpcid_r64_m128], invpcid);
+}
