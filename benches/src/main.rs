@@ -1,6 +1,6 @@
 //! Guests side by side: our backends, QEMU's TCG and, for user-space programs, the host itself.
 //!
-//! 1. An experiment (`boot`, `micro`, `user`) has rows (guests or classes of work) and columns ([`subject::Subject`]).
+//! 1. An experiment (`boot`, `micro`, `user`, `exits`, `start`) has rows (guests or classes of work) and columns ([`subject::Subject`]).
 //! 2. Every subject runs in a process of its own, pinned to one core: ours is this very program, started again with
 //!    the hidden command `guest`, so that its memory can be told from the benchmark's.
 //! 3. Rounds are interleaved, A B C A B C, after rounds of warm-up: what slows the host down slows all alike. Reported
@@ -53,7 +53,12 @@ enum What {
         suite: user::Options,
     },
     /// What leaving a guest costs on KVM (`--accel kvm`), beside a C program that has ioctl alone
-    Exits(Common),
+    Exits {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        exits: exits::Options,
+    },
     /// From the start of the process to the guest's first byte; memory
     Start(Common),
     /// All of these but `exits` and `start`
@@ -159,7 +164,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().what {
         What::Guest(options) => return guest::main(&options),
         What::ExitsGuest(options) => return exits::ours::main(&options),
-        What::Exits(common) => measure(&common, &[&exits::run]),
+        What::Exits { common, exits } => measure(&common, &[&exits::experiment(&exits)]),
         What::Start(common) => measure(&common, &[&start::run]),
         What::Boot(common) => measure(&common, &[&boot::run]),
         What::Micro(common) => measure(&common, &[&micro::run]),

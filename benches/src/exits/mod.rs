@@ -14,7 +14,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
 use crate::error::Failure;
 use crate::host::{self, Scratch};
@@ -72,14 +72,29 @@ impl Event {
     }
 }
 
-pub(crate) fn run(setup: &Setup, report: &mut Report) -> Result<Vec<String>, Failure> {
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Use this program instead of building benches/c/kvm_exits.c
+    #[arg(long, value_name = "F")]
+    ioctl: Option<PathBuf>,
+}
+
+/// The experiment with these options.
+pub(crate) fn experiment(options: &Options) -> impl Fn(&Setup, &mut Report) -> Result<Vec<String>, Failure> {
+    move |setup, report| run(setup, options, report)
+}
+
+fn run(setup: &Setup, options: &Options, report: &mut Report) -> Result<Vec<String>, Failure> {
     let names: Vec<String> = EVENTS.map(|event| event.name().to_owned()).to_vec();
     let events: Vec<Event> = EVENTS.into_iter().filter(|event| setup.wants(event.name())).collect();
     if events.is_empty() {
         return Ok(names);
     }
     let scratch = Scratch::new("exits")?;
-    let program = build(&scratch)?;
+    let program = match &options.ioctl {
+        Some(file) => file.clone(),
+        None => build(&scratch)?,
+    };
     let accels: Vec<&str> = setup.subjects.iter().filter_map(Subject::accel).collect();
     let columns = accels.iter().copied().chain([IOCTL]).map(str::to_owned).collect();
     let rows = events.iter().map(|event| event.name().to_owned());

@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
             return bench_boot::run(&lab, arguments.repeat);
         }
         if arguments.command.is_empty() {
-            return Ok(suite::run(&lab)?.into());
+            return Ok(suite::run(&lab)?);
         }
         let mut contents = Contents::default();
         for file in &arguments.files {
