@@ -62,9 +62,8 @@ pub(crate) fn run(setup: &Setup, report: &mut Report) -> Result<Vec<String>, Fai
 }
 
 fn print(setup: &Setup, experiment: &Experiment) {
-    let peer = experiment.column("qemu-tcg");
-    let mut table =
-        Table::new(["", "s to init", "x QEMU TCG", "peak RSS", "RSS", "guest touched", "overhead"]);
+    let peer = experiment.peer();
+    let mut table = Table::new(["", "s to init", "x QEMU", "peak RSS", "RSS", "guest touched", "overhead"]);
     let row = &experiment.rows[0];
     for (n, (subject, cell)) in setup.subjects.iter().zip(&row.cells).enumerate() {
         let spread =

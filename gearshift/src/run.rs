@@ -100,6 +100,7 @@ fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
         GuestEnd::TripleFault { .. } => ExitCode::TripleFault,
         GuestEnd::DebugExit(value) => ExitCode::DebugExit(*value),
         GuestEnd::ConsoleLost { reason } => return Err(Failure::output(reason)),
+        GuestEnd::Unsupported { .. } => ExitCode::Unsupported,
         GuestEnd::Stopped if quit => ExitCode::UserQuit,
         _ => ExitCode::Host,
     };
@@ -108,7 +109,10 @@ fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
     } else {
         say(&end);
     }
-    if let GuestEnd::TripleFault { dump } | GuestEnd::HostError { dump: Some(dump), .. } = &end {
+    if let GuestEnd::TripleFault { dump }
+    | GuestEnd::Unsupported { dump, .. }
+    | GuestEnd::HostError { dump: Some(dump), .. } = &end
+    {
         say_all(dump);
     }
     Ok(code)

@@ -14,6 +14,20 @@ impl Cpu {
         self.cpl == 3 && self.has(flag::AC) && self.cr0 & CR0_AM != 0
     }
 
+    /// Runs `op` without alignment checks, as masked moves and gathers do (Intel SDM vol. 2A, table 2-18, exceptions
+    /// types 6 and 12).
+    pub(crate) fn at_any_alignment(&mut self, op: impl FnOnce(&mut Self) -> Exec) -> Exec {
+        if !self.checks_alignment() {
+            return op(self);
+        }
+        self.cr0 &= !CR0_AM;
+        self.update_data_tlb();
+        let result = op(self);
+        self.cr0 |= CR0_AM;
+        self.update_data_tlb();
+        result
+    }
+
     /// What a data access must pass before it is translated while [`Cpu::strict`] is set: alignment, as processors look at
     /// it behind the canonical form and before the page; and data breakpoints, which note it if `kind` is what happens
     /// (`None`: it is only tried).
