@@ -68,9 +68,7 @@ fn main() -> Result<ExitCode> {
             }
         }
         Task::Oracle(arguments) => {
-            let report = oracle::run(arguments)?;
-            println!("{report}");
-            if !report.findings.is_empty() {
+            if !oracle::run(&arguments)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
