@@ -1,5 +1,6 @@
 //! Development tasks: `cargo xtask <task>`.
 
+mod fuzz;
 mod lint;
 mod oracle;
 mod test;
@@ -26,6 +27,8 @@ enum Task {
         #[arg(long, default_value = "cloud")]
         flavour: debian::Flavour,
     },
+    /// Run hostile guests against the interpreter for as long as one wants
+    Fuzz(fuzz::Arguments),
     /// Check the rules of the house that the compiler does not know
     Lint,
     /// Run random instructions on this processor and in the software CPU, and compare
@@ -57,6 +60,7 @@ fn main() -> Result<ExitCode> {
                 println!("{what} {}", path.display());
             }
         }
+        Task::Fuzz(arguments) => fuzz::run(&arguments)?,
         Task::Lint => {
             let findings = lint::run()?;
             for finding in &findings {
