@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask <task>`.
 
 mod cargo;
+mod fuzz;
 mod kvm_lab;
 mod lint;
 mod oracle;
@@ -29,6 +30,8 @@ enum Task {
         flavour: debian::Flavour,
     },
     KvmLab(kvm_lab::Arguments),
+    /// Run hostile guests against the interpreter for as long as one wants
+    Fuzz(fuzz::Arguments),
     /// Check the rules of the house that the compiler does not know
     Lint,
     /// Run random instructions on this processor and in the software CPU, and compare
@@ -61,6 +64,7 @@ fn main() -> Result<ExitCode> {
             }
         }
         Task::KvmLab(arguments) => return Ok(kvm_lab::run(&arguments)),
+        Task::Fuzz(arguments) => fuzz::run(&arguments)?,
         Task::Lint => {
             let findings = lint::run()?;
             for finding in &findings {
@@ -72,9 +76,7 @@ fn main() -> Result<ExitCode> {
             }
         }
         Task::Oracle(arguments) => {
-            let report = oracle::run(arguments)?;
-            println!("{report}");
-            if !report.findings.is_empty() {
+            if !oracle::run(&arguments)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
