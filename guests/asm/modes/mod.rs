@@ -1,11 +1,14 @@
 //! Guests that use the processor's modes as Linux does not, and check what they find. See `rig` for their frame.
 
 mod code;
+mod debug;
 mod gates;
 mod limits;
+mod paging;
 mod real;
 mod rig;
 mod segments;
+mod tasks;
 mod v86;
 
 use crate::bare::BuildError;
@@ -40,6 +43,21 @@ pub const ALL: &[Program] = &[
         name: "v86",
         about: "virtual-8086 mode under a monitor: frames, IOPL, the I/O bitmap, reflection of interrupts",
         build: v86::build,
+    },
+    Program {
+        name: "paging",
+        about: "32-bit and PAE paging: error codes, CR2, A and D, WP, large pages, NX, PDPTE registers",
+        build: paging::build,
+    },
+    Program {
+        name: "debug",
+        about: "breakpoints by debug registers, single steps, RF, alignment checks",
+        build: debug::build,
+    },
+    Program {
+        name: "tasks",
+        about: "hardware task switches: calls, jumps, gates, busy bits, NT and back links",
+        build: tasks::build,
     },
 ];
 

@@ -37,6 +37,8 @@ pub fn build(rig: &mut Rig) {
 }
 
 fn loads(c: &mut Code<'_>) -> Result {
+    c.xor(eax, eax)?;
+    c.lldt(ax)?;
     c.load(es, 3)?;
     c.mov(ecx, es)?;
     c.cmp(ecx, 3)?;
