@@ -32,7 +32,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         )?;
     }
     tables.push_str("];\n");
-    tables.push_str("type ModeTable = &'static [(&'static str, &'static str, &'static [u8], &'static [&'static str])];\n");
+    tables.push_str(
+        "type ModeTable = &'static [(&'static str, &'static str, &'static [u8], &'static [&'static str])];\n",
+    );
     tables.push_str("const MODE_PROGRAMS: ModeTable = &[\n");
     for program in asm::modes::ALL {
         let (name, about) = (program.name, program.about);

@@ -43,8 +43,13 @@ impl Code<'_> {
         self.jmp(halt)
     }
 
-    /// The guest's good end.
+    /// The guest's good end, which it also says on the serial port.
     pub fn passed(&mut self) -> Result {
+        self.mov(dx, u32::from(ports::COM1))?;
+        for byte in b"passed\r\n" {
+            self.mov(al, u32::from(*byte))?;
+            self.out(dx, al)?;
+        }
         self.end(0)
     }
 

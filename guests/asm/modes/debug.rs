@@ -84,9 +84,12 @@ fn breakpoints(c: &mut Code<'_>) -> Result {
 
 fn data(c: &mut Code<'_>) -> Result {
     c.mov(dword_ptr(WATCHED), 0)?;
-    c.trap("a write to what is watched", 1, |c| watch(c, WATCHED, WRITES | FOUR), |c| {
-        c.mov(byte_ptr(WATCHED + 3), 7)
-    })?;
+    c.trap(
+        "a write to what is watched",
+        1,
+        |c| watch(c, WATCHED, WRITES | FOUR),
+        |c| c.mov(byte_ptr(WATCHED + 3), 7),
+    )?;
     c.equal("is done", &[(WATCHED, 0x0700_0000)])?;
     dr6_is(c, "a write: B0", 1)?;
     watch(c, WATCHED, WRITES | FOUR)?;
@@ -94,9 +97,12 @@ fn data(c: &mut Code<'_>) -> Result {
     c.mov(byte_ptr(WATCHED + 4), 7)?;
     c.mov(byte_ptr(WATCHED - 1), 7)?;
     dr6_is(c, "reads, and writes beside it, are not", 0)?;
-    c.trap("a read with R/W 3", 1, |c| watch(c, WATCHED, ACCESSES | FOUR), |c| {
-        c.mov(ecx, dword_ptr(WATCHED - 2))
-    })?;
+    c.trap(
+        "a read with R/W 3",
+        1,
+        |c| watch(c, WATCHED, ACCESSES | FOUR),
+        |c| c.mov(ecx, dword_ptr(WATCHED - 2)),
+    )?;
     dr6_is(c, "a read: B0", 1)?;
     c.trap(
         "a push",
@@ -184,28 +190,49 @@ fn resume_flag(c: &mut Code<'_>) -> Result {
 
 fn alignment(c: &mut Code<'_>) -> Result {
     let user = |c: &mut Code<'_>| c.user(2 | AC);
-    c.trap("without AM nothing is checked", USER_INT, |c| {
-        c.user(2 | AC)?;
-        c.mov(ecx, dword_ptr(WATCHED + 1))
-    }, |c| c.interrupt(USER_INT))?;
+    c.trap(
+        "without AM nothing is checked",
+        USER_INT,
+        |c| {
+            c.user(2 | AC)?;
+            c.mov(ecx, dword_ptr(WATCHED + 1))
+        },
+        |c| c.interrupt(USER_INT),
+    )?;
     c.mov(eax, cr0)?;
     c.or(eax, CR0_AM as i32)?;
     c.mov(cr0, eax)?;
     c.fault("a dword at an odd address", 17, 0, user, |c| c.mov(ecx, dword_ptr(WATCHED + 1)))?;
     c.fault("a word at an odd address, written", 17, 0, user, |c| c.mov(word_ptr(WATCHED + 1), cx))?;
-    c.fault("a push to an odd stack", 17, 0, |c| {
-        c.user(2 | AC)?;
-        c.dec(esp)
-    }, |c| c.push(ecx))?;
-    c.trap("what is aligned", USER_INT, |c| {
-        c.user(2 | AC)?;
-        c.mov(ecx, dword_ptr(WATCHED + 4))?;
-        c.mov(cl, byte_ptr(WATCHED + 1))
-    }, |c| c.interrupt(USER_INT))?;
-    c.trap("without AC nothing is checked", USER_INT, |c| {
-        c.user(2)?;
-        c.mov(ecx, dword_ptr(WATCHED + 1))
-    }, |c| c.interrupt(USER_INT))?;
+    c.fault(
+        "a push to an odd stack",
+        17,
+        0,
+        |c| {
+            c.user(2 | AC)?;
+            c.dec(esp)
+        },
+        |c| c.push(ecx),
+    )?;
+    c.trap(
+        "what is aligned",
+        USER_INT,
+        |c| {
+            c.user(2 | AC)?;
+            c.mov(ecx, dword_ptr(WATCHED + 4))?;
+            c.mov(cl, byte_ptr(WATCHED + 1))
+        },
+        |c| c.interrupt(USER_INT),
+    )?;
+    c.trap(
+        "without AC nothing is checked",
+        USER_INT,
+        |c| {
+            c.user(2)?;
+            c.mov(ecx, dword_ptr(WATCHED + 1))
+        },
+        |c| c.interrupt(USER_INT),
+    )?;
     // AC is ring 3's: ring 0 is never checked.
     c.push((AC | 2) as i32)?;
     c.popfd()?;
@@ -215,10 +242,16 @@ fn alignment(c: &mut Code<'_>) -> Result {
 }
 
 fn general_detect(c: &mut Code<'_>) -> Result {
-    c.fault("GD", 1, 0, |c| {
-        c.mov(eax, 0x2000)?;
-        c.mov(dr7, eax)
-    }, |c| c.mov(ecx, dr0))?;
+    c.fault(
+        "GD",
+        1,
+        0,
+        |c| {
+            c.mov(eax, 0x2000)?;
+            c.mov(dr7, eax)
+        },
+        |c| c.mov(ecx, dr0),
+    )?;
     c.mov(ecx, dr7)?;
     c.test(ecx, 0x2000)?;
     c.check("GD is clear in the handler", |a, l| a.je(l))?;

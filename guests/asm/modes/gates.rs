@@ -106,18 +106,23 @@ fn interrupts(c: &mut Code<'_>) -> Result {
     c.fault("MOV from CR0 in ring 3", 13, 0, |c| c.user(2), |c| c.mov(ecx, cr0))?;
     c.fault("LIDT in ring 3", 13, 0, |c| c.user(2), |c| c.lidt(ptr(DATA)))?;
     // IRETD to ring 3 drops what ring 3 may not have.
-    c.trap("FS of ring 0 ...", USER_INT, |c| {
-        c.push(i32::from(USER_DS))?;
-        c.push(USER_STACK as i32)?;
-        c.push(2)?;
-        c.push(i32::from(USER_CS))?;
-        let here = c.mark();
-        c.push(here.address as i32)?;
-        c.iretd()?;
-        c.place(here)?;
-        c.mov(esi, ds)?;
-        c.mov(edi, fs)
-    }, |c| c.interrupt(USER_INT))?;
+    c.trap(
+        "FS of ring 0 ...",
+        USER_INT,
+        |c| {
+            c.push(i32::from(USER_DS))?;
+            c.push(USER_STACK as i32)?;
+            c.push(2)?;
+            c.push(i32::from(USER_CS))?;
+            let here = c.mark();
+            c.push(here.address as i32)?;
+            c.iretd()?;
+            c.place(here)?;
+            c.mov(esi, ds)?;
+            c.mov(edi, fs)
+        },
+        |c| c.interrupt(USER_INT),
+    )?;
     c.or(esi, edi)?;
     c.check("... is null in ring 3, and DS too", |a, l| a.je(l))?;
     // Same privilege: no stack switch, no ESP and SS.
@@ -201,9 +206,13 @@ fn calls(c: &mut Code<'_>) -> Result {
     c.fault("a call gate to data", 13, FLAT_DS.into(), |c| c.user(2), |c| far_call(c, TO_DATA))?;
     c.fault("a far call to code of ring 0", 13, FLAT_CS.into(), |c| c.user(2), |c| far_call(c, FLAT_CS))?;
     // Jumps through a gate do not change privilege.
-    c.fault("a far jump through a gate to ring 0", 13, FLAT_CS.into(), |c| c.user(2), |c| {
-        far_jump(c, CALL_3, 0)
-    })?;
+    c.fault(
+        "a far jump through a gate to ring 0",
+        13,
+        FLAT_CS.into(),
+        |c| c.user(2),
+        |c| far_jump(c, CALL_3, 0),
+    )?;
     // Conforming code runs at the caller's privilege.
     c.trap(
         "a far jump to conforming code ...",
@@ -221,7 +230,10 @@ fn calls(c: &mut Code<'_>) -> Result {
     c.push(0x77)?;
     c.sub(esp, 8)?;
     far_call(c, CALL_3)?;
-    c.equal("a call gate within ring 0", &[(SEEN, STACK - 20), (SEEN + 8, FLAT_CS.into()), (SEEN + 20, 0x77)])?;
+    c.equal(
+        "a call gate within ring 0",
+        &[(SEEN, STACK - 20), (SEEN + 8, FLAT_CS.into()), (SEEN + 20, 0x77)],
+    )?;
     c.cmp(esp, STACK)?;
     c.check("and its RETF n", |a, l| a.je(l))
 }
@@ -283,29 +295,55 @@ fn returns(c: &mut Code<'_>) -> Result {
 
 fn input_output(c: &mut Code<'_>) -> Result {
     c.fault("CLI with CPL above IOPL", 13, 0, |c| c.user(2), |c| c.cli())?;
-    c.trap("CLI with IOPL 3", USER_INT, |c| {
-        c.user(0x202 | IOPL_3)?;
-        c.cli()
-    }, |c| c.interrupt(USER_INT))?;
+    c.trap(
+        "CLI with IOPL 3",
+        USER_INT,
+        |c| {
+            c.user(0x202 | IOPL_3)?;
+            c.cli()
+        },
+        |c| c.interrupt(USER_INT),
+    )?;
     c.equal("clears IF", &[(EFLAGS, 2 | IOPL_3)])?;
-    c.trap("POPFD in ring 3 ...", USER_INT, |c| {
-        c.user(0x202)?;
-        c.push((IOPL_3 | 3) as i32)?;
-        c.popfd()
-    }, |c| c.interrupt(USER_INT))?;
+    c.trap(
+        "POPFD in ring 3 ...",
+        USER_INT,
+        |c| {
+            c.user(0x202)?;
+            c.push((IOPL_3 | 3) as i32)?;
+            c.popfd()
+        },
+        |c| c.interrupt(USER_INT),
+    )?;
     c.equal("... changes neither IOPL nor IF", &[(EFLAGS, 0x203)])?;
-    c.trap("a port of the bitmap", USER_INT, |c| {
-        c.user(2)?;
-        c.out(0x80, al)
-    }, |c| c.interrupt(USER_INT))?;
+    c.trap(
+        "a port of the bitmap",
+        USER_INT,
+        |c| {
+            c.user(2)?;
+            c.out(0x80, al)
+        },
+        |c| c.interrupt(USER_INT),
+    )?;
     c.fault("its neighbour", 13, 0, |c| c.user(2), |c| c.out(0x81, al))?;
     c.fault("a word of both", 13, 0, |c| c.user(2), |c| c.out(0x80, ax))?;
-    c.fault("a port beyond the bitmap", 13, 0, |c| {
-        c.user(2)?;
-        c.mov(dx, 0x3f8u32)
-    }, |c| c.in_(al, dx))?;
-    c.trap("any port with IOPL 3", USER_INT, |c| {
-        c.user(2 | IOPL_3)?;
-        c.out(0x81, al)
-    }, |c| c.interrupt(USER_INT))
+    c.fault(
+        "a port beyond the bitmap",
+        13,
+        0,
+        |c| {
+            c.user(2)?;
+            c.mov(dx, 0x3f8u32)
+        },
+        |c| c.in_(al, dx),
+    )?;
+    c.trap(
+        "any port with IOPL 3",
+        USER_INT,
+        |c| {
+            c.user(2 | IOPL_3)?;
+            c.out(0x81, al)
+        },
+        |c| c.interrupt(USER_INT),
+    )
 }

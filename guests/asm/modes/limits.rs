@@ -56,19 +56,10 @@ fn limits(c: &mut Code<'_>) -> Result {
     c.mov(al, byte_ptr(0xffff).es())?;
     c.fault("expand-down without B ends at 64 KiB", 13, 0, down16, |c| c.mov(al, byte_ptr(0x1_0000).es()))?;
     c.fault("and not across it", 13, 0, down16, |c| c.mov(cx, word_ptr(0xffff).es()))?;
-    c.fault(
-        "POP beyond the stack's limit is #SS",
-        12,
-        0,
-        |c| c.load(ss, SMALL_STACK),
-        |c| c.pop(ecx),
-    )?;
+    c.fault("POP beyond the stack's limit is #SS", 12, 0, |c| c.load(ss, SMALL_STACK), |c| c.pop(ecx))?;
     // The limit of code: the instruction behind it faults, with its own EIP.
     c.until_exception(|c| far_jump(c, SMALL_CODE, 0))?;
-    c.equal(
-        "code beyond CS's limit",
-        &[(VECTOR, 13), (ERROR, 0), (EIP, 4), (CS, SMALL_CODE.into())],
-    )
+    c.equal("code beyond CS's limit", &[(VECTOR, 13), (ERROR, 0), (EIP, 4), (CS, SMALL_CODE.into())])
 }
 
 fn types(c: &mut Code<'_>) -> Result {
@@ -89,23 +80,10 @@ fn real(c: &mut Code<'_>) -> Result {
         |c| c.mov(bx, 0xfffdu32),
         |c| c.mov(dword_ptr(bx), eax),
     )?;
-    c.fault(
-        "a word at SS:0xffff is #SS",
-        12,
-        0,
-        |c| c.mov(bp, 0xffffu32),
-        |c| c.mov(ax, word_ptr(bp)),
-    )?;
-    c.fault(
-        "an offset of 0x10000 is #GP",
-        13,
-        0,
-        |c| c.mov(ebx, 0x1_0000),
-        |c| c.mov(al, byte_ptr(ebx)),
-    )?;
+    c.fault("a word at SS:0xffff is #SS", 12, 0, |c| c.mov(bp, 0xffffu32), |c| c.mov(ax, word_ptr(bp)))?;
+    c.fault("an offset of 0x10000 is #GP", 13, 0, |c| c.mov(ebx, 0x1_0000), |c| c.mov(al, byte_ptr(ebx)))?;
     c.fault("a far jump beyond 64 KiB is #GP", 13, 0, nothing, |c| {
         // Operand size 32: an offset that no real-mode code segment has.
         c.db(&[0x66, 0xea, 0, 0, 1, 0, 0, 0])
     })
 }
-

@@ -23,7 +23,11 @@ pub struct Program {
 
 /// All of them.
 pub const ALL: &[Program] = &[
-    Program { name: "real", about: "real mode: the vector table, addresses that wrap, unreal mode", build: real::build },
+    Program {
+        name: "real",
+        about: "real mode: the vector table, addresses that wrap, unreal mode",
+        build: real::build,
+    },
     Program {
         name: "limits",
         about: "limits and types of segments in real and protected mode, expand-down segments",

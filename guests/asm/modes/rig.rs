@@ -349,7 +349,6 @@ pub fn far_jump(a: &mut CodeAssembler, selector: u16, offset: u32) -> Result {
     a.add_instruction(Instruction::with_far_branch(Opcode::Jmp_ptr1632, selector, offset)?)
 }
 
-
 impl Deref for Code<'_> {
     type Target = CodeAssembler;
     fn deref(&self) -> &CodeAssembler {

@@ -44,10 +44,7 @@ fn loads(c: &mut Code<'_>) -> Result {
     c.cmp(ecx, 3)?;
     c.check("a null selector may have an RPL", |a, l| a.je(l))?;
     let into_es = |selector: u16| {
-        (
-            move |c: &mut Code<'_>| c.mov(eax, u32::from(selector)),
-            |c: &mut Code<'_>| c.mov(es, ax),
-        )
+        (move |c: &mut Code<'_>| c.mov(eax, u32::from(selector)), |c: &mut Code<'_>| c.mov(es, ax))
     };
     for (what, vector, selector) in [
         ("loading a segment that is not present", 11, ABSENT),
@@ -87,17 +84,15 @@ fn loads(c: &mut Code<'_>) -> Result {
         |c| c.mov(es, ax),
     )?;
     c.fault("MOV to CS", 6, 0, nothing, |c| c.db(&[0x8e, 0xc8]))?;
-    c.fault(
-        "a far jump to data",
-        13,
-        FLAT_DS.into(),
-        nothing,
-        |c| far_jump(c, FLAT_DS, MAIN),
-    )?;
+    c.fault("a far jump to data", 13, FLAT_DS.into(), nothing, |c| far_jump(c, FLAT_DS, MAIN))?;
     c.fault("a far jump to the null selector", 13, 0, nothing, |c| far_jump(c, 0, MAIN))?;
-    c.fault("LTR of a busy task", 13, TSS_SELECTOR.into(), |c| c.mov(eax, u32::from(TSS_SELECTOR)), |c| {
-        c.ltr(ax)
-    })
+    c.fault(
+        "LTR of a busy task",
+        13,
+        TSS_SELECTOR.into(),
+        |c| c.mov(eax, u32::from(TSS_SELECTOR)),
+        |c| c.ltr(ax),
+    )
 }
 
 fn stacks(c: &mut Code<'_>) -> Result {
@@ -110,13 +105,7 @@ fn stacks(c: &mut Code<'_>) -> Result {
         c.fault(what, vector, selector.into(), move |c| c.mov(eax, u32::from(selector)), into_ss)?;
     }
     c.fault("SS must not be null", 13, 0, |c| c.xor(eax, eax), into_ss)?;
-    c.fault(
-        "SS must have RPL = CPL",
-        13,
-        FLAT_DS.into(),
-        |c| c.mov(eax, u32::from(FLAT_DS) | 3),
-        into_ss,
-    )?;
+    c.fault("SS must have RPL = CPL", 13, FLAT_DS.into(), |c| c.mov(eax, u32::from(FLAT_DS) | 3), into_ss)?;
     // A 16-bit stack: SP wraps, the upper half of ESP stays (Intel SDM vol. 3, 6.3, B flag).
     c.mov(eax, u32::from(DS_16))?;
     c.mov(ss, ax)?;
