@@ -34,13 +34,15 @@ pub(crate) enum ExitCode {
     Output,
     /// The host or the accelerator failed.
     Host,
+    /// The guest did what the accelerator cannot do.
+    Unsupported,
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u8),
 }
 
 impl ExitCode {
     /// All but the guest's own, in the order of their numbers.
-    const TABLE: [(Self, &'static str); 12] = [
+    const TABLE: [(Self, &'static str); 13] = [
         (Self::Success, "the guest powered off; or what was asked for has been printed"),
         (Self::Usage, "bad usage: an option, a number of vCPUs or a kernel command line that cannot be"),
         (Self::Accelerator, "no accelerator: the name is unknown, or none works here"),
@@ -53,6 +55,7 @@ impl ExitCode {
         (Self::UserQuit, "the user quit with Ctrl-a x"),
         (Self::Output, "standard output was closed or cannot be written"),
         (Self::Host, "the host or the accelerator failed"),
+        (Self::Unsupported, "the guest did what this accelerator cannot do, and another may"),
     ];
 
     /// The number.
@@ -102,7 +105,7 @@ mod tests {
     #[test]
     fn our_codes_are_even_and_the_guests_are_odd() {
         let numbers: Vec<_> = ExitCode::TABLE.iter().map(|(code, _)| code.number()).collect();
-        assert_eq!(numbers, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]);
+        assert_eq!(numbers, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24]);
         for value in 0..=255 {
             assert_eq!(ExitCode::DebugExit(value).number() % 2, 1);
         }

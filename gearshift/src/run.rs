@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use machine::{AccelChoice, GuestEnd, Machine, Registry};
+use machine::{AccelChoice, GuestEnd, Machine, Needs};
 
 use crate::cli::RunArgs;
 use crate::default_guest::{self, CMDLINE, Guest};
@@ -13,7 +13,7 @@ use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::stdio::{self, say, say_all};
 use crate::terminal::RawMode;
-use crate::{console, signals, stats};
+use crate::{console, probe, signals, stats};
 
 /// Runs a guest.
 ///
@@ -23,10 +23,10 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     // Looked at first: nothing is worth fetching for a console that nobody can read.
     let output = stdio::output()?;
     let choice: AccelChoice = args.accel.join(",").parse()?;
-    let chosen = Registry::builtin().choose(&choice)?;
-    for (id, reason) in &chosen.skipped {
-        say(format_args!("{id} is passed over: {reason}"));
-    }
+    let needs = Needs { cpu_model: args.cpu.clone(), vcpus: args.cpus };
+    let registry = probe::registry();
+    let chosen = registry.survey().choose(&choice, &needs)?;
+    let explanation = chosen.explanation();
     let id = chosen.accelerator.id();
     let mut builder = Machine::builder()
         .accelerator(chosen.accelerator)
@@ -50,6 +50,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         builder = builder.initrd(initrd);
     }
     let machine = Arc::new(builder.build()?);
+    if let Some(line) = explanation {
+        say(line);
+    }
     let mib = args.mem >> 20;
     say(format_args!("{id} runs {} on {} vCPU ({}) with {mib} MiB", guest.name, args.cpus, args.cpu));
     supervise(&machine, args.stats)
@@ -96,6 +99,7 @@ fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
         GuestEnd::TripleFault { .. } => ExitCode::TripleFault,
         GuestEnd::DebugExit(value) => ExitCode::DebugExit(*value),
         GuestEnd::ConsoleLost { reason } => return Err(Failure::output(reason)),
+        GuestEnd::Unsupported { .. } => ExitCode::Unsupported,
         GuestEnd::Stopped if quit => ExitCode::UserQuit,
         _ => ExitCode::Host,
     };
@@ -104,7 +108,10 @@ fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
     } else {
         say(&end);
     }
-    if let GuestEnd::TripleFault { dump } | GuestEnd::HostError { dump: Some(dump), .. } = &end {
+    if let GuestEnd::TripleFault { dump }
+    | GuestEnd::Unsupported { dump, .. }
+    | GuestEnd::HostError { dump: Some(dump), .. } = &end
+    {
         say_all(dump);
     }
     Ok(code)

@@ -35,6 +35,13 @@ pub enum GuestEnd {
         /// The vCPU it happened to.
         dump: Option<Box<CpuDump>>,
     },
+    /// The guest did what the backend cannot do, though a processor could.
+    Unsupported {
+        /// What, and the instruction's bytes.
+        reason: String,
+        /// The vCPU that did it.
+        dump: Box<CpuDump>,
+    },
     /// [`crate::Machine::stop`].
     Stopped,
 }
@@ -48,6 +55,9 @@ impl fmt::Display for GuestEnd {
             Self::DebugExit(value) => write!(f, "the guest wrote {value:#x} to the debug-exit port"),
             Self::ConsoleLost { reason } => write!(f, "the console's output cannot be written: {reason}"),
             Self::HostError { reason, .. } => write!(f, "the machine failed: {reason}"),
+            Self::Unsupported { reason, .. } => {
+                write!(f, "the accelerator cannot go on: {reason}; another may, for example `--accel interp`")
+            }
             Self::Stopped => write!(f, "the machine was stopped"),
         }
     }

@@ -283,9 +283,11 @@ impl Runner {
                 self.control.post(GuestEnd::TripleFault { dump });
             }
             Ok(Exit::Unsupported(detail)) => {
+                self.dead = true;
                 let bytes: Vec<_> = detail.bytes.iter().map(|b| format!("{b:02x}")).collect();
-                let bytes = bytes.join(" ");
-                self.fail(format!("{} at {:#x} (bytes {bytes})", detail.what, detail.rip));
+                let reason = format!("{} at {:#x} (bytes {})", detail.what, detail.rip, bytes.join(" "));
+                let dump = self.dump(reason.clone());
+                self.control.post(GuestEnd::Unsupported { reason, dump });
             }
             Ok(other) => self.fail(format!("the backend returned {other:?}, which nobody asked for")),
             Err(error) => self.fail(error.to_string()),

@@ -112,7 +112,7 @@ fn failures_come_with_a_dump() {
 
     let detail = UnsupportedDetail { what: "VPANDN".into(), rip: 0x10, bytes: vec![0xc5, 0x01] };
     let end = guest(move |_| Step::Exit(Exit::Unsupported(detail.clone()))).start().unwrap().wait();
-    let GuestEnd::HostError { reason, dump: Some(_) } = end else { panic!("{end:?}") };
+    let GuestEnd::Unsupported { reason, dump: _ } = end else { panic!("{end:?}") };
     assert_eq!(reason, "VPANDN at 0x10 (bytes c5 01)");
 
     let end = guest(|_| Step::Fail).start().unwrap().wait();

@@ -111,9 +111,10 @@ fn batch(accel: &Arc<dyn Accelerator>, seed: u64, vcpus: u32, counters: &Arc<Cou
         for id in 0..vcpus {
             let random = Random::new(seed ^ u64::from(id + 1) << 56);
             let (vm, kicks, barrier, running, counters) = (&vm, &kicks, &barrier, &running, counters.clone());
+            let exact = accel.caps().exact;
             s.spawn(move || {
                 let _done = Done(running);
-                vcpu(vm, id, random, kicks, barrier, &counters);
+                vcpu(vm, id, random, kicks, barrier, &counters, exact);
             });
         }
         barrier.wait();
@@ -148,8 +149,10 @@ fn vcpu(
     kicks: &std::sync::Mutex<Vec<Arc<dyn Kick>>>,
     barrier: &Barrier,
     counters: &Arc<Counters>,
+    exact: bool,
 ) {
     let bus = Arc::new(Bus {
+        exact,
         state: AtomicU64::new(random.next()),
         port: vm.interrupts(),
         inside: AtomicBool::new(false),
@@ -183,6 +186,7 @@ fn vcpu(
                     break;
                 }
                 Exit::Debug(_) => {}
+                Exit::Unsupported(_) if !exact => break,
                 other => panic!("{other:x?}"),
             }
         }
@@ -257,6 +261,8 @@ fn pest(
 
 /// Devices that answer anything, and now and then interrupt.
 struct Bus {
+    /// See [`accel_api::AccelCaps::exact`]. Processors may have more physical address bits than the model.
+    exact: bool,
     state: AtomicU64,
     port: Arc<dyn InterruptPort>,
     /// An access is under way: the vCPU must not start another one on this thread.
@@ -296,13 +302,13 @@ impl VcpuBus for Bus {
         for (start, len) in [LOW, ROM] {
             assert!(end <= start || gpa >= start + len, "a load of RAM at {gpa:#x} reached the bus");
         }
-        assert!(end <= 1 << PHYS_BITS, "{gpa:#x} is beyond the physical addresses");
+        assert!(end <= 1 << PHYS_BITS || !self.exact, "{gpa:#x} is beyond the physical addresses");
         self.access()
     }
     fn mmio_write(&self, gpa: u64, size: IoSize, _: u64) {
         let end = gpa.checked_add(size.bytes() as u64).expect("a wrapping access");
         assert!(end <= LOW.0 || gpa >= LOW.0 + LOW.1, "a store to RAM at {gpa:#x} reached the bus");
-        assert!(end <= 1 << PHYS_BITS, "{gpa:#x} is beyond the physical addresses");
+        assert!(end <= 1 << PHYS_BITS || !self.exact, "{gpa:#x} is beyond the physical addresses");
         self.access();
     }
     fn pio_read(&self, _: u16, size: IoSize) -> u32 {

@@ -303,11 +303,6 @@ impl Cpu {
         self.data_tlb = if self.strict { self.tlb.nothing() } else { self.tlb.table(self.tlb_mode()) };
     }
 
-    /// Whether misaligned data accesses are #AC(0) (Intel SDM vol. 3, 6.15).
-    pub(crate) fn checks_alignment(&self) -> bool {
-        self.cpl == 3 && self.has(flag::AC) && self.cr0 & bits::CR0_AM != 0
-    }
-
     /// How data is accessed now.
     #[inline(always)]
     pub fn tlb_mode(&self) -> TlbMode {

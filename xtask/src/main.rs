@@ -1,5 +1,7 @@
 //! Development tasks: `cargo xtask <task>`.
 
+mod cargo;
+mod kvm_lab;
 mod lint;
 mod oracle;
 mod test;
@@ -26,6 +28,7 @@ enum Task {
         #[arg(long, default_value = "cloud")]
         flavour: debian::Flavour,
     },
+    KvmLab(kvm_lab::Arguments),
     /// Check the rules of the house that the compiler does not know
     Lint,
     /// Run random instructions on this processor and in the software CPU, and compare
@@ -57,6 +60,7 @@ fn main() -> Result<ExitCode> {
                 println!("{what} {}", path.display());
             }
         }
+        Task::KvmLab(arguments) => return Ok(kvm_lab::run(&arguments)),
         Task::Lint => {
             let findings = lint::run()?;
             for finding in &findings {

@@ -6,26 +6,27 @@
 //! 3. A test that skips itself says `SKIPPED: ` and why. Skipped and ignored tests fail the run, unless it is offline.
 //!    `SKIPPED (optional): ` is what compares with a program that hosts need not have; it is counted and fails nothing.
 
+use crate::{cargo, kvm_lab};
 use anyhow::{Context as _, Result, bail};
-use guests::debian;
+use guests::debian::{self, Flavour};
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 
 /// What the tests came to.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Count {
-    programs: u32,
-    passed: u32,
-    failed: u32,
-    ignored: u32,
-    skipped: u32,
-    optional: u32,
+pub(crate) struct Count {
+    pub(crate) programs: u32,
+    pub(crate) passed: u32,
+    pub(crate) failed: u32,
+    pub(crate) ignored: u32,
+    pub(crate) skipped: u32,
+    pub(crate) optional: u32,
 }
 
 impl Count {
     /// Takes in one line of output.
-    fn line(&mut self, line: &str) {
+    pub(crate) fn line(&mut self, line: &str) {
         // Not at the start of the line: the harness may have begun one.
         if line.contains("SKIPPED: ") {
             self.skipped += 1;
@@ -44,7 +45,7 @@ impl Count {
         self.ignored += number("ignored");
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.programs += other.programs;
         self.passed += other.passed;
         self.failed += other.failed;
@@ -61,7 +62,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if offline {
         eprintln!("GEARSHIFT_OFFLINE=1: the Debian guests are not fetched");
     } else {
-        for flavour in debian::Flavour::ALL {
+        // With what `kvm-lab` needs of it, so that it is fetched once.
+        let fetched = kvm_lab::guest(&mut |line| eprintln!("{line}"));
+        let guest = fetched.context("no Debian guest (GEARSHIFT_OFFLINE=1 skips what needs it)")?;
+        eprintln!("Debian guest: {}", guest.version);
+        for flavour in [Flavour::Generic, Flavour::I386] {
             let guest = debian::fetch(flavour, &mut |line| eprintln!("{line}")).with_context(|| {
                 let name = flavour.name();
                 format!("cannot fetch Debian's {name} guest (GEARSHIFT_OFFLINE=1 skips what needs it)")
@@ -69,8 +74,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             eprintln!("Debian guest {}: {}", flavour.name(), guest.version);
         }
     }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut child = Command::new(cargo)
+    let mut child = Command::new(cargo::program())
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(arguments)
         .stdout(Stdio::piped())

@@ -154,6 +154,7 @@ fn random_flags(rng: &mut Rng) -> u64 {
     const ARITH: u64 = 0x8d5;
     const DF: u64 = 1 << 10;
     const NT: u64 = 1 << 14;
+    const AC: u64 = 1 << 18;
     const ID: u64 = 1 << 21;
     let mut flags = 0x202 | rng.next() & ARITH;
     if rng.percent(25) {
@@ -164,6 +165,9 @@ fn random_flags(rng: &mut Rng) -> u64 {
     }
     if rng.percent(2) {
         flags |= NT;
+    }
+    if rng.percent(2) {
+        flags |= AC;
     }
     flags
 }

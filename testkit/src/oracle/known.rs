@@ -5,7 +5,7 @@
 
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind};
 
-use super::case::{Case, MAX_BYTES};
+use super::case::{Case, CodeSize, MAX_BYTES};
 use super::compare::Difference;
 
 /// Why `found` is to be expected, if it is. `finished` when no processor raised an exception.
@@ -35,20 +35,36 @@ pub(super) fn known(
         Movsb | Movsw | Movsd | Movsq if fault && only(&["end"]) => {
             "MOVS: which of two faulting operands is first"
         }
+        Bound if fault && only(&["end"]) => "BOUND: in how many pieces the bounds are read",
         Jmp | Call | Lds | Les | Lss | Lgs if fault && only(&["end"]) && far_pointer(ins) => {
             "far pointers: in how many pieces they are read is the processor's choice"
         }
         Retf | Iret | Iretd | Iretq if fault && only(&["end"]) => {
             "far returns: the order of pops is the processor's choice"
         }
+        Retf if only(&["rsp"]) && case.state.size() != CodeSize::Bits64 => {
+            "RETF imm16 with a 16-bit stack: AMD carries into the upper half of ESP"
+        }
+        Vpinsrd | Vpextrd if case.state.size() != CodeSize::Bits64 && ends("#UD", "done") => {
+            "VPINSRD and VPEXTRD with VEX.W outside 64-bit mode are undefined; the decoder takes W for ignored"
+        }
+        Call | Pusha | Pushad if !finished && found.iter().all(|d| d.what.starts_with('[')) => {
+            "far CALL and PUSHA: AMD has pushed when it finds the fault; what is below the stack pointer is undefined"
+        }
         Popa | Popad if !finished && found.iter().all(|d| d.what.starts_with('r')) => {
             "POPA: AMD keeps what was popped before the fault"
         }
+        INVALID if ends("", "#UD") && valid_with_other_w(case) => {
+            "VEX.W: AMD ignores it in VPERMQ and its kin"
+        }
         INVALID if locked_verify(&case.bytes) => "LOCK VERR and VERW: AMD ignores LOCK",
-        _ if fault && only(&["end"]) && ends("#GP(0x0)", "#SS(0x0)") && ins.memory_size().size() == 16 => {
+        _ if fault && only(&["end"]) && ends("#GP(0x0)", "#SS(0x0)") && ins.memory_size().size() >= 16 => {
             "operands that are not aligned and beyond the stack's limit: which is found first"
         }
         Call if fault && only(&["end"]) => "CALL: a target and a stack that both fault, which is first",
+        Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 if ends("#", "done") => {
+            "XSAVE: whether bytes that are not written fault is the processor's choice"
+        }
         Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64
             if fault && only(&["end"]) && both_write_or_read(found) =>
         {
@@ -68,11 +84,11 @@ pub(super) fn known(
             "too many bytes, and no instruction either: which is found first"
         }
         Pause if only(&["rax", "r8"]) => "PAUSE with REX.B is XCHG R8, RAX; iced decodes PAUSE",
-        Ldmxcsr | Fxrstor | Fxrstor64 if ends("done", "#GP") => {
+        Ldmxcsr | Vldmxcsr | Fxrstor | Fxrstor64 | Xrstor | Xrstor64 if ends("done", "#GP") => {
             "MXCSR bit 17: AMD's misaligned exception mask"
         }
         Maskmovq if stack => "MASKMOVQ: AMD enters MMX state before its page fault",
-        Maskmovq | Maskmovdqu if ends("#", "") => {
+        Maskmovq | Maskmovdqu | Vmaskmovdqu if ends("#", "") => {
             "masked stores: whether bytes that are not stored fault is the processor's choice (Intel SDM vol. 2B)"
         }
         Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2
@@ -86,7 +102,7 @@ pub(super) fn known(
         Cvtpi2ps | Cvtpi2pd | Cvtpd2pi | Cvttpd2pi | Cvtps2pi | Cvttps2pi if !all_masked && stack => {
             "CVTPI2PS, CVTPS2PI and their kin: AMD enters MMX state before it raises #XM"
         }
-        Dpps | Dppd if !all_masked => {
+        Dpps | Dppd | Vdpps | Vdppd if !all_masked => {
             "DPPS, DPPD: stages raise unmasked exceptions one by one; the software CPU looks at the end result"
         }
         Loope | Loopne if ins.has_rep_prefix() || ins.has_repne_prefix() => {
@@ -97,6 +113,16 @@ pub(super) fn known(
         }
         _ => return None,
     })
+}
+
+/// Whether the bytes are an instruction with VEX.W the other way.
+fn valid_with_other_w(case: &Case) -> bool {
+    let Some(vex) = case.bytes.iter().position(|&byte| byte == 0xc4) else { return false };
+    let mut other = case.clone();
+    other.bytes.get_mut(vex + 2).is_some_and(|byte| {
+        *byte ^= 0x80;
+        true
+    }) && !other.decode().is_invalid()
 }
 
 /// Whether these are VERR or VERW with LOCK.

@@ -41,8 +41,11 @@ fn gather<W: Word, I: Word, const LANES: usize>(cpu: &mut Cpu, ins: &Instruction
         let chosen = lane::<W>(&cpu.vector.0[mask], i).to_u64() >> (W::BITS - 1) != 0;
         if chosen {
             let ea = cpu.segmented(segment, offsets.of(lane::<I>(&indices, i)), W::BYTES, false)?;
-            let element = cpu.load::<W>(ea)?;
-            set_lane(&mut cpu.vector.0[dst], i, element);
+            cpu.at_any_alignment(|cpu| {
+                let element = cpu.load::<W>(ea)?;
+                set_lane(&mut cpu.vector.0[dst], i, element);
+                Ok(())
+            })?;
         }
         set_lane(&mut cpu.vector.0[mask], i, W::from_u64(0));
     }

@@ -53,11 +53,13 @@ fn store<W: Word, const LANES: usize>(cpu: &mut Cpu, ins: &Instruction, feature:
 }
 
 fn exec<W: Word, const LANES: usize>(cpu: &mut Cpu, ins: &Instruction, feature: Option<Feature>) -> Exec {
-    if ins.op0_kind() == OpKind::Memory {
-        store::<W, LANES>(cpu, ins, feature)
-    } else {
-        load::<W, LANES>(cpu, ins, feature)
-    }
+    cpu.at_any_alignment(|cpu| {
+        if ins.op0_kind() == OpKind::Memory {
+            store::<W, LANES>(cpu, ins, feature)
+        } else {
+            load::<W, LANES>(cpu, ins, feature)
+        }
+    })
 }
 
 pub(super) fn register(table: &mut Table) {

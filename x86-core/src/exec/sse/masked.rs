@@ -61,8 +61,10 @@ fn maskmovdqu<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     };
     let segment = cpu.memory_segment(ins);
     let ea = cpu.segmented(segment, offset, 16, true)?;
-    for_runs(&mask, |start, end| cpu.probe_write(ea.plus(start as u64), end - start))?;
-    for_runs(&mask, |start, end| cpu.store_bytes(ea.plus(start as u64), &value[start..end]))
+    cpu.at_any_alignment(|cpu| {
+        for_runs(&mask, |start, end| cpu.probe_write(ea.plus(start as u64), end - start))?;
+        for_runs(&mask, |start, end| cpu.store_bytes(ea.plus(start as u64), &value[start..end]))
+    })
 }
 
 /// Calls `each` for every run of bytes with their top bits set.

@@ -1,6 +1,6 @@
 //! #AC: Intel SDM vol. 3, 6.15 (interrupt 17) and table 6-7; which operands want what was seen on a processor.
 
-use accel_api::gpr;
+use accel_api::{Feature, gpr};
 
 use super::*;
 use crate::alu::flag;
@@ -129,4 +129,28 @@ fn order_of_faults() {
     assert_eq!(c.load::<u32>(Ea::data(DATA + 1)), Err(Fault::AC0));
     assert_eq!(c.span(Ea::data(DATA + 1), 4, AccessKind::Write).map(|_| ()), Err(Fault::AC0));
     assert_eq!(c.load::<u32>(Ea::data(DATA)).map_err(Fault::vector), Err(crate::vector::PF));
+}
+
+/// Masked moves and gathers take their elements at any alignment (vol. 2A, table 2-18: exceptions types 6 and 12).
+#[test]
+fn masked_elements_are_not_checked() {
+    let cases: &[&[u8]] = &[
+        &[0xc4, 0xe2, 0x69, 0x2c, 0x0b],       // vmaskmovps xmm1, xmm2, [rbx]
+        &[0xc4, 0xe2, 0x69, 0x2e, 0x0b],       // vmaskmovps [rbx], xmm2, xmm1
+        &[0xc4, 0xe2, 0xe9, 0x8e, 0x0b],       // vpmaskmovq [rbx], xmm2, xmm1
+        &[0xc4, 0xe2, 0x69, 0x92, 0x0c, 0x1b], // vgatherdps xmm1, [rbx + xmm3], xmm2
+        &[0x66, 0x0f, 0xf7, 0xca],             // maskmovdqu xmm1, xmm2
+    ];
+    for code in cases {
+        let mut c = checking(Mode::Long, 3);
+        let mut model = (*c.model).clone();
+        model.features = model.features.with(&[Feature::Xsave, Feature::Avx, Feature::Avx2]);
+        c.model = std::sync::Arc::new(model);
+        (c.cr4, c.xcr0) = (c.cr4 | CR4_OSXSAVE, 7);
+        c.update_mode();
+        (c.gpr[gpr::RBX], c.gpr[gpr::RDI]) = (DATA + 1, DATA + 1);
+        c.vector.0[2] = [u64::MAX; 4];
+        assert_eq!(run(&mut c, code), Ok(()), "{code:02x?}");
+        assert_eq!(run(&mut c, &[0x8b, 0x03]), Err(Fault::AC0), "checks go on behind {code:02x?}");
+    }
 }
