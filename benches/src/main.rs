@@ -17,6 +17,7 @@ mod micro;
 mod report;
 mod run;
 mod samples;
+mod start;
 mod subject;
 mod table;
 mod user;
@@ -53,7 +54,9 @@ enum What {
     },
     /// What leaving a guest costs on KVM (`--accel kvm`), beside a C program that has ioctl alone
     Exits(Common),
-    /// All of these but `exits`
+    /// From the start of the process to the guest's first byte; memory
+    Start(Common),
+    /// All of these but `exits` and `start`
     All {
         #[command(flatten)]
         common: Common,
@@ -157,6 +160,7 @@ fn main() -> ExitCode {
         What::Guest(options) => return guest::main(&options),
         What::ExitsGuest(options) => return exits::ours::main(&options),
         What::Exits(common) => measure(&common, &[&exits::run]),
+        What::Start(common) => measure(&common, &[&start::run]),
         What::Boot(common) => measure(&common, &[&boot::run]),
         What::Micro(common) => measure(&common, &[&micro::run]),
         What::User { common, suite } => measure(&common, &[&user::experiment(&suite)]),

@@ -37,7 +37,8 @@ fn contents(lab: &Lab, scratch: &Scratch) -> Result<Contents> {
     contents.add_as(&qemu()?, &format!("bin/{QEMU}"))?;
     for name in FIRMWARE_FILES {
         let path = Path::new(FIRMWARE).join(name);
-        contents.add_as(&path, &format!("usr/share/qemu/{name}"))?;
+        // QEMU looks beside the folder it is started from.
+        contents.add_as(&path, &format!("share/qemu/{name}"))?;
     }
     Ok(contents)
 }

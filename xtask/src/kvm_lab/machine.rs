@@ -46,12 +46,10 @@ pub(super) enum LabError {
     #[error("{QEMU} is not installed (Debian: apt-get install qemu-system-x86)")]
     NoQemu,
     /// The command did not end in time.
-    #[error("the command did not end in {seconds} s\n{last}")]
+    #[error("the command did not end in {seconds} s")]
     TimedOut {
         /// The limit.
         seconds: u64,
-        /// What the machine said last.
-        last: String,
     },
     /// The machine did not get as far as the command.
     #[error("the machine did not start the command in {ATTEMPTS} attempts\n{last}")]
@@ -73,7 +71,7 @@ pub(super) enum LabError {
 }
 
 /// A lab ready to run commands.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Lab {
     guest: DefaultGuest,
     shape: Shape,
@@ -88,6 +86,13 @@ impl Lab {
             Ok(_) => {}
         }
         Ok(Self { guest: guest(&mut |line| super::say(line))?, shape })
+    }
+
+    /// The same with another number of processors.
+    pub(super) fn with_cpus(&self, cpus: u32) -> Self {
+        let mut other = self.clone();
+        other.shape.cpus = cpus;
+        other
     }
 
     /// Kernel and busybox, as in the lab, for guests of the lab's guests.
@@ -109,7 +114,12 @@ impl Lab {
         let mut attempt = 1;
         loop {
             let mut markers = Markers::new(&token);
-            match self.attempt(&files, &mut markers, output)? {
+            let end = self.attempt(&files, &mut markers, output)?;
+            if markers.begun() && !matches!(end, End::Status(_)) {
+                let held = markers.rest();
+                output.write_all(held).and_then(|()| output.flush()).context("writing output")?;
+            }
+            match end {
                 End::Status(status) => return Ok(status),
                 End::Silent if attempt < ATTEMPTS => {
                     attempt += 1;
@@ -121,7 +131,7 @@ impl Lab {
                 End::Silent => return Err(LabError::NoBegin { last: files.last(&markers) }),
                 End::TimedOut => {
                     let seconds = self.shape.timeout.as_secs();
-                    return Err(LabError::TimedOut { seconds, last: files.last(&markers) });
+                    return Err(LabError::TimedOut { seconds });
                 }
                 End::Gone(status) => return Err(LabError::NoEnd { status, last: files.last(&markers) }),
             }
@@ -263,11 +273,9 @@ impl Files {
             let _ = fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
             bytes
         };
-        let parts = [
-            ("QEMU", read(&self.errors())),
-            ("console", read(&self.console())),
-            ("output", markers.rest().to_vec()),
-        ];
+        // Once the command has begun, its output has been passed on.
+        let output = if markers.begun() { Vec::new() } else { markers.rest().to_vec() };
+        let parts = [("QEMU", read(&self.errors())), ("console", read(&self.console())), ("output", output)];
         let mut text = String::new();
         for (name, bytes) in parts {
             for line in last_lines(&bytes) {

@@ -43,7 +43,7 @@ const LAB_FAILED: u8 = 125;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
-    /// Processors of the machine
+    /// Processors of the machine; the suite has its own numbers
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: u32,
     /// Memory of the machine in MiB
