@@ -5,7 +5,7 @@
 //! 2. The program is this file's assembly, copied into the guest; the loop it times also runs in this process, as the
 //!    measure of what the processor can do. Both being the same bytes, ratios mean something, and they do so in a
 //!    virtual machine on a slow machine too.
-//! 3. Each speed is the best of several runs of 50 to 200 us, in CPU time of the thread, so that a busy host does not make
+//! 3. Each speed is the best of several runs of 25 to 100 us, in CPU time of the thread, so that a busy host does not make
 //!    KVM look bad.
 //! 4. It happens on a thread of its own. Whatever KVM does, the caller has an answer within [`LIMIT`]; and the VM's end,
 //!    for which the kernel waits out a grace period, is not waited for.
@@ -32,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How long an interrupted guest may take to come back.
 const GRACE: Duration = Duration::from_secs(1);
 /// A run this long is measured well enough.
-const RUN: Duration = Duration::from_micros(50);
+const RUN: Duration = Duration::from_micros(25);
 /// Runs of which the fastest counts.
 const RUNS: u32 = 4;
 /// When one ring has taken this much CPU time, what has been measured is enough.

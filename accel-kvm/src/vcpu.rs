@@ -24,6 +24,10 @@ use crate::{debug, state};
 /// RFLAGS.RF: no breakpoint at the next instruction (Intel SDM vol. 3, 18.3.1.1).
 const RF: u64 = 1 << 16;
 
+/// Device accesses an instruction may consist of. KVM asks for vectors in pieces of eight bytes, twice over where they cross
+/// a page; an instruction that wants more starts over and over again.
+const MAX_PIECES: u32 = 64;
+
 /// A vCPU bound to a thread.
 pub(crate) struct KvmVcpu {
     pub(crate) id: VcpuId,
@@ -260,13 +264,17 @@ impl KvmVcpu {
 
     /// Completes the instruction that waits for a device's answer. What else it asks for is answered too.
     fn settle(&mut self) -> Result<Option<Exit>, AccelError> {
-        while self.owing {
+        for _ in 0..MAX_PIECES {
+            if !self.owing {
+                return Ok(None);
+            }
             self.fd().set_kvm_immediate_exit(1);
             if let Some(exit) = self.step()? {
                 return Ok(Some(exit));
             }
         }
-        Ok(None)
+        let why = "KVM does not come to the end of an instruction that accesses a device".to_owned();
+        Ok(Some(Exit::Unsupported(self.unsupported(why, Vec::new())?)))
     }
 
     /// Delivers the 8259's interrupt if the guest takes it now; else has KVM return when it does.

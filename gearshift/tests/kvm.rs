@@ -6,6 +6,7 @@ mod common;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::process::Output;
+use std::time::{Duration, Instant};
 
 use common::{file, gearshift, path, pvh_elf, stderr, stdout};
 
@@ -64,4 +65,48 @@ fn what_kvm_cannot_do_ends_the_run_with_its_own_code() {
     assert_eq!(output.status.code(), Some(24), "{text}");
     assert!(text.contains("0xd0000000") && text.contains("RIP=00000000d0000000"), "{text}");
     assert!(text.contains("--accel interp") && !text.contains("panicked"), "{text}");
+}
+
+/// A triple fault: KVM forgets the state, so the dump is what there is.
+#[test]
+fn a_triple_fault_is_told() {
+    if !kvm_opens("a triple fault on KVM") {
+        return;
+    }
+    // The boot protocol gives no stack, and KVM never gets done with LIDT from where there is no RAM.
+    #[rustfmt::skip]
+    let code = [
+        0xbc, 0x00, 0x90, 0x00, 0x00, // mov esp, 0x9000
+        0x6a, 0x00, 0x6a, 0x00,       // push 0; push 0
+        0x0f, 0x01, 0x1c, 0x24,       // lidt [esp]
+        0x0f, 0x0b,                   // ud2
+    ];
+    let output = run("kvm", &code);
+    assert_eq!(output.status.code(), Some(14), "{}", stderr(&output));
+    assert!(stderr(&output).contains("triple fault"), "{}", stderr(&output));
+}
+
+/// LIDT from where no RAM is: there are kernels whose KVM asks for the same bytes for ever. The run must still end when it is
+/// told to.
+#[test]
+fn an_instruction_that_never_ends_can_be_left() {
+    if !kvm_opens("an instruction that never ends on KVM") {
+        return;
+    }
+    // mov esp, 0xd0000000; lidt [esp]; then halted for ever.
+    let code = [0xbc, 0, 0, 0, 0xd0, 0x0f, 0x01, 0x1c, 0x24, 0xfa, 0xf4];
+    let kernel = file(&pvh_elf(&code));
+    let mut child =
+        gearshift(&["run", "--accel", "kvm", "--mem", "16M", "--kernel", path(&kernel)]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(30) {
+            child.kill().unwrap();
+            panic!("the guest cannot be left");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

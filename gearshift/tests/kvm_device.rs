@@ -47,6 +47,12 @@ fn ask(device: &Path, program: &dyn Fn(&[&str]) -> Command) -> Told {
     Told { entry, auto: report["auto"].clone(), refusal }
 }
 
+/// Says that this host has nothing to try `what` on.
+fn skipped(what: &str) {
+    // Past the harness, which would keep it to itself.
+    let _ = writeln!(std::io::stderr(), "SKIPPED (optional): {what}");
+}
+
 fn kvm_entry(report: &Value) -> Value {
     let list = report["accelerators"].as_array().unwrap();
     list.iter().find(|entry| entry["name"] == "kvm").unwrap().clone()
@@ -85,8 +91,7 @@ fn files_in_its_place() {
 #[test]
 fn no_permission() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED (optional): a device without permission: only root makes one");
-        return;
+        return skipped("a device without permission: only root makes one");
     }
     const NOBODY: u32 = 65534;
     let folder = tempfile::tempdir().unwrap();
@@ -135,16 +140,14 @@ fn auto_does_without() {
 #[test]
 fn this_hosts_own() {
     if !Path::new("/dev/kvm").exists() {
-        eprintln!("SKIPPED (optional): the host's KVM: there is no /dev/kvm");
-        return;
+        return skipped("the host's KVM: there is no /dev/kvm");
     }
     let output = gearshift(&["probe", "--json"]).output().unwrap();
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let entry = kvm_entry(&report);
     if entry["status"] != "available" {
         assert!(entry["remedy"].is_string() && report["auto"] == "interp", "{report:#}");
-        let _ = writeln!(std::io::stderr(), "SKIPPED (optional): the host's KVM: {}", entry["reason"]);
-        return;
+        return skipped(&format!("the host's KVM: {}", entry["reason"]));
     }
     let measured = |name: &str| entry["measured"][name].as_f64().unwrap();
     let (ring0, ring3, native) = (measured("ring0_ns"), measured("ring3_ns"), measured("native_ns"));

@@ -9,6 +9,7 @@
 use std::cell::OnceCell;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use accel_api::{AccelError, AccelId, Accelerator, Available, Probe, Quality};
 
@@ -271,7 +272,12 @@ impl<'a> Survey<'a> {
 }
 
 fn probed<'s>((descriptor, probe): &'s (&Descriptor, OnceCell<Probe>)) -> &'s Probe {
-    probe.get_or_init(|| (descriptor.probe)())
+    probe.get_or_init(|| {
+        let started = Instant::now();
+        let found = (descriptor.probe)();
+        tracing::debug!(id = descriptor.id.0, took = ?started.elapsed(), ?found, "probed");
+        found
+    })
 }
 
 impl<'a, 's> Works<'a, 's> {
@@ -397,6 +403,11 @@ mod tests {
             let line = "accel: kvm (ring 0 is emulated; provider kvm_x)";
             assert_eq!(chosen(list(), choice), ("kvm", Some(line.to_owned())));
         }
+        let fire = Broken { reason: "no vCPU can be made".into(), remedy: Some("look at the log".into()) };
+        let broken = descriptor("kvm", Quality::Hardware, Probe::Broken(fire));
+        let line = "accel: interp (kvm: no vCPU can be made)";
+        let list = vec![broken, works("interp", Quality::Interpreted)];
+        assert_eq!(chosen(list, "auto"), ("interp", Some(line.to_owned())));
         // Alone it is the best there is.
         assert_eq!(chosen(vec![emulated("kvm")], "auto").0, "kvm");
     }
