@@ -18,7 +18,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use accel_api::{AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Probe, Quality, VmSpec};
+use accel_api::{AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Available, Probe, Quality, VmSpec};
 use x86_core::soft::{MAX_VCPUS, SoftVm, features};
 
 use crate::engine::Engine;
@@ -28,10 +28,7 @@ pub const ID: AccelId = AccelId("interp");
 
 /// The interpreter works wherever the program does.
 pub fn probe() -> Probe {
-    Probe::Available {
-        quality: Quality::Interpreted,
-        detail: "interprets every guest instruction".to_owned(),
-    }
+    Probe::Available(Available::of(Quality::Interpreted, "interprets every guest instruction"))
 }
 
 /// Makes the interpreter.

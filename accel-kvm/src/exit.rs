@@ -150,3 +150,53 @@ pub(crate) fn answer_msr(vcpu: &mut VcpuFd, answer: Option<u64>) {
         None => msr.error = 1,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(exit_reason: u32) -> kvm_run {
+        kvm_run { exit_reason, ..kvm_run::default() }
+    }
+
+    #[test]
+    fn reasons_nobody_knows_are_told_by_number() {
+        for (reason, number) in [(12345, "12345"), (KVM_EXIT_S390_TSCH, "22")] {
+            let Stop::Stuck { why, .. } = stop(&run(reason)) else { panic!("{reason}") };
+            assert!(why.contains(number), "{why}");
+        }
+        let mut failed = run(KVM_EXIT_FAIL_ENTRY);
+        failed.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason = 0x8000_0021;
+        let Stop::Stuck { why, .. } = stop(&failed) else { panic!("entered") };
+        assert!(why.contains("0x80000021"), "{why}");
+    }
+
+    #[test]
+    fn a_failed_emulation_has_the_bytes_where_the_kernel_gives_them() {
+        let mut failed = run(KVM_INTERNAL_ERROR_EMULATION);
+        failed.exit_reason = KVM_EXIT_INTERNAL_ERROR;
+        // SAFETY: the members were zeroed with the rest of the page, and are plain numbers.
+        unsafe {
+            let detail = &mut failed.__bindgen_anon_1.emulation_failure;
+            (detail.suberror, detail.ndata) = (KVM_INTERNAL_ERROR_EMULATION, 3);
+            let Stop::Stuck { bytes, .. } = stop(&failed) else { panic!("went on") };
+            assert!(bytes.is_empty());
+            let detail = &mut failed.__bindgen_anon_1.emulation_failure;
+            detail.flags = KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.into();
+            let instruction = &mut detail.__bindgen_anon_1.__bindgen_anon_1;
+            instruction.insn_bytes[..2].copy_from_slice(&[0x0f, 0x0b]);
+            // More than there is room for: not to be believed.
+            instruction.insn_size = 200;
+        }
+        let Stop::Stuck { why, bytes } = stop(&failed) else { panic!("went on") };
+        assert_eq!((bytes.len(), &bytes[..2]), (15, &[0x0f, 0x0b][..]));
+        assert!(why.contains("emulate"), "{why}");
+    }
+
+    #[test]
+    fn an_mmio_exit_is_never_longer_than_its_data() {
+        let mut exit = run(KVM_EXIT_MMIO);
+        exit.__bindgen_anon_1.mmio.len = 4000;
+        assert!(matches!(stop(&exit), Stop::Mmio { len: 8, .. }));
+    }
+}

@@ -6,26 +6,36 @@
 //!    is answered and *completed* before `run` returns. `bell.rs` is how other threads get a vCPU's attention.
 //! 3. `state` converts between KVM's structures and [`accel_api::CpuState`], in the order that loses nothing.
 //! 4. `cpuid.rs` and `msr.rs` make the guest see the CPU model, the whole of it and nothing else.
+//! 5. `probe.rs` finds out whether and how well this works here: `device.rs` opens the device and tells why it cannot,
+//!    `calibrate.rs` measures guests, `provider.rs` names the kernel module behind it.
 
 mod bell;
+mod calibrate;
 mod cpuid;
 mod debug;
+mod device;
 mod exit;
 mod interrupts;
 mod msr;
+mod probe;
+mod provider;
 mod slots;
 mod state;
 mod sys;
 mod vcpu;
 mod vm;
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use accel_api::{AccelCaps, AccelError, AccelId, AccelVm, Accelerator, VmSpec};
 use kvm_ioctls::Kvm;
 
-use crate::sys::host;
 use crate::vm::KvmVm;
+
+pub use device::DEFAULT_PATH;
+pub use probe::probe;
 
 /// The name users choose it by.
 pub const ID: AccelId = AccelId("kvm");
@@ -38,7 +48,17 @@ const MAX_VCPUS: usize = 254;
 /// # Errors
 /// The device cannot be opened.
 pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
-    let kvm = Kvm::new().map_err(host("cannot open /dev/kvm"))?;
+    create_on(Path::new(DEFAULT_PATH))
+}
+
+/// Makes the accelerator of the device at `path`.
+///
+/// # Errors
+/// The device cannot be opened.
+pub fn create_on(path: &Path) -> Result<Arc<dyn Accelerator>, AccelError> {
+    let failed =
+        |error| AccelError::Host { what: "KVM's device cannot be used", source: io::Error::other(error) };
+    let kvm = device::open(path).map_err(failed)?;
     let features = cpuid::features(&kvm)?;
     let max_vcpus = kvm.get_max_vcpus().min(MAX_VCPUS) as u32;
     Ok(Arc::new(KvmAccelerator { kvm: Arc::new(kvm), caps: AccelCaps { features, max_vcpus, exact: false } }))

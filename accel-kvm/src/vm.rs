@@ -89,7 +89,7 @@ impl KvmVm {
 }
 
 /// KVM_CREATE_VM, which a signal may interrupt.
-fn create(kvm: &Kvm) -> Result<VmFd, AccelError> {
+pub(crate) fn create(kvm: &Kvm) -> Result<VmFd, AccelError> {
     loop {
         match kvm.create_vm() {
             Ok(vm) => return Ok(vm),

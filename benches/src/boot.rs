@@ -4,10 +4,9 @@ use guests::debian;
 
 use crate::error::Failure;
 use crate::memory::Memory;
-use crate::report::{Cell, Experiment, Report};
-use crate::samples::{Samples, significant};
+use crate::report::{Experiment, Report};
 use crate::subject::GuestRun;
-use crate::table::{Table, note};
+use crate::table::{Table, mebibytes, note};
 use crate::{Setup, say};
 
 /// The same for every subject.
@@ -62,9 +61,8 @@ pub(crate) fn run(setup: &Setup, report: &mut Report) -> Result<Vec<String>, Fai
 }
 
 fn print(setup: &Setup, experiment: &Experiment) {
-    let peer = experiment.column("qemu-tcg");
-    let mut table =
-        Table::new(["", "s to init", "x QEMU TCG", "peak RSS", "RSS", "guest touched", "overhead"]);
+    let peer = experiment.peer();
+    let mut table = Table::new(["", "s to init", "x QEMU", "peak RSS", "RSS", "guest touched", "overhead"]);
     let row = &experiment.rows[0];
     for (n, (subject, cell)) in setup.subjects.iter().zip(&row.cells).enumerate() {
         let spread =
@@ -86,13 +84,4 @@ fn print(setup: &Setup, experiment: &Experiment) {
             note(&format!("{}: {counters}", subject.name()));
         }
     }
-}
-
-/// The median of one of the memory values.
-fn mebibytes(cell: &Cell, value: impl Fn(&Memory) -> Option<u64>) -> String {
-    let mut samples = Samples::default();
-    for bytes in cell.memory.iter().filter_map(value) {
-        samples.push(bytes as f64 / f64::from(1 << 20));
-    }
-    samples.spread().map_or("-".to_owned(), |spread| significant(spread.median))
 }

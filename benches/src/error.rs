@@ -20,8 +20,10 @@ pub(crate) enum Failure {
     Guest(#[from] guests::debian::FetchError),
     #[error(transparent)]
     Initramfs(#[from] guests::initramfs::InitramfsError),
-    #[error("the user-space suite cannot be built ({command}):\n{output}")]
-    Build { command: String, output: String },
+    #[error(transparent)]
+    Assembler(#[from] guests::bare::BuildError),
+    #[error("{what} cannot be built ({command}):\n{output}")]
+    Build { what: &'static str, command: String, output: String },
     #[error("the user-space suite says nothing usable: {output}")]
     Suite { output: String },
     #[error("the report cannot be written: {0}")]

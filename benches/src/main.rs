@@ -9,6 +9,7 @@
 
 mod boot;
 mod error;
+mod exits;
 mod guest;
 mod host;
 mod memory;
@@ -16,6 +17,7 @@ mod micro;
 mod report;
 mod run;
 mod samples;
+mod start;
 mod subject;
 mod table;
 mod user;
@@ -28,7 +30,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::Failure;
 use crate::report::Report;
-use crate::subject::Subject;
+use crate::subject::{QemuAccel, Subject};
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", about = "Measures guests on our backends and on their peers, side by side")]
@@ -50,7 +52,11 @@ enum What {
         #[command(flatten)]
         suite: user::Options,
     },
-    /// All of these
+    /// What leaving a guest costs on KVM (`--accel kvm`), beside a C program that has ioctl alone
+    Exits(Common),
+    /// From the start of the process to the guest's first byte; memory
+    Start(Common),
+    /// All of these but `exits` and `start`
     All {
         #[command(flatten)]
         common: Common,
@@ -60,6 +66,9 @@ enum What {
     /// Runs one guest of ours; what the other commands start
     #[command(hide = true)]
     Guest(guest::Options),
+    /// Makes events in a guest of ours; what `exits` starts
+    #[command(hide = true)]
+    ExitsGuest(exits::ours::Options),
 }
 
 /// What all experiments share.
@@ -68,6 +77,9 @@ struct Common {
     /// Our backends, separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "interp")]
     accel: Vec<String>,
+    /// What QEMU, the peer, runs with
+    #[arg(long, value_enum, value_name = "ACCEL", default_value = "tcg")]
+    qemu: QemuAccel,
     /// Leave QEMU out
     #[arg(long)]
     no_qemu: bool,
@@ -114,7 +126,7 @@ impl Common {
         }
         if !self.no_qemu {
             match subject::qemu_version() {
-                Some(version) => subjects.push(Subject::Qemu { version }),
+                Some(version) => subjects.push(Subject::Qemu { accel: self.qemu, version }),
                 None => say("qemu-system-x86_64 is not installed: our numbers stand alone"),
             }
         }
@@ -146,6 +158,9 @@ type Experiment<'a> = &'a dyn Fn(&Setup, &mut Report) -> Result<Vec<String>, Fai
 fn main() -> ExitCode {
     let result = match Arguments::parse().what {
         What::Guest(options) => return guest::main(&options),
+        What::ExitsGuest(options) => return exits::ours::main(&options),
+        What::Exits(common) => measure(&common, &[&exits::run]),
+        What::Start(common) => measure(&common, &[&start::run]),
         What::Boot(common) => measure(&common, &[&boot::run]),
         What::Micro(common) => measure(&common, &[&micro::run]),
         What::User { common, suite } => measure(&common, &[&user::experiment(&suite)]),

@@ -81,12 +81,12 @@ fn cycles(guest: &Micro, console: &str) -> Result<f64, String> {
 }
 
 fn print(setup: &Setup, experiment: &Experiment) {
-    let peer = experiment.column("qemu-tcg");
+    let peer = experiment.peer();
     let ours: Vec<_> = (0..setup.subjects.len()).filter(|n| Some(*n) != peer).collect();
     let mut head = vec!["guest".to_owned()];
     head.extend(setup.subjects.iter().map(|subject| format!("{} cycles", subject.name())));
     if peer.is_some() {
-        head.extend(ours.iter().map(|n| format!("{} x TCG", experiment.columns[*n])));
+        head.extend(ours.iter().map(|n| format!("{} x QEMU", experiment.columns[*n])));
     }
     let mut table = Table::new(head);
     for row in &experiment.rows {
@@ -103,7 +103,7 @@ fn print(setup: &Setup, experiment: &Experiment) {
         for n in ours {
             let ratios = experiment.rows.iter().filter_map(|row| row.ratio(n, peer)).map(|s| s.median);
             if let Some(mean) = geometric_mean(ratios) {
-                note(&format!("{} x TCG, geometric mean: {}", experiment.columns[n], significant(mean)));
+                note(&format!("{} x QEMU, geometric mean: {}", experiment.columns[n], significant(mean)));
             }
         }
     }

@@ -3,13 +3,34 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use clap::ValueEnum;
+
+/// What QEMU runs a guest with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QemuAccel {
+    /// Its translator, with the machine `q35`
+    Tcg,
+    /// KVM, with its smallest machine, `microvm`
+    Kvm,
+}
+
+impl QemuAccel {
+    /// Options for accelerator, processor and machine.
+    fn options(self) -> [&'static str; 6] {
+        match self {
+            Self::Tcg => ["-accel", "tcg", "-cpu", "max", "-M", "q35"],
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host", "-M", "microvm"],
+        }
+    }
+}
+
 /// A way to run a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// One of our backends, in this program or in another that takes `gearshift run`'s arguments.
     Ours { accel: String, program: Option<PathBuf> },
-    /// `qemu-system-x86_64 -accel tcg`.
-    Qemu { version: String },
+    /// `qemu-system-x86_64`.
+    Qemu { accel: QemuAccel, version: String },
 }
 
 /// One guest to be run.
@@ -28,7 +49,16 @@ impl Subject {
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Ours { accel, .. } => accel,
-            Self::Qemu { .. } => "qemu-tcg",
+            Self::Qemu { accel: QemuAccel::Tcg, .. } => "qemu-tcg",
+            Self::Qemu { accel: QemuAccel::Kvm, .. } => "qemu-kvm",
+        }
+    }
+
+    /// The backend, if it is one of ours.
+    pub(crate) fn accel(&self) -> Option<&str> {
+        match self {
+            Self::Ours { accel, .. } => Some(accel),
+            Self::Qemu { .. } => None,
         }
     }
 
@@ -37,7 +67,7 @@ impl Subject {
         match self {
             Self::Ours { accel, program: None } => format!("our {accel}"),
             Self::Ours { accel, program: Some(program) } => format!("our {accel}, by {}", program.display()),
-            Self::Qemu { version } => format!("{version}, TCG, -cpu max -M q35"),
+            Self::Qemu { accel, version } => format!("{version}, {}", accel.options().join(" ")),
         }
     }
 
@@ -71,9 +101,9 @@ impl Subject {
                 }
                 command
             }
-            Self::Qemu { .. } => {
+            Self::Qemu { accel, .. } => {
                 let mut command = Command::new("qemu-system-x86_64");
-                command.args(["-accel", "tcg", "-cpu", "max", "-M", "q35", "-m", &memory]);
+                command.args(accel.options()).args(["-m", &memory]);
                 command.args(["-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"]);
                 command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
                 command.arg("-append").arg(guest.cmdline).arg("-kernel").arg(guest.kernel);

@@ -1,5 +1,9 @@
 //! Tables on standard output.
 
+use crate::memory::Memory;
+use crate::report::Cell;
+use crate::samples::{Samples, significant};
+
 /// Rows of text in aligned columns; the first column is left-aligned, the others right-aligned.
 #[derive(Debug)]
 pub(crate) struct Table(Vec<Vec<String>>);
@@ -41,6 +45,15 @@ impl Table {
     pub(crate) fn print(&self, title: &str) {
         println!("\n{title}\n\n{}", self.text());
     }
+}
+
+/// The median of one of the memory values, in MiB.
+pub(crate) fn mebibytes(cell: &Cell, value: impl Fn(&Memory) -> Option<u64>) -> String {
+    let mut samples = Samples::default();
+    for bytes in cell.memory.iter().filter_map(value) {
+        samples.push(bytes as f64 / f64::from(1 << 20));
+    }
+    samples.spread().map_or("-".to_owned(), |spread| significant(spread.median))
 }
 
 /// A line below a table.

@@ -157,7 +157,7 @@ fn build() -> Result<PathBuf, Failure> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    Err(Failure::Build { command: format!("{cargo:?}"), output })
+    Err(Failure::Build { what: "the user-space suite", command: format!("{cargo:?}"), output })
 }
 
 /// The classes the suite has, by its usage text.
@@ -171,14 +171,14 @@ fn classes(suite: &std::path::Path) -> Result<Vec<String>, Failure> {
 }
 
 fn print(experiment: &Experiment) {
-    let peer = experiment.column("qemu-tcg");
+    let peer = experiment.peer();
     let guests: Vec<_> = (1..experiment.columns.len()).collect();
     let ours: Vec<_> = guests.iter().copied().filter(|n| Some(*n) != peer).collect();
     let name = |n: usize| &experiment.columns[n];
     let mut head = vec!["class".to_owned(), "native ns".to_owned()];
     head.extend(guests.iter().map(|n| format!("{} x native", name(*n))));
     if peer.is_some() {
-        head.extend(ours.iter().map(|n| format!("{} x TCG", name(*n))));
+        head.extend(ours.iter().map(|n| format!("{} x QEMU", name(*n))));
     }
     head.push("Bochs x native".to_owned());
     let mut table = Table::new(head);

@@ -1,8 +1,9 @@
 //! The command line: what may be typed, and what `--help` says of it.
 //!
-//! Spellings of QEMU are understood where they mean the same: `-accel tcg -smp 2 -m 512 -append ...`.
+//! Spellings of QEMU are understood where they mean the same: `-accel kvm -smp 2 -m 512 -append ...`, `-enable-kvm`,
+//! `-machine accel=kvm:tcg`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -42,9 +43,10 @@ Keys, when standard input is a terminal (which is then in raw mode, so that Ctrl
 
 const FILES: &str = "\
 Environment:
-  GEARSHIFT_OFFLINE  1: as --offline
-  GEARSHIFT_CACHE    cache folder (else $XDG_CACHE_HOME/gearshift, else ~/.cache/gearshift)
-  GEARSHIFT_LOG      what to log to standard error, such as `debug` or `machine=trace`";
+  GEARSHIFT_OFFLINE     1: as --offline
+  GEARSHIFT_CACHE       cache folder (else $XDG_CACHE_HOME/gearshift, else ~/.cache/gearshift)
+  GEARSHIFT_KVM_DEVICE  KVM's device (else /dev/kvm)
+  GEARSHIFT_LOG         what to log to standard error, such as `debug` or `machine=trace`";
 
 #[derive(Debug, Parser)]
 #[command(name = "gearshift", version, about = ABOUT, long_about = LONG_ABOUT, max_term_width = 100)]
@@ -79,8 +81,9 @@ pub(crate) enum Command {
 pub(crate) struct RunArgs {
     /// What executes the guest: `auto`, a name, or names in order of preference
     ///
-    /// `auto` takes the best that works on this host; of a list the first that works is taken. Why one was passed over
-    /// is told in a line each. A single name is taken or refused, never replaced. `gearshift probe` shows the names.
+    /// `auto` takes the best by what it measures on this host; of a list the first that works is taken. Either passes over
+    /// what cannot give the CPU model or the vCPUs, and a line tells why something that sounds better was not taken. A
+    /// single name is taken or refused, never replaced. `gearshift probe` shows the names.
     #[arg(long, value_name = "LIST", default_value = "auto", value_delimiter = ',')]
     pub(crate) accel: Vec<String>,
 
@@ -100,7 +103,7 @@ pub(crate) struct RunArgs {
     #[arg(allow_negative_numbers = true)]
     pub(crate) mem: u64,
 
-    /// Kernel: a bzImage (vmlinuz) or an ELF file with PVH or 64-bit Linux entry [default: Debian's]
+    /// Kernel: a bzImage (vmlinuz, 32- or 64-bit) or an ELF file with PVH or 64-bit Linux entry [default: Debian's]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
@@ -173,16 +176,40 @@ const QEMU: [(&str, Option<&str>); 9] = [
 fn normalise(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let takes_value = |word: &str| QEMU.iter().any(|(_, ours)| *ours == Some(word));
     let (mut out, mut is_value) = (Vec::new(), false);
-    for argument in arguments {
-        if !is_value && let Some((_, ours)) = QEMU.iter().find(|(theirs, _)| argument == *theirs) {
-            is_value = ours.is_some();
-            out.extend(ours.map(OsString::from));
-            continue;
+    let mut arguments = arguments.into_iter().peekable();
+    while let Some(argument) = arguments.next() {
+        if !is_value {
+            if let Some((_, ours)) = QEMU.iter().find(|(theirs, _)| argument == *theirs) {
+                is_value = ours.is_some();
+                out.extend(ours.map(OsString::from));
+                continue;
+            }
+            if argument == "-enable-kvm" {
+                out.extend(["--accel", "kvm"].map(OsString::from));
+                continue;
+            }
+            if argument == "-machine" || argument == "-M" {
+                // Of a machine's properties there is none but what runs it.
+                match arguments.next_if(|value| accelerators_of(value).is_some()) {
+                    Some(value) => {
+                        out.push("--accel".into());
+                        out.extend(accelerators_of(&value).map(OsString::from));
+                    }
+                    None => out.push("--machine".into()),
+                }
+                continue;
+            }
         }
         is_value = !is_value && argument.to_str().is_some_and(takes_value);
         out.push(argument);
     }
     out
+}
+
+/// The list of accelerators in QEMU's `-machine accel=kvm:tcg`, in our form.
+fn accelerators_of(value: &OsStr) -> Option<String> {
+    let list = value.to_str()?.strip_prefix("accel=")?;
+    (!list.contains(',')).then(|| list.replace(':', ","))
 }
 
 /// What clap makes of the command line.
@@ -251,6 +278,27 @@ mod tests {
             (qemu.accel, qemu.mem, qemu.cmdline.as_deref()),
             (vec!["kvm".into(), "tcg".into()], 256 << 20, Some("-m"))
         );
+    }
+
+    #[test]
+    fn qemu_spellings_of_accelerators() {
+        for (words, accel) in [
+            ("-accel kvm", "kvm"),
+            ("-accel tcg", "tcg"),
+            ("-enable-kvm", "kvm"),
+            ("-machine accel=kvm:tcg", "kvm,tcg"),
+            ("-M accel=tcg", "tcg"),
+            ("-accel kvm -accel tcg", "kvm,tcg"),
+        ] {
+            let args = run_args(&words.split(' ').collect::<Vec<_>>());
+            assert_eq!(args.accel.join(","), accel, "{words}");
+        }
+        assert_eq!(run_args(&["--cmdline", "-enable-kvm"]).cmdline.as_deref(), Some("-enable-kvm"));
+        for words in
+            [&["run", "-machine", "q35,accel=kvm"][..], &["run", "-M", "microvm"], &["run", "-machine"]]
+        {
+            assert!(refused(words).message.contains("--machine"), "{words:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use machine::{AccelChoice, GuestEnd, Machine, Registry};
+use machine::{AccelChoice, GuestEnd, Machine, Needs};
 
 use crate::cli::RunArgs;
 use crate::default_guest::{self, Guest};
@@ -13,7 +13,7 @@ use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::stdio::{self, say, say_all};
 use crate::terminal::RawMode;
-use crate::{console, signals, stats};
+use crate::{console, probe, signals, stats};
 
 /// What a Linux kernel is told unless the user says otherwise: use the serial port, and reset at once on a panic.
 const CMDLINE: &str = "console=ttyS0 panic=-1";
@@ -26,10 +26,10 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     // Looked at first: nothing is worth fetching for a console that nobody can read.
     let output = stdio::output()?;
     let choice: AccelChoice = args.accel.join(",").parse()?;
-    let chosen = Registry::builtin().choose(&choice)?;
-    for (id, reason) in &chosen.skipped {
-        say(format_args!("{id} is passed over: {reason}"));
-    }
+    let needs = Needs { cpu_model: args.cpu.clone(), vcpus: args.cpus };
+    let registry = probe::registry();
+    let chosen = registry.survey().choose(&choice, &needs)?;
+    let explanation = chosen.explanation();
     let id = chosen.accelerator.id();
     let mut builder = Machine::builder()
         .accelerator(chosen.accelerator)
@@ -54,6 +54,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         builder = builder.initrd(initrd);
     }
     let machine = Arc::new(builder.build()?);
+    if let Some(line) = explanation {
+        say(line);
+    }
     let mib = args.mem >> 20;
     say(format_args!("{id} runs {} on {} vCPU ({}) with {mib} MiB", guest.name, args.cpus, args.cpu));
     supervise(&machine, args.stats)

@@ -50,7 +50,7 @@ fn the_manual_page_and_completions_have_every_flag() {
 fn probe_tells_people_and_programs_the_same() {
     let table = printed(&["probe"]);
     let json: serde_json::Value = serde_json::from_str(&printed(&["probe", "--json"])).unwrap();
-    assert_eq!(json["format"], 1);
+    assert_eq!(json["format"], 2);
     assert!(json["host"]["cpus"].as_u64() >= Some(1) && json["host"]["tsc_khz"].as_u64() > Some(1000));
     let accelerators = json["accelerators"].as_array().unwrap();
     assert!(!accelerators.is_empty());
@@ -70,4 +70,26 @@ fn probe_tells_people_and_programs_the_same() {
         1
     );
     assert!(accelerators.iter().any(|e| e["name"] == json["auto"]));
+}
+
+/// The keys that the README promises to programs. One that goes or changes its meaning raises `format`.
+#[test]
+fn the_keys_of_probe_are_those_of_the_readme() {
+    let json: serde_json::Value = serde_json::from_str(&printed(&["probe", "--json"])).unwrap();
+    let keys =
+        |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+    assert_eq!(keys(&json), "accelerators auto auto_because format host");
+    assert_eq!(keys(&json["host"]), "cpus memory_bytes tsc_khz");
+    let readme = include_str!("../../README.md");
+    for entry in json["accelerators"].as_array().unwrap() {
+        let all = "aliases cpu_models max_vcpus measured missing name provider quality reason remedy status summary";
+        assert_eq!(keys(entry), all);
+        if !entry["measured"].is_null() {
+            assert_eq!(keys(&entry["measured"]), "exit_ns native_ns ring0_ns ring3_ns");
+        }
+        for key in keys(entry).split(' ').chain("exit_ns native_ns ring0_ns ring3_ns auto_because".split(' '))
+        {
+            assert!(readme.contains(&format!("`{key}`")), "{key}");
+        }
+    }
 }

@@ -82,7 +82,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         id: AccelId("counting"),
         aliases: Vec::new(),
         summary: "counts the exits of the best other backend",
-        probe: Arc::new(|| Probe::Available { quality: Quality::Degraded, detail: "always there".into() }),
+        promise: Quality::Degraded,
+        probe: Arc::new(|| Probe::Available(Available::of(Quality::Degraded, "always there"))),
         create: Arc::new(|| {
             let chosen = Registry::builtin().choose(&AccelChoice::Auto);
             let inner = chosen.map_err(|e| AccelError::Host {

@@ -117,17 +117,7 @@ impl MachineBuilder {
         let map = MemoryMap::new(self.memory)?;
         memory_map::check_host(self.memory)?;
         let accelerator = self.accelerator.clone().ok_or(MachineError::NoAccelerator)?;
-        let max = accelerator.caps().max_vcpus.min(MAX_VCPUS);
-        if !(1..=max).contains(&self.cpus) {
-            return Err(MachineError::Vcpus { asked: self.cpus, max });
-        }
-        let mut model = CpuModel::named(&self.model, self.cpus, tsc_khz)?;
-        model.fit(&accelerator.caps().features);
-        let missing = model.features.missing_from(&accelerator.caps().features);
-        if !missing.is_empty() {
-            let missing = missing.into_iter().map(str::to_owned).collect();
-            return Err(AccelError::MissingFeatures { accel: accelerator.id(), missing }.into());
-        }
+        let model = cpu_model(&self.model, self.cpus, tsc_khz, &*accelerator)?;
         Ok((map, accelerator, model))
     }
 
@@ -183,6 +173,31 @@ impl MachineBuilder {
         machine.resume()?;
         Ok(machine)
     }
+}
+
+/// The CPU model called `name`, as `accelerator` can give it to `cpus` vCPUs.
+///
+/// # Errors
+/// No such model, or more than it can give.
+pub(crate) fn cpu_model(
+    name: &str,
+    cpus: u32,
+    tsc_khz: u32,
+    accelerator: &dyn Accelerator,
+) -> Result<CpuModel, MachineError> {
+    let caps = accelerator.caps();
+    let max = caps.max_vcpus.min(MAX_VCPUS);
+    if !(1..=max).contains(&cpus) {
+        return Err(MachineError::Vcpus { asked: cpus, max });
+    }
+    let mut model = CpuModel::named(name, cpus, tsc_khz)?;
+    model.fit(&caps.features);
+    let missing = model.features.missing_from(&caps.features);
+    if !missing.is_empty() {
+        let missing = missing.into_iter().map(str::to_owned).collect();
+        return Err(AccelError::MissingFeatures { accel: accelerator.id(), missing }.into());
+    }
+    Ok(model)
 }
 
 impl std::fmt::Debug for MachineBuilder {

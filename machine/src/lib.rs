@@ -27,6 +27,7 @@ pub mod boot;
 mod builder;
 pub mod bus;
 mod chipset;
+mod choice;
 pub mod clock;
 mod control;
 mod dump;
@@ -45,11 +46,12 @@ mod vm_tests;
 pub use boot::Source;
 pub use builder::{DEFAULT_MODEL, MachineBuilder};
 pub use chipset::{ChipsetError, Sink};
+pub use choice::{AccelChoice, ChooseError, Chosen, Needs, PassedOver, Survey};
 pub use clock::TscFrequency;
 pub use control::GuestEnd;
 pub use dump::CpuDump;
 pub use interrupts::InterruptCell;
-pub use registry::{AccelChoice, ChooseError, Chosen, CreateFn, Descriptor, ProbeFn, Registry};
+pub use registry::{CreateFn, Descriptor, ProbeFn, Registry};
 pub use vm::{ConsoleInput, Machine, MachineError};
 
 /// Most vCPUs one machine can have.

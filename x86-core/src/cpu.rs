@@ -9,7 +9,7 @@ use crate::alu::{ArithFlags, flag};
 use crate::lapic::{Lapic, Now};
 use crate::mode::{Mode, bits};
 use crate::shared::{VcpuShared, VmShared, request};
-use crate::{Exec, FpuRegs, MemoryMap, Tlb, TlbEntry, TlbMode};
+use crate::{FpuRegs, MemoryMap, Tlb, TlbEntry, TlbMode};
 
 /// Indices into [`Cpu::segs`], in encoding order.
 #[allow(missing_docs)] // the registers' own names
@@ -301,25 +301,6 @@ impl Cpu {
     pub fn update_data_tlb(&mut self) {
         self.strict = self.watching || self.checks_alignment();
         self.data_tlb = if self.strict { self.tlb.nothing() } else { self.tlb.table(self.tlb_mode()) };
-    }
-
-    /// Whether misaligned data accesses are #AC(0) (Intel SDM vol. 3, 6.15).
-    pub(crate) fn checks_alignment(&self) -> bool {
-        self.cpl == 3 && self.has(flag::AC) && self.cr0 & bits::CR0_AM != 0
-    }
-
-    /// Runs `op` without alignment checks, as masked moves and gathers do (Intel SDM vol. 2A, table 2-18, exceptions
-    /// types 6 and 12).
-    pub(crate) fn at_any_alignment(&mut self, op: impl FnOnce(&mut Self) -> Exec) -> Exec {
-        if !self.checks_alignment() {
-            return op(self);
-        }
-        self.cr0 &= !bits::CR0_AM;
-        self.update_data_tlb();
-        let result = op(self);
-        self.cr0 |= bits::CR0_AM;
-        self.update_data_tlb();
-        result
     }
 
     /// How data is accessed now.

@@ -142,6 +142,8 @@ impl Cpu {
         }
         self.rip = self.next_rip;
         self.instructions += 1;
+        // Of several MOV SS in a row only the first holds traps back (6.8.3), so that none waits for ever.
+        self.debug_shadow &= !shadowed;
         if stepping && self.steps_over(&ins) {
             self.pending_debug |= dr6::BS;
         }

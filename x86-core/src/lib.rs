@@ -34,6 +34,7 @@ mod segment;
 pub mod shared;
 pub mod soft;
 mod state;
+mod strict;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]

@@ -368,31 +368,8 @@ impl Cpu {
         if self.cpl < 3 && self.has(flag::AC) { TlbMode::Supervisor } else { self.system_mode() }
     }
 
-    /// What a data access must pass before it is translated while [`Cpu::strict`] is set: alignment, as processors look at
-    /// it behind the canonical form and before the page; and data breakpoints, which note it if `kind` is what happens
-    /// (`None`: it is only tried).
-    #[inline]
-    fn check_access(&mut self, ea: Ea, len: usize, kind: Option<AccessKind>) -> Exec {
-        if self.strict { self.check_strictly(ea, len, kind) } else { Ok(()) }
-    }
-
-    #[cold]
-    fn check_strictly(&mut self, ea: Ea, len: usize, kind: Option<AccessKind>) -> Exec {
-        if self.checks_alignment() && ea.la & (natural_alignment(len) - 1) != 0 {
-            self.check_end(ea, 1)?;
-            self.check_end(ea, len)?;
-            return Err(Fault::AC0);
-        }
-        if let Some(kind) = kind
-            && self.watching
-        {
-            self.note_access(ea.la, len, kind == AccessKind::Write);
-        }
-        Ok(())
-    }
-
     /// Whether the last byte of an access is canonical is known before any of its pages is looked up.
-    fn check_end(&self, ea: Ea, len: usize) -> Exec {
+    pub(crate) fn check_end(&self, ea: Ea, len: usize) -> Exec {
         let last = ea.plus((len as u64).saturating_sub(1));
         if self.mode == Mode::Long && !Self::canonical(last.la) {
             return Err(if ea.stack { Fault::SS0 } else { Fault::GP0 });
@@ -540,21 +517,6 @@ unsafe fn rmw_host<W: Word, R>(host: *mut u8, lock: bool, mut op: impl FnMut(W) 
             return Ok(result);
         }
         old = seen;
-    }
-}
-
-/// Alignment that an operand of `len` bytes wants where it is checked (Intel SDM vol. 3, table 6-7; the vector operands as
-/// processors do it).
-const fn natural_alignment(len: usize) -> u64 {
-    match len {
-        // FSTENV and FSAVE images of 16-bit code.
-        2 | 14 | 94 => 2,
-        // Those of 32-bit code.
-        4 | 28 | 108 => 4,
-        // 10 bytes: an extended real.
-        8 | 10 => 8,
-        16 | 32 => 16,
-        _ => 1,
     }
 }
 

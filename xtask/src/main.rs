@@ -1,6 +1,8 @@
 //! Development tasks: `cargo xtask <task>`.
 
+mod cargo;
 mod fuzz;
+mod kvm_lab;
 mod lint;
 mod oracle;
 mod test;
@@ -29,6 +31,7 @@ enum Task {
     },
     /// Run hostile guests against the interpreter for as long as one wants
     Fuzz(fuzz::Arguments),
+    KvmLab(kvm_lab::Arguments),
     /// Check the rules of the house that the compiler does not know
     Lint,
     /// Run random instructions on this processor and in the software CPU, and compare
@@ -61,6 +64,7 @@ fn main() -> Result<ExitCode> {
             }
         }
         Task::Fuzz(arguments) => fuzz::run(&arguments)?,
+        Task::KvmLab(arguments) => return Ok(kvm_lab::run(&arguments)),
         Task::Lint => {
             let findings = lint::run()?;
             for finding in &findings {

@@ -6,26 +6,26 @@
 //! 3. A test that skips itself says `SKIPPED: ` and why. Skipped and ignored tests fail the run, unless it is offline.
 //!    `SKIPPED (optional): ` is what compares with a program that hosts need not have; it is counted and fails nothing.
 
+use crate::{cargo, kvm_lab};
 use anyhow::{Context as _, Result, bail};
-use guests::debian;
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 
 /// What the tests came to.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Count {
-    programs: u32,
-    passed: u32,
-    failed: u32,
-    ignored: u32,
-    skipped: u32,
-    optional: u32,
+pub(crate) struct Count {
+    pub(crate) programs: u32,
+    pub(crate) passed: u32,
+    pub(crate) failed: u32,
+    pub(crate) ignored: u32,
+    pub(crate) skipped: u32,
+    pub(crate) optional: u32,
 }
 
 impl Count {
     /// Takes in one line of output.
-    fn line(&mut self, line: &str) {
+    pub(crate) fn line(&mut self, line: &str) {
         // Not at the start of the line: the harness may have begun one.
         if line.contains("SKIPPED: ") {
             self.skipped += 1;
@@ -44,7 +44,7 @@ impl Count {
         self.ignored += number("ignored");
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.programs += other.programs;
         self.passed += other.passed;
         self.failed += other.failed;
@@ -61,13 +61,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if offline {
         eprintln!("GEARSHIFT_OFFLINE=1: the Debian guest is not fetched");
     } else {
-        let fetched = debian::fetch(debian::Flavour::Cloud, &mut |line| eprintln!("{line}"));
-        let guest =
-            fetched.context("cannot fetch the Debian guest (GEARSHIFT_OFFLINE=1 skips what needs it)")?;
+        // With what `kvm-lab` needs of it, so that it is fetched once.
+        let fetched = kvm_lab::guest(&mut |line| eprintln!("{line}"));
+        let guest = fetched.context("no Debian guest (GEARSHIFT_OFFLINE=1 skips what needs it)")?;
         eprintln!("Debian guest: {}", guest.version);
     }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut child = Command::new(cargo)
+    let mut child = Command::new(cargo::program())
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(arguments)
         .stdout(Stdio::piped())

@@ -56,3 +56,45 @@ fn an_unusable_cache_folder_is_told() {
     assert!(!output.status.success());
     assert!(text(&output).contains("cache folder"), "{}", text(&output));
 }
+
+#[test]
+fn a_lab_without_qemu_says_what_to_install() {
+    let output = xtask(&["kvm-lab", "--", "true"]).env("PATH", "").output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output).contains("apt-get install qemu-system-x86"), "{}", text(&output));
+}
+
+/// Output and status are the command's; a command that does not end, and one that takes the machine with it, are told
+/// apart from it and from each other.
+#[test]
+fn the_lab_runs_commands() {
+    let installed = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
+    let cached = guests::debian::cached(guests::debian::Flavour::Cloud).is_some();
+    if !installed || !cached {
+        println!("SKIPPED (optional): the_lab_runs_commands: no qemu-system-x86_64, or no Debian guest");
+        return;
+    }
+    let lab = |arguments: &[&str], command: &str| {
+        let mut words = vec!["kvm-lab", "--mem", "512"];
+        words.extend(arguments);
+        words.extend(["--", "sh", "-c", command]);
+        xtask(&words).output().unwrap()
+    };
+    let output = lab(&["/etc/passwd"], "test -c /dev/kvm && head -c 5 passwd; printf 'a\\tb' >&2; exit 42");
+    assert_eq!(
+        (output.status.code(), &output.stdout[..]),
+        (Some(42), &b"root:a\tb"[..]),
+        "{}",
+        text(&output)
+    );
+
+    let output = lab(&["--timeout", "1"], "echo before; sleep 100");
+    assert_eq!(output.status.code(), Some(124), "{}", text(&output));
+    assert!(text(&output).contains("did not end in 1 s"), "{}", text(&output));
+
+    let output = lab(&[], "echo last words; echo c >/proc/sysrq-trigger; sleep 100");
+    assert_eq!(output.status.code(), Some(125), "{}", text(&output));
+    for part in ["without an end marker", "Kernel panic - not syncing: sysrq triggered crash"] {
+        assert!(text(&output).contains(part), "{}", text(&output));
+    }
+}

@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 pub fn gearshift(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gearshift"));
     command.args(arguments).env_remove("GEARSHIFT_OFFLINE").env_remove("GEARSHIFT_LOG");
+    command.env_remove("GEARSHIFT_KVM_DEVICE");
     command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
     command
 }

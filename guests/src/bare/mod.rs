@@ -109,7 +109,7 @@ impl fmt::Display for BuildError {
         match self {
             Self::Assembler(error) => write!(f, "the assembler refused the guest: {error}"),
             Self::TooLarge { bytes } => {
-                write!(f, "the guest has {bytes} bytes, more than fit below its page tables")
+                write!(f, "the guest has {bytes} bytes, more than there is room for")
             }
         }
     }
@@ -179,6 +179,25 @@ impl Image {
         let memory = layout::WORK + self.work - layout::LOAD;
         Ok(elf::pvh(&image, layout::LOAD, memory, prologue::ENTRY))
     }
+}
+
+/// Assembles a guest that has no prologue and no runtime: the 32-bit code of `body` is at [`layout::LOAD`] and is
+/// entered by the loader, in the state of the PVH entry (flat segments, paging and interrupts off). `memory` bytes from
+/// there on are its own.
+///
+/// # Errors
+/// What the assembler refuses, and code that does not fit into `memory`.
+pub fn at_entry<F>(memory: u64, body: F) -> Result<Vec<u8>, BuildError>
+where
+    F: FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+{
+    let mut a = CodeAssembler::new(32)?;
+    body(&mut a)?;
+    let image = a.assemble(layout::LOAD)?;
+    if image.len() as u64 > memory {
+        return Err(BuildError::TooLarge { bytes: image.len() });
+    }
+    Ok(elf::pvh(&image, layout::LOAD, memory, layout::LOAD))
 }
 
 impl Default for Image {

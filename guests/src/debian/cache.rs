@@ -1,6 +1,7 @@
 //! The folder of one flavour: files, manifest, lock.
 
 use super::FetchError;
+use super::modules::Module;
 use sha2::{Digest, Sha256};
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -23,18 +24,31 @@ pub(super) struct Manifest {
     pub(super) version: String,
     kernel: String,
     busybox: String,
+    /// File and sum of each module, in the order they load: without its last lines, a manifest is that of an entry with
+    /// fewer modules, which lacks the ones that need the others.
+    modules: Vec<(String, String)>,
 }
 
 impl Manifest {
-    pub(super) fn of(version: &str, kernel: &[u8], busybox: &[u8]) -> Self {
-        Self { version: version.to_owned(), kernel: digest(kernel), busybox: digest(busybox) }
+    pub(super) fn of(version: &str, kernel: &[u8], busybox: &[u8], modules: &[Module]) -> Self {
+        let modules = modules.iter().map(|m| (m.file_name(), digest(&m.bytes))).collect();
+        Self { version: version.to_owned(), kernel: digest(kernel), busybox: digest(busybox), modules }
+    }
+
+    /// Files of the modules, in the order they load.
+    pub(super) fn modules(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(|(file, _)| file.as_str())
     }
 
     fn to_text(&self) -> String {
-        format!(
+        let mut text = format!(
             "{HEADER}\nversion {}\nsha256 {KERNEL} {}\nsha256 {BUSYBOX} {}\n",
             self.version, self.kernel, self.busybox
-        )
+        );
+        for (file, sum) in &self.modules {
+            text += &format!("sha256 {file} {sum}\n");
+        }
+        text
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -47,7 +61,14 @@ impl Manifest {
             let rest = lines.next()?.strip_prefix("sha256 ")?.strip_prefix(name)?;
             Some(rest.strip_prefix(' ')?.to_owned())
         };
-        Some(Self { version, kernel: sum(KERNEL)?, busybox: sum(BUSYBOX)? })
+        let (kernel, busybox) = (sum(KERNEL)?, sum(BUSYBOX)?);
+        let module = |line: &str| {
+            let (file, sum) = line.strip_prefix("sha256 ")?.split_once(' ')?;
+            // A name from a file must not lead out of the folder.
+            let plain = file.ends_with(Module::SUFFIX) && !file.contains('/');
+            plain.then(|| (file.to_owned(), sum.to_owned()))
+        };
+        Some(Self { version, kernel, busybox, modules: lines.map(module).collect::<Option<_>>()? })
     }
 }
 
@@ -116,18 +137,32 @@ impl Cache {
         fs::read(self.file(name)).ok()
     }
 
-    /// The manifest and busybox, if manifest and files agree.
+    /// The manifest and busybox, if manifest and files agree. If only modules do not, it is as if there were none.
     pub(super) fn verified(&self) -> Option<(Manifest, Vec<u8>)> {
-        let manifest = Manifest::parse(&String::from_utf8(self.read(MANIFEST)?).ok()?)?;
+        let mut manifest = Manifest::parse(&String::from_utf8(self.read(MANIFEST)?).ok()?)?;
         let busybox = self.read(BUSYBOX)?;
         let whole = digest(&busybox) == manifest.busybox && digest(&self.read(KERNEL)?) == manifest.kernel;
+        let sound = |(file, sum): &(String, String)| self.read(file).is_some_and(|b| digest(&b) == *sum);
+        if !manifest.modules.iter().all(sound) {
+            manifest.modules.clear();
+        }
         whole.then_some((manifest, busybox))
     }
 
     /// Manifest last: until it is there, the new files count as damaged.
-    pub(super) fn store(&self, manifest: &Manifest, kernel: &[u8], busybox: &[u8]) -> Result<(), FetchError> {
+    pub(super) fn store(
+        &self,
+        version: &str,
+        kernel: &[u8],
+        busybox: &[u8],
+        modules: &[Module],
+    ) -> Result<(), FetchError> {
         self.write(KERNEL, kernel)?;
         self.write(BUSYBOX, busybox)?;
+        for module in modules {
+            self.write(&module.file_name(), &module.bytes)?;
+        }
+        let manifest = Manifest::of(version, kernel, busybox, modules);
         self.write(MANIFEST, manifest.to_text().as_bytes())
     }
 
@@ -178,9 +213,15 @@ mod tests {
         (Scratch(path.clone()), Cache::at(path))
     }
 
+    fn module(name: &str) -> Module {
+        Module { name: name.to_owned(), bytes: name.as_bytes().to_vec() }
+    }
+
     #[test]
     fn manifests_read_back() {
-        let manifest = Manifest::of("linux-image-1 1-1", b"kernel", b"busybox");
+        let modules = [module("irqbypass"), module("kvm")];
+        let manifest = Manifest::of("linux-image-1 1-1", b"kernel", b"busybox", &modules);
+        assert_eq!(manifest.modules().collect::<Vec<_>>(), ["irqbypass.ko", "kvm.ko"]);
         assert_eq!(Manifest::parse(&manifest.to_text()), Some(manifest));
         // SHA-256 of the empty message (FIPS 180-4 example).
         assert!(digest(b"").starts_with("e3b0c44298fc1c149afbf4c8996fb924"));
@@ -188,9 +229,19 @@ mod tests {
 
     #[test]
     fn damaged_manifests_are_none() {
-        let text = Manifest::of("v", b"k", b"b").to_text();
+        let text = Manifest::of("v", b"k", b"b", &[]).to_text();
         for end in 0..text.len() {
             assert_eq!(Manifest::parse(&text[..end]), None, "{end}");
+        }
+        // Cut within its modules: nothing, or one without the last of them.
+        let both = Manifest::of("v", b"k", b"b", &[module("irqbypass"), module("kvm")]).to_text();
+        let one = Manifest::of("v", b"k", b"b", &[module("irqbypass")]);
+        for end in text.len() + 1..both.len() {
+            let cut = Manifest::parse(&both[..end]);
+            assert_eq!(cut.as_ref(), (end == one.to_text().len()).then_some(&one), "{end}");
+        }
+        for name in ["../x.ko", "vmlinuz"] {
+            assert_eq!(Manifest::parse(&format!("{text}sha256 {name} 00\n")), None);
         }
     }
 
@@ -198,9 +249,12 @@ mod tests {
     fn a_damaged_file_counts_as_absent() {
         let (_scratch, cache) = cache("damaged");
         assert!(cache.verified().is_none());
-        cache.store(&Manifest::of("v", b"kernel", b"busy"), b"kernel", b"busy").unwrap();
+        cache.store("v", b"kernel", b"busy", &[module("kvm")]).unwrap();
         let (manifest, busybox) = cache.verified().unwrap();
         assert_eq!((manifest.version.as_str(), &busybox[..]), ("v", &b"busy"[..]));
+        assert_eq!(manifest.modules().collect::<Vec<_>>(), ["kvm.ko"]);
+        fs::write(cache.file("kvm.ko"), b"kvn").unwrap();
+        assert_eq!(cache.verified().unwrap().0.modules().count(), 0);
         fs::write(cache.file(KERNEL), b"kerne").unwrap();
         assert!(cache.verified().is_none());
         cache.write(KERNEL, b"kernel").unwrap();

@@ -9,12 +9,24 @@ const BLOCK: usize = 512;
 /// No file wanted here is larger; a damaged size field must not ask for all memory.
 const FILE_MAX: u64 = 256 << 20;
 
+/// A file's path (without a leading `./`) and content.
+type Entry = (String, Vec<u8>);
+
 /// The first regular file of the package whose path (without a leading `./`) is `wanted`.
 pub(super) fn extract(package: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<u8>, FetchError> {
-    let bad = |reason: String| FetchError::BadArchive {
-        package: package.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        reason,
-    };
+    let found = extract_some(package, wanted, 1)?;
+    let file = found.into_iter().next();
+    file.map(|(_, bytes)| bytes)
+        .ok_or_else(|| bad(package, "does not hold the file that it should".to_owned()))
+}
+
+/// The first regular files, at most `limit`, of the package whose path (without a leading `./`) is `wanted`.
+pub(super) fn extract_some(
+    package: &Path,
+    wanted: &dyn Fn(&str) -> bool,
+    limit: usize,
+) -> Result<Vec<Entry>, FetchError> {
+    let bad = |reason| bad(package, reason);
     let spawned = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(package)
@@ -28,29 +40,34 @@ pub(super) fn extract(package: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<V
         Err(error) => return Err(bad(format!("dpkg-deb: {error}"))),
     };
     let found = match child.stdout.take() {
-        Some(stdout) => find(io::BufReader::with_capacity(1 << 16, stdout), wanted),
+        Some(stdout) => find(io::BufReader::with_capacity(1 << 16, stdout), wanted, limit),
         None => Err(io::Error::other("no output to read")),
     };
     // The stream is closed: dpkg-deb ends by itself, or by SIGPIPE where the file stood early.
     let status = child.wait().map_err(|error| bad(format!("dpkg-deb: {error}")))?;
     match found {
-        Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) if status.success() => Err(bad("does not hold the file that it should".to_owned())),
-        Ok(None) => Err(bad("dpkg-deb cannot unpack it".to_owned())),
+        Ok(found) if found.len() == limit || status.success() => Ok(found),
+        Ok(_) => Err(bad("dpkg-deb cannot unpack it".to_owned())),
         Err(error) => Err(bad(format!("cannot be unpacked: {error}"))),
     }
 }
 
+pub(super) fn bad(package: &Path, reason: String) -> FetchError {
+    let package = package.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    FetchError::BadArchive { package, reason }
+}
+
 /// Walks a tar stream (POSIX ustar; entries of other kinds are skipped by their size).
-fn find(mut tar: impl Read, wanted: &dyn Fn(&str) -> bool) -> io::Result<Option<Vec<u8>>> {
+fn find(mut tar: impl Read, wanted: &dyn Fn(&str) -> bool, limit: usize) -> io::Result<Vec<Entry>> {
+    let mut found = Vec::new();
     let mut header = [0u8; BLOCK];
-    loop {
+    while found.len() < limit {
         match tar.read_exact(&mut header) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
             other => other?,
         }
         if header.iter().all(|byte| *byte == 0) {
-            return Ok(None);
+            break;
         }
         let damaged = || io::Error::new(io::ErrorKind::InvalidData, "damaged tar header");
         // Checksum: the sum of all bytes with its own field as spaces.
@@ -63,17 +80,25 @@ fn find(mut tar: impl Read, wanted: &dyn Fn(&str) -> bool) -> io::Result<Option<
         }
         let size = octal(&header[124..136]).filter(|size| *size <= FILE_MAX).ok_or_else(damaged)?;
         let name = String::from_utf8_lossy(text(&header[..100])).into_owned();
-        let regular = matches!(header[156], b'0' | 0);
-        if regular && wanted(name.strip_prefix("./").unwrap_or(&name)) {
+        let name = name.strip_prefix("./").unwrap_or(&name);
+        let mut left = size.next_multiple_of(BLOCK as u64);
+        if matches!(header[156], b'0' | 0) && wanted(name) {
             let mut bytes = Vec::new();
-            tar.take(size).read_to_end(&mut bytes)?;
-            return if bytes.len() as u64 == size { Ok(Some(bytes)) } else { Err(damaged()) };
+            tar.by_ref().take(size).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 != size {
+                return Err(damaged());
+            }
+            left -= size;
+            found.push((name.to_owned(), bytes));
+            if found.len() == limit {
+                break;
+            }
         }
-        let padded = size.next_multiple_of(BLOCK as u64);
-        if io::copy(&mut tar.by_ref().take(padded), &mut io::sink())? != padded {
+        if io::copy(&mut tar.by_ref().take(left), &mut io::sink())? != left {
             return Err(damaged());
         }
     }
+    Ok(found)
 }
 
 fn text(field: &[u8]) -> &[u8] {
@@ -113,9 +138,13 @@ mod tests {
 
     #[test]
     fn a_file_behind_others_is_found() {
-        let found = find(&archive()[..], &|path| path.starts_with("boot/vmlinuz-")).unwrap();
-        assert_eq!(found.as_deref(), Some(&b"kernel"[..]));
-        assert_eq!(find(&archive()[..], &|path| path == "boot/").unwrap(), None);
+        let find = |wanted: &dyn Fn(&str) -> bool, limit| find(&archive()[..], wanted, limit).unwrap();
+        let kernel = ("boot/vmlinuz-1".to_owned(), b"kernel".to_vec());
+        assert_eq!(find(&|path| path.starts_with("boot/vmlinuz-"), 1), [kernel.clone()]);
+        assert_eq!(find(&|path| path == "boot/", 1), []);
+        let map = ("boot/System.map".to_owned(), vec![7; 700]);
+        assert_eq!(find(&|_| true, 1), [map.clone()]);
+        assert_eq!(find(&|_| true, 9), [map, kernel]);
     }
 
     /// Every cut and every flipped header byte: an error or nothing, never another file.
@@ -125,14 +154,15 @@ mod tests {
         let wanted = |path: &str| path == "boot/vmlinuz-1";
         let data = BLOCK + BLOCK + 1024 + BLOCK;
         for end in 0..data + 6 {
-            assert!(!matches!(find(&whole[..end], &wanted), Ok(Some(_))), "{end}");
+            let found = find(&whole[..end], &wanted, 1);
+            assert!(found.unwrap_or_default().is_empty(), "{end}");
         }
         for at in 0..BLOCK {
             let mut tar = whole.clone();
             tar[at] ^= 0x15;
             // Trailing NUL or space of the checksum field itself is not summed.
             if !(148..156).contains(&at) {
-                assert!(find(&tar[..], &wanted).is_err(), "{at}");
+                assert!(find(&tar[..], &wanted, 1).is_err(), "{at}");
             }
         }
     }

@@ -14,10 +14,11 @@
 mod apt;
 mod cache;
 mod deb;
+mod modules;
 
 use crate::initramfs::{Compression, Initramfs};
 use apt::{Apt, Lists};
-use cache::{Cache, Manifest};
+use cache::Cache;
 use std::io;
 use std::path::PathBuf;
 
@@ -84,6 +85,9 @@ pub struct DefaultGuest {
     pub initrd: PathBuf,
     /// Debian's static busybox, to build another initial RAM file system.
     pub busybox: PathBuf,
+    /// Modules of this kernel that [`fetch_with_modules`] was once asked for, with those they need, in the order they
+    /// load.
+    pub modules: Vec<PathBuf>,
     /// Package and version of the kernel, as in `linux-image-6.1.0-1-cloud-amd64 6.1.1-1`.
     pub version: String,
 }
@@ -138,14 +142,29 @@ pub fn cached(flavour: Flavour) -> Option<DefaultGuest> {
 /// # Errors
 /// See [`FetchError`]; the cache is unchanged then.
 pub fn fetch(flavour: Flavour, progress: &mut dyn FnMut(&str)) -> Result<DefaultGuest, FetchError> {
+    fetch_with_modules(flavour, &[], progress)
+}
+
+/// As [`fetch`], with kernel modules of these names (`kvm-amd`) and those they need. Where the cache has the guest
+/// without them, all of it is fetched again: modules are for exactly the kernel they were built with.
+///
+/// # Errors
+/// See [`FetchError`]; the cache is unchanged then.
+pub fn fetch_with_modules(
+    flavour: Flavour,
+    names: &[&str],
+    progress: &mut dyn FnMut(&str),
+) -> Result<DefaultGuest, FetchError> {
     let cache = Cache::open(flavour.name())?;
-    if let Some(guest) = from_cache(&cache) {
+    let files: Vec<_> = names.iter().map(|name| cache.file(&modules::file_name(name))).collect();
+    let complete = |guest: &DefaultGuest| files.iter().all(|file| guest.modules.contains(file));
+    if let Some(guest) = from_cache(&cache).filter(complete) {
         return Ok(guest);
     }
     cache.create()?;
     let _lock = cache.lock(progress)?;
     // Another process may have fetched it while this one waited.
-    if let Some(guest) = from_cache(&cache) {
+    if let Some(guest) = from_cache(&cache).filter(complete) {
         return Ok(guest);
     }
     let scratch = cache.scratch()?;
@@ -163,9 +182,10 @@ pub fn fetch(flavour: Flavour, progress: &mut dyn FnMut(&str)) -> Result<Default
     let kernel = deb::extract(&kernel_deb, &|path| path.starts_with("boot/vmlinuz-"))?;
     let busybox =
         deb::extract(&apt.downloaded(BUSYBOX)?, &|path| path == "bin/busybox" || path == "usr/bin/busybox")?;
-    cache.store(&Manifest::of(&version, &kernel, &busybox), &kernel, &busybox)?;
+    let modules = modules::extract(&kernel_deb, names)?;
+    cache.store(&version, &kernel, &busybox, &modules)?;
     write_initrd(&cache, &busybox)?;
-    from_cache(&cache).ok_or_else(|| FetchError::Cache {
+    from_cache(&cache).filter(complete).ok_or_else(|| FetchError::Cache {
         path: cache.folder().to_owned(),
         source: io::Error::other("what was just written does not read back"),
     })
@@ -208,6 +228,7 @@ fn from_cache(cache: &Cache) -> Option<DefaultGuest> {
         kernel: cache.file(cache::KERNEL),
         initrd: cache.file(cache::INITRD),
         busybox: cache.file(cache::BUSYBOX),
+        modules: manifest.modules().map(|file| cache.file(file)).collect(),
         version: manifest.version,
     })
 }

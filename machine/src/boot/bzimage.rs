@@ -6,7 +6,7 @@ use vm_memory::ByteValued;
 
 use super::BootError;
 use super::image::Image;
-use super::linux64::LinuxKernel;
+use super::linux::{Entry, LinuxKernel};
 use crate::memory_map::{EXTENDED, MemoryMap};
 
 /// Where the setup header is in the file.
@@ -19,6 +19,8 @@ const LOADED_HIGH: u8 = 1;
 const KERNEL_64: u16 = 1;
 /// Boot protocol 2.12, Linux 3.8: the first with xloadflags.
 const WITH_XLOADFLAGS: u16 = 0x20c;
+/// Boot protocol 2.10, Linux 2.6.31: the first that says where the kernel wants to be and how much memory it needs.
+const WITH_INIT_SIZE: u16 = 0x20a;
 
 pub(super) fn is_bzimage(image: &Image) -> Result<bool, BootError> {
     let mut magic = [0; 4];
@@ -30,6 +32,9 @@ pub(super) fn is_bzimage(image: &Image) -> Result<bool, BootError> {
 }
 
 /// Loads the protected-mode part and gives the setup header, completed but for what depends on the machine.
+///
+/// A kernel with a 64-bit entry is entered there. Any other has a 32-bit one, at its start; that is so for 32-bit
+/// kernels of any age, and for 64-bit ones from before the flag that tells.
 pub(super) fn load(ram: &GuestRam, map: &MemoryMap, image: &Image) -> Result<LinuxKernel, BootError> {
     let header = read_header(image)?;
     let sectors = match header.setup_sects {
@@ -53,9 +58,10 @@ pub(super) fn load(ram: &GuestRam, map: &MemoryMap, image: &Image) -> Result<Lin
     image.copy_to(ram, gpa, offset, len)?;
     let header = setup_header { code32_start: gpa as u32, ..header };
     let initrd_limit = u64::from(header.initrd_addr_max) + 1;
+    let long = header.version >= WITH_XLOADFLAGS && header.xloadflags & KERNEL_64 != 0;
     Ok(LinuxKernel {
         header,
-        entry: gpa + 0x200,
+        entry: if long { Entry::Long(gpa + 0x200) } else { Entry::Protected(gpa) },
         end: gpa + need,
         initrd_limit: initrd_limit.min(map.low_end()),
         cmdline_max: u64::from(header.cmdline_size),
@@ -73,8 +79,8 @@ fn read_header(image: &Image) -> Result<setup_header, BootError> {
     if header.boot_flag != 0xaa55 {
         return Err(image.damaged("its boot sector has no signature"));
     }
-    if header.version < WITH_XLOADFLAGS || header.xloadflags & KERNEL_64 == 0 {
-        return Err(image.unsupported("it has no 64-bit entry; give an x86-64 kernel, Linux 3.8 or later"));
+    if header.version < WITH_INIT_SIZE {
+        return Err(image.unsupported("its boot protocol is older than 2.10; give Linux 2.6.31 or later"));
     }
     if header.loadflags & LOADED_HIGH == 0 {
         return Err(image.unsupported("it is a zImage; give a bzImage"));

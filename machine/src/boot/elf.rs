@@ -7,7 +7,7 @@ use vm_memory::ByteValued;
 
 use super::BootError;
 use super::image::Image;
-use super::linux64::LinuxKernel;
+use super::linux::{Entry, LinuxKernel};
 use crate::memory_map::{EXTENDED, MemoryMap};
 
 /// More program headers than any kernel has.
@@ -41,7 +41,7 @@ impl LoadedElf {
         };
         LinuxKernel {
             header,
-            entry: self.entry,
+            entry: Entry::Long(self.entry),
             end: self.end,
             initrd_limit: self.low_end,
             cmdline_max: CMDLINE_MAX,

@@ -1,8 +1,9 @@
 //! Booting a kernel without firmware: its file goes into guest memory, vCPU 0 gets the state its boot protocol asks
 //! for.
 //!
-//! 1. A kernel is a bzImage, entered by Linux's 64-bit boot protocol (`bzimage`), or an ELF file. An ELF file with a
-//!    PVH note is entered as PVH says (`pvh`), any other as a `vmlinux` by the 64-bit protocol (`linux64`).
+//! 1. A kernel is a bzImage (`bzimage`), entered by Linux's 64-bit boot protocol or, where it has no 64-bit entry, by
+//!    the 32-bit one (`linux`); or an ELF file. An ELF file with a PVH note is entered as PVH says (`pvh`), any other
+//!    as a `vmlinux` by the 64-bit protocol.
 //! 2. Files are untrusted: every offset, size and address in them is checked before it is used.
 //! 3. Files are read straight into guest memory, and nothing of them is kept.
 //! 4. The lowest 640 KiB hold what the protocols hand over, at the addresses of [`layout`].
@@ -12,7 +13,7 @@ mod cpu;
 mod elf;
 mod error;
 mod image;
-mod linux64;
+mod linux;
 mod pvh;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -74,7 +75,7 @@ pub fn load(ram: &GuestRam, map: &MemoryMap, spec: &BootSpec<'_>) -> Result<CpuS
     let initrd = spec.initrd.map(|source| Image::open(Role::Initrd, source)).transpose()?;
     if bzimage::is_bzimage(&kernel)? {
         let loaded = bzimage::load(ram, map, &kernel)?;
-        return linux64::enter(ram, map, spec, initrd.as_ref(), &loaded);
+        return linux::enter(ram, map, spec, initrd.as_ref(), &loaded);
     }
     if !elf::is_elf(&kernel)? {
         return Err(image::not_a_kernel(&kernel)?);
@@ -82,7 +83,7 @@ pub fn load(ram: &GuestRam, map: &MemoryMap, spec: &BootSpec<'_>) -> Result<CpuS
     let loaded = elf::load(ram, map, &kernel)?;
     match loaded.pvh_entry {
         Some(entry) => pvh::enter(ram, map, spec, initrd.as_ref(), entry, loaded.end),
-        None => linux64::enter(ram, map, spec, initrd.as_ref(), &loaded.as_linux()),
+        None => linux::enter(ram, map, spec, initrd.as_ref(), &loaded.as_linux()),
     }
 }
 

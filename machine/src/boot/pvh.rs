@@ -5,7 +5,7 @@ use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_
 use vm_memory::ByteValued;
 
 use super::image::Image;
-use super::{BootError, BootSpec, cpu, layout, linux64, place_cmdline, place_initrd, write};
+use super::{BootError, BootSpec, cpu, layout, linux, place_cmdline, place_initrd, write};
 use crate::memory_map::MemoryMap;
 
 const MAGIC: u32 = 0x336e_c578;
@@ -51,7 +51,7 @@ pub(super) fn enter(
         ..Default::default()
     };
     write(ram, layout::PVH_INFO, info.as_slice())?;
-    write(ram, layout::GDT, &linux64::words(&cpu::gdt(false)))?;
+    write(ram, layout::GDT, &linux::words(&cpu::gdt(false)))?;
     let mut state = cpu::protected_mode(layout::GDT, entry.into());
     state.gpr[gpr::RBX] = layout::PVH_INFO;
     Ok(state)

@@ -58,7 +58,15 @@ fn bzimage() -> Vec<u8> {
     put(0x238, &2047u32.to_le_bytes());
     put(0x258, &0x100_0000u64.to_le_bytes());
     put(0x260, &0x10_0000u32.to_le_bytes());
+    put(0x400, b"32-bit entry");
     put(0x400 + 0x200, b"64-bit entry");
+    image
+}
+
+/// The same for a 32-bit processor.
+fn bzimage32() -> Vec<u8> {
+    let mut image = bzimage();
+    image[0x236] = 0;
     image
 }
 
@@ -127,6 +135,46 @@ fn bzimage_gets_a_zero_page_and_long_mode() {
     // The descriptor behind CS says what the hidden part says (Intel SDM vol. 3, 3.4.5).
     assert_eq!(b.u64(state.gdtr.base + 0x10) >> 40 & 0xf0ff, u64::from(state.segments.cs.attributes));
     assert_eq!(b.u64(state.gdtr.base + 0x18) >> 40 & 0xf0ff, u64::from(state.segments.ds.attributes));
+}
+
+/// Documentation/arch/x86/boot.rst, "32-bit Boot Protocol".
+#[test]
+fn bzimage_without_a_64_bit_entry_gets_protected_mode() {
+    // Before protocol 2.12 there is no flag, whatever the bits say.
+    let mut older = bzimage();
+    older[0x206..0x208].copy_from_slice(&0x20bu16.to_le_bytes());
+    for image in [bzimage32(), older] {
+        let b = boot(64, &image, Some(b"initrd"), "console=ttyS0");
+        let state = b.state();
+        assert_eq!((state.rip, &b.read::<12>(state.rip)), (0x100_0000, b"32-bit entry"));
+        let mut gpr = [0; 16];
+        gpr[gpr::RSI] = layout::ZERO_PAGE;
+        assert_eq!(state.gpr, gpr, "EBP, EDI and EBX must be zero");
+        assert_eq!((state.control.cr0, state.control.cr4, state.msrs.efer), (0x11, 0, 0));
+        assert_eq!(state.rflags, 2, "interrupts off");
+        let s = &state.segments;
+        assert_eq!((s.cs.selector, s.cs.base, s.cs.limit, s.cs.attributes), (0x10, 0, u32::MAX, 0xc09b));
+        for data in [s.ds, s.es, s.ss] {
+            assert_eq!((data.selector, data.base, data.limit, data.attributes), (0x18, 0, u32::MAX, 0xc093));
+        }
+        for (selector, segment) in [(0x10, s.cs), (0x18, s.ds)] {
+            let descriptor = b.u64(state.gdtr.base + selector);
+            assert_eq!(descriptor & 0xff_ffff_ffff, 0xffff, "base 0, limit 0xfffff");
+            assert_eq!(descriptor >> 40 & 0xf0ff, u64::from(segment.attributes));
+        }
+        let zp = layout::ZERO_PAGE;
+        assert_eq!((b.u32(zp + 0x214), b.u32(zp + 0x21c)), (0x100_0000, 6), "code32_start, ramdisk_size");
+        assert_eq!(&b.read::<14>(u64::from(b.u32(zp + 0x228))), b"console=ttyS0\0");
+        assert_eq!(b.u64(zp + 0x70), ACPI_AREA, "acpi_rsdp_addr");
+    }
+    // Moved, it is entered where it is.
+    let moved = boot(8, &bzimage32(), None, "");
+    assert_eq!((moved.state().rip, moved.u32(layout::ZERO_PAGE + 0x214)), (0x20_0000, 0x20_0000));
+    // And its initrd stays below what the kernel can map.
+    let mut low = bzimage32();
+    low[0x22c..0x230].copy_from_slice(&0x1ff_ffffu32.to_le_bytes());
+    let b = boot(64, &low, Some(b"initrd"), "");
+    assert_eq!(b.u32(layout::ZERO_PAGE + 0x218), 0x1ff_f000, "ramdisk_image");
 }
 
 /// Intel SDM vol. 3, 4.5.4: walks the tables as a processor would.
@@ -231,10 +279,15 @@ fn truncated_and_old_kernels_are_refused() {
     assert!(matches!(boot(64, &elf[..0x1800], None, "").result, Err(BootError::Truncated { .. })));
     let mut old = image.clone();
     old[0x206] = 6;
-    assert!(boot(64, &old, None, "").error().contains("64-bit entry"));
-    let mut thirty_two = image;
-    thirty_two[0x236] = 0;
-    assert!(boot(64, &thirty_two, None, "").error().contains("64-bit entry"));
+    assert!(boot(64, &old, None, "").error().contains("older than 2.10"));
+    let mut small = image;
+    small[0x211] = 0;
+    assert!(boot(64, &small, None, "").error().contains("zImage"));
+    small[0x211] = 1;
+    small[0x1fe] = 0;
+    assert!(boot(64, &small, None, "").error().contains("no signature"));
+    let thirty_two = bzimage32();
+    assert!(matches!(boot(64, &thirty_two[..9200], None, "").result, Err(BootError::Truncated { .. })));
 }
 
 #[test]
@@ -292,16 +345,16 @@ fn mutated_kernels_do_no_harm() {
         seed
     };
     let (mut booted, mut refused) = (0, 0);
-    for case in 0..6000 {
-        let mut image = match case % 3 {
-            0 => bzimage(),
-            1 => elf(true),
-            _ => elf(false),
+    for case in 0..8000 {
+        let (mut image, headers) = match case % 4 {
+            0 => (bzimage(), 0x1f1..0x26c),
+            1 => (bzimage32(), 0x1f1..0x26c),
+            2 => (elf(true), 0..0x230),
+            _ => (elf(false), 0..0x230),
         };
         // Mutate the headers, where the addresses and sizes are.
-        let (from, to) = if case % 3 == 0 { (0x1f1, 0x26c) } else { (0, 0x230) };
         for _ in 0..next() % 4 + 1 {
-            let at = from + next() as usize % (to - from);
+            let at = headers.start + next() as usize % headers.len();
             let value =
                 [0, 0xff, 0x7f, 0x80, next() as u8, image[at] ^ 1 << (next() % 8)][next() as usize % 6];
             let run = [1, 1, 1, 4, 8][next() as usize % 5];

@@ -45,7 +45,7 @@ pub(super) fn known(
         Retf if only(&["rsp"]) && case.state.size() != CodeSize::Bits64 => {
             "RETF imm16 with a 16-bit stack: AMD carries into the upper half of ESP"
         }
-        Vpinsrd | Vpextrd if case.state.size() != CodeSize::Bits64 && ends("#UD", "done") => {
+        Vpinsrd | Vpextrd if case.state.size() != CodeSize::Bits64 && ends("#UD", "") => {
             "VPINSRD and VPEXTRD with VEX.W outside 64-bit mode are undefined; the decoder takes W for ignored"
         }
         Call | Pusha | Pushad if !finished && found.iter().all(|d| d.what.starts_with('[')) => {

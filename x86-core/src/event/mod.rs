@@ -58,7 +58,7 @@ const fn class(exception: u8) -> Class {
     }
 }
 
-/// Exceptions that report an instruction which will be tried again: RF is set in the flags they push (17.3.1.1).
+/// Exceptions that report an instruction which will be tried again: RF is set in the flags they push (18.3.1.1).
 const fn is_fault(exception: u8) -> bool {
     !matches!(exception, vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF | vector::MC)
 }
@@ -161,7 +161,7 @@ impl Cpu {
             return Err(if event.software { fault } else { with_ext(fault) });
         }
         if event.vector == vector::DB {
-            // GD would make the handler trap on its own look at DR6 (17.2.4); BTF and LBR go as well (17.4.4).
+            // GD would make the handler trap on its own look at DR6 (18.2.4); BTF and LBR go as well (18.4.4).
             const GD: u64 = 1 << 13;
             const LBR_BTF: u64 = 3;
             self.dr7 &= !GD;

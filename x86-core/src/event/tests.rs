@@ -1,4 +1,4 @@
-//! Against the Intel SDM vol. 3, chapter 6; each test names its section.
+//! Against the Intel SDM vol. 3, chapter 6, and 18 where it is about debugging; each test names its section.
 
 use accel_api::{EventKind, InjectedEvent, MpState, Segment, gpr};
 
@@ -306,7 +306,7 @@ fn real_mode() {
     assert_eq!(c.raise(Fault::GP0), Err(Shutdown));
 }
 
-/// 17.2.4 and 17.3.1.4: #DB clears GD; single steps are marked in DR6.
+/// 18.2.4 and 18.3.1.4: #DB clears GD; single steps are marked in DR6.
 #[test]
 fn debug_traps() {
     let mut c = cpu_with_tables(Mode::Long, 0);

@@ -55,7 +55,8 @@ impl<E: Executor> SoftVcpu<E> {
         let passing = self.passing.take();
         let mut first = true;
         loop {
-            if self.serve_requests() {
+            // A debug trap that MOV SS holds back is due behind the next instruction, and no part of a saved state.
+            if self.cpu.pending_debug == 0 && self.serve_requests() {
                 return Exit::Kicked;
             }
             self.expire_timer();

@@ -7,6 +7,7 @@ mod crates;
 mod source;
 mod text;
 
+use crate::cargo;
 use anyhow::{Context as _, Result, bail};
 use std::fmt;
 use std::fs;
@@ -35,8 +36,7 @@ impl fmt::Display for Finding {
 
 /// All findings in the workspace around this program.
 pub(crate) fn run() -> Result<Vec<Finding>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = Command::new(cargo::program())
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .output()
         .context("cannot run cargo metadata")?;

@@ -1,11 +1,10 @@
 //! Memory operands of VEX instructions: 1 to 32 bytes into a zero-extended 256-bit value, and back.
 #![allow(unsafe_code)] // a copy by the host's AVX
 
-use std::arch::asm;
-
 use accel_api::Ymm;
 use iced_x86::Instruction;
 
+use super::raw::vector_asm;
 use crate::exec::sse::{load16, store16};
 use crate::{Cpu, Ea, Exec, Fault};
 
@@ -60,8 +59,7 @@ pub(super) fn probe(cpu: &mut Cpu, ins: &Instruction, bytes: u8) -> Exec {
 pub unsafe fn copy32(dst: *mut u8, src: *const u8) {
     // SAFETY: the caller's promise.
     unsafe {
-        asm!("vmovups ymm0, [{s}]", "vmovups [{d}], ymm0", "vzeroupper", s = in(reg) src, d = in(reg) dst,
-            out("xmm0") _, options(nostack, preserves_flags));
+        vector_asm!(int "vmovups ymm0, [{s}]", "vmovups [{d}], ymm0", "vzeroupper", s = in(reg) src, d = in(reg) dst,);
     }
 }
 

@@ -1,7 +1,6 @@
 //! VPTEST, VTESTPS, VTESTPD and the masks of signs where an operand is a YMM register or there is no legacy form.
 #![allow(unsafe_code)] // inline assembly
 
-use std::arch::asm;
 use std::arch::x86_64::{
     _mm_castsi128_pd, _mm_castsi128_ps, _mm_loadu_si128, _mm_movemask_epi8, _mm_movemask_pd, _mm_movemask_ps,
 };
@@ -9,6 +8,7 @@ use std::arch::x86_64::{
 use accel_api::Ymm;
 use iced_x86::{Code, Instruction, OpKind};
 
+use super::raw::vector_asm;
 use super::{access, ready};
 use crate::alu::ArithFlags;
 use crate::exec::Table;
@@ -27,9 +27,8 @@ macro_rules! compare {
             let flags: u16;
             // SAFETY: the caller's promise; both references are read and nothing is written.
             unsafe {
-                asm!("vmovups ymm0, [{a}]", "vmovups ymm1, [{b}]", $text, "vzeroupper", "lahf", "seto al",
-                    a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(), out("ax") flags, out("xmm0") _, out("xmm1") _,
-                    options(nostack, readonly));
+                vector_asm!(float "vmovups ymm0, [{a}]", "vmovups ymm1, [{b}]", $text, "vzeroupper", "lahf", "seto al",
+                    a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(), out("ax") flags,);
             }
             ArithFlags(flags)
         }

@@ -63,7 +63,20 @@ macro_rules! values {
         $high, "c, 0x", $high, "d, 0x", $high, "e, 0x", $high, "f") };
 }
 
-/// An [`AvxOp`](super::AvxOp) of one host instruction: `int` promises that it leaves RFLAGS and MXCSR's flags alone.
+/// Assembly on vector registers, any of which it may change: VZEROUPPER changes all. `int` promises that it leaves RFLAGS and
+/// MXCSR's flags alone.
+macro_rules! vector_asm {
+    (int $($asm:tt)*) => { $crate::exec::avx::raw::vector_asm!(@ $($asm)* options(nostack, preserves_flags)) };
+    (float $($asm:tt)*) => { $crate::exec::avx::raw::vector_asm!(@ $($asm)* options(nostack)) };
+    (@ $($asm:tt)*) => {
+        core::arch::asm!($($asm)*,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _, out("xmm6") _,
+            out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _,
+            out("xmm13") _, out("xmm14") _, out("xmm15") _)
+    };
+}
+
+/// An [`AvxOp`](super::AvxOp) of one host instruction; `int` or `float` as for [`vector_asm`].
 ///
 /// * `avx_op!(int Vpaddb y y y)`: destination and two sources.
 /// * `avx_op!(int Vpabsb x x)`: destination and one source.
@@ -71,80 +84,48 @@ macro_rules! values {
 /// * `avx_op!(int mask Vblendvps y y y)`: the destination's old value is the mask.
 /// * `avx_op!(int text "vbroadcastss ymm0, [{b}]" y)`: as written, from `{b}` to register 0.
 macro_rules! avx_op {
-    (@flags int $($asm:tt)*) => { core::arch::asm!($($asm)* options(nostack, preserves_flags)) };
-    (@flags float $($asm:tt)*) => { core::arch::asm!($($asm)* options(nostack)) };
-    ($kind:ident text $text:literal $d:tt) => {{
+    (@two $kind:ident $text:expr; $($w:tt)*) => {{
         unsafe fn raw(dst: *mut [u64; 4], _: *const [u64; 4], b: *const u8, _: u8) {
-            use $crate::exec::avx::raw::{avx_op, clean};
+            use $crate::exec::avx::raw::{clean, vector_asm};
             // SAFETY: the caller's promise; only what the pointers reach is read or written.
             unsafe {
-                avx_op!(@flags $kind
-                    $text, "vmovups [{d}], ymm0", clean!($d),
-                    d = in(reg) dst, b = in(reg) b, out("xmm0") _,)
+                vector_asm!($kind $text, "vmovups [{d}], ymm0", clean!($($w)*), d = in(reg) dst, b = in(reg) b,)
             }
         }
         raw as $crate::exec::avx::AvxOp
     }};
-    ($kind:ident $m:ident $d:tt $a:tt $b:tt) => {{
+    (@three $kind:ident $old:expr, $op:expr; $d:tt $a:tt $b:tt) => {{
         unsafe fn raw(dst: *mut [u64; 4], a: *const [u64; 4], b: *const u8, _: u8) {
-            use $crate::exec::avx::raw::{avx_op, clean, load, reg};
-            // SAFETY: the caller's promise; only what the pointers reach is read or written.
-            unsafe {
-                avx_op!(@flags $kind
-                    concat!("vmovups ", reg!($a 1), ", [{a}]"), load!($b),
-                    concat!(stringify!($m), " ", reg!($d 0), ", ", reg!($a 1), ", ", reg!($b 2)),
-                    "vmovups [{d}], ymm0", clean!($d $a $b),
-                    d = in(reg) dst, a = in(reg) a, b = in(reg) b,
-                    out("xmm0") _, out("xmm1") _, out("xmm2") _,)
-            }
-        }
-        raw as $crate::exec::avx::AvxOp
-    }};
-    ($kind:ident $m:ident $d:tt $b:tt) => {{
-        unsafe fn raw(dst: *mut [u64; 4], _: *const [u64; 4], b: *const u8, _: u8) {
-            use $crate::exec::avx::raw::{avx_op, clean, load, reg};
+            use $crate::exec::avx::raw::{clean, load, reg, vector_asm};
             // SAFETY: as above.
             unsafe {
-                avx_op!(@flags $kind
-                    load!($b), concat!(stringify!($m), " ", reg!($d 0), ", ", reg!($b 2)),
-                    "vmovups [{d}], ymm0", clean!($d $b),
-                    d = in(reg) dst, b = in(reg) b, out("xmm0") _, out("xmm2") _,)
+                vector_asm!($kind
+                    $old, concat!("vmovups ", reg!($a 1), ", [{a}]"), load!($b), $op, "vmovups [{d}], ymm0",
+                    clean!($d $a $b), d = in(reg) dst, a = in(reg) a, b = in(reg) b,)
             }
         }
         raw as $crate::exec::avx::AvxOp
     }};
-    ($kind:ident fused $m:ident $d:tt $a:tt $b:tt) => {{
-        unsafe fn raw(dst: *mut [u64; 4], a: *const [u64; 4], b: *const u8, _: u8) {
-            use $crate::exec::avx::raw::{avx_op, clean, load, reg};
-            // SAFETY: as above.
-            unsafe {
-                avx_op!(@flags $kind
-                    concat!("vmovups ", reg!($d 0), ", [{d}]"),
-                    concat!("vmovups ", reg!($a 1), ", [{a}]"), load!($b),
-                    concat!(stringify!($m), " ", reg!($d 0), ", ", reg!($a 1), ", ", reg!($b 2)),
-                    "vmovups [{d}], ymm0", clean!($d $a $b),
-                    d = in(reg) dst, a = in(reg) a, b = in(reg) b,
-                    out("xmm0") _, out("xmm1") _, out("xmm2") _,)
-            }
-        }
-        raw as $crate::exec::avx::AvxOp
-    }};
-    ($kind:ident mask $m:ident $d:tt $a:tt $b:tt) => {{
-        unsafe fn raw(dst: *mut [u64; 4], a: *const [u64; 4], b: *const u8, _: u8) {
-            use $crate::exec::avx::raw::{avx_op, clean, load, reg};
-            // SAFETY: as above.
-            unsafe {
-                avx_op!(@flags $kind
-                    concat!("vmovups ", reg!($d 3), ", [{d}]"),
-                    concat!("vmovups ", reg!($a 1), ", [{a}]"), load!($b),
-                    concat!(stringify!($m), " ", reg!($d 0), ", ", reg!($a 1), ", ", reg!($b 2), ", ", reg!($d 3)),
-                    "vmovups [{d}], ymm0", clean!($d $a $b),
-                    d = in(reg) dst, a = in(reg) a, b = in(reg) b,
-                    out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,)
-            }
-        }
-        raw as $crate::exec::avx::AvxOp
-    }};
+    ($kind:ident text $text:literal $d:tt) => {
+        $crate::exec::avx::raw::avx_op!(@two $kind $text; $d)
+    };
+    ($kind:ident $m:ident $d:tt $b:tt) => {
+        $crate::exec::avx::raw::avx_op!(@two $kind
+            concat!($crate::exec::avx::raw::load!($b), "\n", stringify!($m), " ",
+                $crate::exec::avx::raw::reg!($d 0), ", ", $crate::exec::avx::raw::reg!($b 2)); $d $b)
+    };
+    ($kind:ident $m:ident $d:tt $a:tt $b:tt) => {
+        $crate::exec::avx::raw::avx_op!(@three $kind "",
+            concat!(stringify!($m), " ", reg!($d 0), ", ", reg!($a 1), ", ", reg!($b 2)); $d $a $b)
+    };
+    ($kind:ident fused $m:ident $d:tt $a:tt $b:tt) => {
+        $crate::exec::avx::raw::avx_op!(@three $kind concat!("vmovups ", reg!($d 0), ", [{d}]"),
+            concat!(stringify!($m), " ", reg!($d 0), ", ", reg!($a 1), ", ", reg!($b 2)); $d $a $b)
+    };
+    ($kind:ident mask $m:ident $d:tt $a:tt $b:tt) => {
+        $crate::exec::avx::raw::avx_op!(@three $kind concat!("vmovups ", reg!($d 3), ", [{d}]"),
+            concat!(stringify!($m), " ", reg!($d 0), ", ", reg!($a 1), ", ", reg!($b 2), ", ", reg!($d 3)); $d $a $b)
+    };
 }
 
 /// An [`AvxOp`](super::AvxOp) of one host instruction with an immediate. Each value that `mask` leaves has its own
@@ -152,11 +133,11 @@ macro_rules! avx_op {
 macro_rules! avx_imm_op {
     ($kind:ident $m:ident $count:tt $mask:literal: $d:tt $a:tt $b:tt) => {{
         unsafe fn raw(dst: *mut [u64; 4], a: *const [u64; 4], b: *const u8, imm: u8) {
-            use $crate::exec::avx::raw::{avx_op, clean, load, reg, values};
+            use $crate::exec::avx::raw::{clean, load, reg, values, vector_asm};
             // SAFETY: the caller's promise; only what the pointers reach is read or written, and the jump is to one of the
             // table's entries.
             unsafe {
-                avx_op!(@flags $kind
+                vector_asm!($kind
                     concat!("vmovups ", reg!($a 1), ", [{a}]"), load!($b),
                     "lea {t}, [rip + 2f]", "lea {t}, [{t} + {i}]", "jmp {t}", ".p2align 4", "2:",
                     concat!(".irp i, ", values!($count)), ".p2align 4",
@@ -164,17 +145,17 @@ macro_rules! avx_imm_op {
                     "jmp 3f", ".endr", "3:",
                     "vmovups [{d}], ymm0", clean!($d $a $b),
                     d = in(reg) dst, a = in(reg) a, b = in(reg) b, i = in(reg) usize::from(imm & $mask) * 16,
-                    t = out(reg) _, out("xmm0") _, out("xmm1") _, out("xmm2") _,)
+                    t = out(reg) _,)
             }
         }
         raw as $crate::exec::avx::AvxOp
     }};
     ($kind:ident $m:ident $count:tt $mask:literal: $d:tt $b:tt) => {{
         unsafe fn raw(dst: *mut [u64; 4], _: *const [u64; 4], b: *const u8, imm: u8) {
-            use $crate::exec::avx::raw::{avx_op, clean, load, reg, values};
+            use $crate::exec::avx::raw::{clean, load, reg, values, vector_asm};
             // SAFETY: as above.
             unsafe {
-                avx_op!(@flags $kind
+                vector_asm!($kind
                     load!($b),
                     "lea {t}, [rip + 2f]", "lea {t}, [{t} + {i}]", "jmp {t}", ".p2align 4", "2:",
                     concat!(".irp i, ", values!($count)), ".p2align 4",
@@ -182,7 +163,7 @@ macro_rules! avx_imm_op {
                     "jmp 3f", ".endr", "3:",
                     "vmovups [{d}], ymm0", clean!($d $b),
                     d = in(reg) dst, b = in(reg) b, i = in(reg) usize::from(imm & $mask) * 16,
-                    t = out(reg) _, out("xmm0") _, out("xmm2") _,)
+                    t = out(reg) _,)
             }
         }
         raw as $crate::exec::avx::AvxOp
@@ -239,4 +220,4 @@ macro_rules! imm_rows {
 }
 
 pub(in crate::exec) use values;
-pub(super) use {avx_imm_op, avx_op, clean, imm_rows, load, reg, rows};
+pub(super) use {avx_imm_op, avx_op, clean, imm_rows, load, reg, rows, vector_asm};

@@ -22,6 +22,7 @@ const HEADER: u64 = 512;
 const HEADER_SIZE: usize = 64;
 /// Offset of the AVX component; the compacted format has it in the same place, being the first extended one.
 const YMM: u64 = 576;
+const YMM_SIZE: usize = 256;
 /// MXCSR's initial value.
 const MXCSR_INIT: u32 = 0x1f80;
 
@@ -108,7 +109,7 @@ fn save(cpu: &mut Cpu, ins: &Instruction, how: &Flavour, wide: bool) -> Exec {
 
     let mut legacy = Image([0; 512]);
     legacy.write(cpu, parts);
-    let mut high = [0; 256];
+    let mut high = [0; YMM_SIZE];
     for (bytes, ymm) in high.as_chunks_mut::<16>().0.iter_mut().zip(&cpu.vector.0) {
         bytes[..8].copy_from_slice(&ymm[2].to_le_bytes());
         bytes[8..].copy_from_slice(&ymm[3].to_le_bytes());
@@ -125,8 +126,9 @@ fn save(cpu: &mut Cpu, ins: &Instruction, how: &Flavour, wide: bool) -> Exec {
         (written & AVX != 0, YMM, high),
     ];
     cpu.probe_write(ea, HEADER as usize + HEADER_SIZE)?;
-    if written & AVX != 0 {
-        cpu.probe_write(ea.plus(YMM), high.len())?;
+    // All of it, also what the mode or the optimisation leaves unwritten, as processors do.
+    if wanted & AVX != 0 {
+        cpu.probe_write(ea.plus(YMM), YMM_SIZE)?;
     }
     // In standard format the bits of components that are not asked for stay.
     let others = if how.compacted { 0 } else { cpu.load::<u64>(ea.plus(HEADER))? & !wanted };
@@ -168,9 +170,9 @@ fn restore(cpu: &mut Cpu, ins: &Instruction, privileged: bool, wide: bool) -> Ex
     let load = wanted & xstate;
     let init = wanted & !xstate;
     let xmm = xmm_count(cpu);
-    let mut high = [0; 256];
+    let mut high = [0; YMM_SIZE];
     if load & AVX != 0 {
-        cpu.load_bytes(ea.plus(YMM), &mut high[..16 * xmm])?;
+        cpu.load_bytes(ea.plus(YMM), &mut high)?;
     }
     // MXCSR: in standard format loaded whenever SSE or AVX is asked for, whatever XSTATE_BV; in compacted format it is
     // a part of SSE.

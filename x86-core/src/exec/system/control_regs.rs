@@ -1,4 +1,4 @@
-//! Control and debug registers (Intel SDM vol. 3, 2.5, 4.10.4.1 and 17.2; checks of vol. 2, MOV).
+//! Control and debug registers (Intel SDM vol. 3, 2.5, 4.10.4.1 and 18.2; checks of vol. 2, MOV).
 //!
 //! Whatever a translation may depend on empties the soft TLB when it changes; CR0.WP is among them, because entries hold
 //! the outcome of the walk and not the rights.
@@ -202,7 +202,7 @@ fn smsw(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     Ok(())
 }
 
-/// Index of a debug register, with DR4 and DR5 standing for DR6 and DR7 unless CR4.DE forbids them (17.2.2).
+/// Index of a debug register, with DR4 and DR5 standing for DR6 and DR7 unless CR4.DE forbids them (18.2.2).
 fn debug_register(cpu: &mut Cpu, register: Register) -> Exec<usize> {
     const GD: u64 = 1 << 13;
     let number = register.number();

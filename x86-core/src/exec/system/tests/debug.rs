@@ -180,6 +180,13 @@ fn stack_switches_hold_traps_back() {
     c.take_debug_trap().unwrap();
     assert_eq!(c.rip, CODE + 2);
     assert_eq!((step(&mut c), c.rip), (Ok(1), HANDLER));
+    // Of two in a row only the first does.
+    let mut c = at(&[0x8e, 0x13, 0x8e, 0xd0, 0x90]);
+    (c.gpr[gpr::RBX], c.gpr[gpr::RAX]) = (DATA, DATA0.into());
+    poke(&mut c, DATA, &DATA0.to_le_bytes());
+    c.dr[0] = DATA;
+    c.set_dr7(enable(0, ACCESS, 1));
+    assert_eq!([step(&mut c), step(&mut c)], [Ok(0), Ok(1)]);
     let mut c = at(&[0x8e, 0xd0, 0x90]); // mov ss, ax; nop
     c.gpr[gpr::RAX] = DATA0.into();
     c.set_rflags(flag::TF);

@@ -163,7 +163,7 @@ fn run_at_5000(c: &mut Cpu) -> Exec {
     run(c, &[0x0f, 0x01, 0x38])
 }
 
-/// 17.2.2, 17.2.4 and 17.2.5: aliases, CR4.DE, GD, fixed bits.
+/// 18.2.2, 18.2.4 and 18.2.5: aliases, CR4.DE, GD, fixed bits.
 #[test]
 fn debug_registers() {
     let mut c = cpu(Mode::Long);
@@ -364,7 +364,7 @@ fn msr_values() {
     assert_eq!(c.segs[seg::FS].base, 0);
 }
 
-/// 17.17.3: writes of the TSC move TSC_ADJUST and the other way round; RDTSC, RDTSCP and CR4.TSD.
+/// 18.17.3: writes of the TSC move TSC_ADJUST and the other way round; RDTSC, RDTSCP and CR4.TSD.
 #[test]
 fn time_stamp_counter() {
     let mut c = cpu(Mode::Long);

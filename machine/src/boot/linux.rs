@@ -1,5 +1,7 @@
-//! Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"): long mode, the first 4 GiB
-//! mapped one to one, RSI pointing to the zero page.
+//! Linux's boot protocols (Documentation/arch/x86/boot.rst). Both hand over the zero page, in RSI.
+//!
+//! 1. "64-bit Boot Protocol": long mode, the first 4 GiB mapped one to one.
+//! 2. "32-bit Boot Protocol": protected mode without paging; EBP, EDI and EBX are zero.
 
 use accel_api::{CpuState, GuestRam, gpr};
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -9,12 +11,21 @@ use super::image::Image;
 use super::{BootError, BootSpec, cpu, layout, place_cmdline, place_initrd, write};
 use crate::memory_map::MemoryMap;
 
-/// A kernel in guest memory, to be entered by this protocol.
+/// Where a kernel is entered, which is also how.
+#[derive(Clone, Copy)]
+pub(super) enum Entry {
+    /// By the 64-bit protocol.
+    Long(u64),
+    /// By the 32-bit protocol.
+    Protected(u64),
+}
+
+/// A kernel in guest memory, to be entered by one of these protocols.
 pub(super) struct LinuxKernel {
     /// Its setup header.
     pub(super) header: setup_header,
-    /// Address of its 64-bit entry.
-    pub(super) entry: u64,
+    /// Address of its entry.
+    pub(super) entry: Entry,
     /// First address after what it uses before it knows the memory map.
     pub(super) end: u64,
     /// First address the initrd must not reach.
@@ -52,9 +63,17 @@ pub(super) fn enter(
     params.e820_entries = ranges.len() as u8;
     write(ram, layout::ZERO_PAGE, params.as_slice())?;
 
-    write_page_tables(ram)?;
-    write(ram, layout::GDT, &words(&cpu::gdt(true)))?;
-    let mut state = cpu::long_mode(layout::GDT, layout::PAGE_TABLES, kernel.entry);
+    let mut state = match kernel.entry {
+        Entry::Long(entry) => {
+            write_page_tables(ram)?;
+            write(ram, layout::GDT, &words(&cpu::gdt(true)))?;
+            cpu::long_mode(layout::GDT, layout::PAGE_TABLES, entry)
+        }
+        Entry::Protected(entry) => {
+            write(ram, layout::GDT, &words(&cpu::gdt(false)))?;
+            cpu::protected_mode(layout::GDT, entry)
+        }
+    };
     state.gpr[gpr::RSI] = layout::ZERO_PAGE;
     Ok(state)
 }

@@ -1,0 +1,57 @@
+//! Debian's kernel to its first program, ours beside QEMU with KVM: both on the lab's processor, in one machine.
+//!
+//! The `boot` experiment of `benches` does the measuring, inside the lab. It finds its guest in a cache folder that is
+//! brought along, and QEMU with the three pieces of firmware that its `microvm` needs.
+
+use super::image::Contents;
+use super::machine::{Lab, LabError};
+use super::suite::{self, Scratch};
+use crate::cargo;
+use anyhow::{Context as _, Result};
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+
+const QEMU: &str = "qemu-system-x86_64";
+/// Where Debian's QEMU looks for firmware, and what of it a PVH or Linux boot of `microvm` takes.
+const FIRMWARE: &str = "/usr/share/qemu";
+const FIRMWARE_FILES: [&str; 3] = ["bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin"];
+
+/// Runs the experiment, and prints its table; its exit status.
+pub(super) fn run(lab: &Lab, repeat: u32) -> Result<u8, LabError> {
+    let scratch = Scratch::new()?;
+    let contents = contents(lab, &scratch)?;
+    let repeat = repeat.to_string();
+    let boot = ["env", "GEARSHIFT_CACHE=/lab/cache", "bench", "boot", "--accel", "kvm", "--qemu", "kvm"];
+    let options = ["--gearshift", "/lab/gearshift", "--repeat", &repeat];
+    let command: Vec<_> = boot.into_iter().chain(options).map(str::to_owned).collect();
+    lab.run(&contents, &command, &mut io::stdout().lock())
+}
+
+fn contents(lab: &Lab, scratch: &Scratch) -> Result<Contents> {
+    let mut contents = Contents::default();
+    contents.add_as(&scratch.stripped(&suite::gearshift()?)?, "lab/gearshift")?;
+    contents.add_as(&scratch.stripped(&bench()?)?, "lab/bench")?;
+    let cache = lab.guest().kernel.parent().context("the guest is in a folder")?;
+    contents.add_as(cache, "lab/cache/debian/cloud")?;
+    contents.add_as(&qemu()?, &format!("bin/{QEMU}"))?;
+    for name in FIRMWARE_FILES {
+        let path = Path::new(FIRMWARE).join(name);
+        // QEMU looks beside the folder it is started from.
+        contents.add_as(&path, &format!("share/qemu/{name}"))?;
+    }
+    Ok(contents)
+}
+
+fn bench() -> Result<PathBuf> {
+    let found = cargo::executables(&["build", "--release", "--package", "benches"])?;
+    let bench = found.into_iter().find(|executable| executable.name == "bench");
+    Ok(bench.context("cargo built no bench")?.path)
+}
+
+/// The host's, which a [`Lab`] has found installed.
+fn qemu() -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|folder| folder.join(QEMU)).find(|path| path.is_file());
+    found.with_context(|| format!("{QEMU} is not in PATH"))
+}
