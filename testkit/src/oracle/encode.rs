@@ -91,8 +91,12 @@ fn spoil(rng: &mut Rng, bytes: &mut Vec<u8>) {
         }
         // The bytes of a VEX prefix: map, vvvv, L and W that the instruction does not have.
         10..14 if matches!(bytes[0], 0xc4 | 0xc5) => {
+            // Outside 64-bit mode these may be LES and LDS, which can be short.
             let at = 1 + rng.below(if bytes[0] == 0xc4 { 2 } else { 1 }) as usize;
-            bytes[at] ^= 1 << rng.below(8);
+            let flipped = 1 << rng.below(8);
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= flipped;
+            }
         }
         _ => {}
     }

@@ -45,8 +45,11 @@ pub(super) fn known(
         Retf if only(&["rsp"]) && case.state.size() != CodeSize::Bits64 => {
             "RETF imm16 with a 16-bit stack: AMD carries into the upper half of ESP"
         }
-        Vpinsrd | Vpextrd if case.state.size() != CodeSize::Bits64 && ends("#UD", "done") => {
+        Vpinsrd | Vpextrd if case.state.size() != CodeSize::Bits64 && ends("#UD", "") => {
             "VPINSRD and VPEXTRD with VEX.W outside 64-bit mode are undefined; the decoder takes W for ignored"
+        }
+        Call if far_pointer(ins) && case.state.size() == CodeSize::Bits64 && case.state.gpr[4] >> 32 != 0 => {
+            "far CALL from 64-bit into compatibility mode: AMD pushes with the stack width it comes to"
         }
         Call | Pusha | Pushad if !finished && found.iter().all(|d| d.what.starts_with('[')) => {
             "far CALL and PUSHA: AMD has pushed when it finds the fault; what is below the stack pointer is undefined"
