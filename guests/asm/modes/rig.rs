@@ -25,7 +25,7 @@ pub const EFLAGS: u32 = 0x610;
 pub const OUTER: u32 = 0x614;
 /// ESP as it was when the exception had been delivered.
 pub const HANDLER_ESP: u32 = 0x630;
-/// The vector that DS held when the exception had been delivered.
+/// The selector that DS held when the exception had been delivered.
 pub const HANDLER_DS: u32 = 0x634;
 pub(super) const SAVED_EAX: u32 = 0x638;
 /// Where an expected exception goes on; 0 where none is expected.
