@@ -6,12 +6,13 @@ use common::qemu;
 use guests::modes;
 
 /// Where TCG (7.2) does otherwise than the manuals: it checks neither limits nor types of segments at an access, tells a
-/// read-modify-write from a write by which half faults, and pushes no RF with a fault. What it does not do comes last
-/// in these guests.
+/// read-modify-write from a write by which half faults, pushes no RF with a fault, and raises #GP for the stack too. What
+/// it does not do comes last in these guests.
 const DEVIATIONS: &[(&str, &str)] = &[
     ("limits", "a byte beyond the limit"),
     ("paging", "a user's read-modify-write is a write"),
     ("debug", "... pushes RF"),
+    ("long", "#SS where it is the stack's"),
 ];
 
 #[test]

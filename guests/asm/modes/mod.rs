@@ -4,6 +4,7 @@ mod code;
 mod debug;
 mod gates;
 mod limits;
+mod long;
 mod paging;
 mod real;
 mod rig;
@@ -62,6 +63,11 @@ pub const ALL: &[Program] = &[
         name: "tasks",
         about: "hardware task switches: calls, jumps, gates, busy bits, NT and back links",
         build: tasks::build,
+    },
+    Program {
+        name: "long",
+        about: "into long mode and back: compatibility mode, 64-bit frames, IST, PCID, INVPCID",
+        build: long::build,
     },
 ];
 

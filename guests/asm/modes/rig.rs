@@ -25,7 +25,7 @@ pub const EFLAGS: u32 = 0x610;
 pub const OUTER: u32 = 0x614;
 /// ESP as it was when the exception had been delivered.
 pub const HANDLER_ESP: u32 = 0x630;
-/// The vector that DS held when the exception had been delivered.
+/// The selector that DS held when the exception had been delivered.
 pub const HANDLER_DS: u32 = 0x634;
 pub(super) const SAVED_EAX: u32 = 0x638;
 /// Where an expected exception goes on; 0 where none is expected.
@@ -48,7 +48,7 @@ const REAL_COMMON: u32 = 0x8200;
 pub(super) const ENTER_REAL: u32 = 0x8300;
 pub(super) const ENTER_PROTECTED: u32 = 0x8400;
 /// Pseudo-descriptors of GDT, IDT and IVT, where 16-bit code reaches them.
-const POINTERS: u32 = 0x8700;
+pub(super) const POINTERS: u32 = 0x8700;
 /// 16-bit code of the guest.
 pub const CODE16: u32 = 0x8800;
 const STUBS: u32 = 0x1_0000;
@@ -68,6 +68,7 @@ pub const TABLES: u32 = 0x1_cc00;
 const END: u32 = 0x1_d000;
 /// Zeroed memory for page tables, and for pages to be mapped.
 pub const PAGES: u32 = 0x2_0000;
+const PAGES_LEN: u32 = 0x1_0000;
 
 /// Flat segments of privilege 0 and 3; 16-bit ones of privilege 0, based at 0; 64-bit code.
 pub const FLAT_CS: u16 = 0x08;
@@ -86,7 +87,8 @@ const VECTORS: u32 = 0x30;
 pub const USER_INT: u8 = 0x20;
 
 /// Vectors that push an error code (Intel SDM vol. 3, table 7-1).
-const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
+pub(super) const WITH_ERROR_CODE: u32 =
+    1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
 
 pub type Result<T = ()> = std::result::Result<T, IcedError>;
 
@@ -214,6 +216,10 @@ impl Rig {
         asm.mov(edi, LOW)?;
         asm.mov(ecx, (END - LOW) / 4)?;
         asm.rep().movsd()?;
+        // The loader may have left the command line there.
+        asm.xor(eax, eax)?;
+        asm.mov(ecx, (PAGES + PAGES_LEN - END) / 4)?;
+        asm.rep().stosd()?;
         asm.lgdt(ptr(POINTERS))?;
         asm.lidt(ptr(POINTERS + 8))?;
         far_jump(&mut asm, FLAT_CS, COMMON + 0x200)?;
