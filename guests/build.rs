@@ -32,6 +32,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         )?;
     }
     tables.push_str("];\n");
+    tables.push_str(
+        "type ModeTable = &'static [(&'static str, &'static str, &'static [u8], &'static [&'static str])];\n",
+    );
+    tables.push_str("const MODE_PROGRAMS: ModeTable = &[\n");
+    for program in asm::modes::ALL {
+        let (name, about) = (program.name, program.about);
+        let (elf, checks) = program.assemble()?;
+        fs::write(out.join(format!("{name}.elf")), elf)?;
+        writeln!(
+            tables,
+            "    ({name:?}, {about:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.elf\")), &{checks:?}),",
+        )?;
+    }
+    tables.push_str("];\n");
     fs::write(out.join("tables.rs"), tables)?;
     Ok(())
 }

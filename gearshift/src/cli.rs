@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use guests::debian::Flavour;
 
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
@@ -27,6 +28,8 @@ Examples:
           Boot the default guest to a shell; `poweroff -f` or Ctrl-a x ends it
   gearshift run --cpus 2 --mem 1G --kernel /boot/vmlinuz --initrd /boot/initrd.img
           Boot a kernel of your own
+  gearshift run --guest i386
+          Boot Debian's 32-bit kernel, fetched like the default guest
   gearshift run --accel interp --cmdline 'console=ttyS0 quiet'
           Choose what executes the guest, and what the kernel is told
   echo 'uname -a; poweroff -f' | gearshift run > log
@@ -106,6 +109,13 @@ pub(crate) struct RunArgs {
     /// Kernel: a bzImage (vmlinuz, 32- or 64-bit) or an ELF file with PVH or 64-bit Linux entry [default: Debian's]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
+
+    /// Debian's kernel for a guest without --kernel: cloud, generic or i386 [default: cloud]
+    ///
+    /// `cloud` is made for virtual machines, `generic` for any PC, `i386` for 32-bit ones. The generic ones are told
+    /// `cryptomgr.notests` unless --cmdline says otherwise. A guest named here is fetched or refused, never replaced.
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
+    pub(crate) guest: Option<Flavour>,
 
     /// Initial RAM disk [default with the default kernel: a busybox shell]
     #[arg(long, value_name = "FILE")]
@@ -316,6 +326,8 @@ mod tests {
             (&["run", "--cpus", "-1"], "-1"),
             (&["run", "--cpu"], "--cpu"),
             (&["run", "--meme", "1"], "--mem"),
+            (&["run", "--guest", "hurd"], "there are cloud, generic and i386"),
+            (&["run", "--guest", "i386", "--kernel", "k"], "--kernel"),
             (&["ruin"], "ruin"),
             (&[], "subcommand"),
             (&["completions", "dos"], "dos"),

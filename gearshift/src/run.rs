@@ -8,15 +8,12 @@ use std::time::Instant;
 use machine::{AccelChoice, GuestEnd, Machine, Needs};
 
 use crate::cli::RunArgs;
-use crate::default_guest::{self, Guest};
+use crate::default_guest::{self, CMDLINE, Guest};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::stdio::{self, say, say_all};
 use crate::terminal::RawMode;
 use crate::{console, probe, signals, stats};
-
-/// What a Linux kernel is told unless the user says otherwise: use the serial port, and reset at once on a panic.
-const CMDLINE: &str = "console=ttyS0 panic=-1";
 
 /// Runs a guest.
 ///
@@ -44,12 +41,11 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
 
     let guest = match args.kernel {
         Some(path) => {
-            Guest { name: path.display().to_string(), kernel: path.into(), initrd: None, linux: true }
+            Guest { name: path.display().to_string(), kernel: path.into(), initrd: None, cmdline: CMDLINE }
         }
-        None => default_guest::obtain(args.offline, args.initrd.is_none())?,
+        None => default_guest::obtain(args.guest, args.offline, args.initrd.is_none())?,
     };
-    let default_cmdline = if guest.linux { CMDLINE } else { "" };
-    builder = builder.cmdline(args.cmdline.as_deref().unwrap_or(default_cmdline)).kernel(guest.kernel);
+    builder = builder.cmdline(args.cmdline.as_deref().unwrap_or(guest.cmdline)).kernel(guest.kernel);
     if let Some(initrd) = args.initrd.map(Into::into).or(guest.initrd) {
         builder = builder.initrd(initrd);
     }

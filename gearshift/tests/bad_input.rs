@@ -160,6 +160,11 @@ fn a_default_guest_that_cannot_be_had() {
     let mut command = gearshift(&["run", "--offline", "--initrd", path(&initrd)]);
     let output = command.env("GEARSHIFT_CACHE", cache.path()).output().unwrap();
     assert_refused(&output, FETCH, &["default guest", "offline", "--kernel"]);
+    // A guest that was named is not replaced by the built-in one.
+    let mut command = gearshift(&["run", "--offline", "--guest", "i386"]);
+    let output = command.env("GEARSHIFT_CACHE", cache.path()).output().unwrap();
+    assert_refused(&output, FETCH, &["i386 guest", "offline", "--kernel"]);
+    refused(&["run", "--guest", "hurd"], USAGE, &["hurd", "cloud, generic and i386"]);
     // A cache folder that is a file.
     let output = gearshift(&["run"]).env("GEARSHIFT_CACHE", initrd.path()).output().unwrap();
     let text = stderr(&output);

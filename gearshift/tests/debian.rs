@@ -14,9 +14,14 @@ use guests::debian::{self, Flavour};
 /// A boot takes seconds; this is for a host that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(420);
 
-/// Whether the guest is there. Fails if it cannot be had, unless told to stay offline.
+/// Whether the default guest is there.
 fn have_guest() -> bool {
-    if debian::cached(Flavour::Cloud).is_some() {
+    have(Flavour::Cloud)
+}
+
+/// Whether a guest is there. Fails if it cannot be had, unless told to stay offline.
+fn have(flavour: Flavour) -> bool {
+    if debian::cached(flavour).is_some() {
         return true;
     }
     if std::env::var("GEARSHIFT_OFFLINE").is_ok_and(|value| value == "1") {
@@ -26,8 +31,7 @@ fn have_guest() -> bool {
             .unwrap();
         return false;
     }
-    debian::fetch(Flavour::Cloud, &mut |_| {})
-        .expect("the Debian guest (GEARSHIFT_OFFLINE=1 skips this test)");
+    debian::fetch(flavour, &mut |_| {}).expect("the Debian guest (GEARSHIFT_OFFLINE=1 skips this test)");
     true
 }
 
@@ -104,4 +108,34 @@ fn a_panic_has_its_own_exit_code() {
         gearshift(&["run", "--cmdline", "console=ttyS0 panic=-1 rdinit=/nonexistent"]).output().unwrap();
     assert_eq!(output.status.code(), Some(16), "{}\n{}", stderr(&output), stdout(&output));
     assert!(stdout(&output).contains("Kernel panic"), "{}", stdout(&output));
+}
+
+/// Boots Debian's other kernels to the shell, which tells what it runs on.
+fn boots(flavour: Flavour, machine: &str, cpu: &str) {
+    if !have(flavour) {
+        return;
+    }
+    let cmdline = "console=ttyS0 panic=-1 quiet cryptomgr.notests";
+    let mut child = gearshift(&["run", "--guest", flavour.name(), "--cpu", cpu, "--cmdline", cmdline])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"echo machine-$(uname -m)-\npoweroff -f\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (text, console) = (stderr(&output), stdout(&output));
+    assert_eq!(output.status.code(), Some(0), "{text}\n{console}");
+    assert!(console.contains(&format!("machine-{machine}-")), "{console}");
+    assert!(text.contains("the guest powered off"), "{text}");
+}
+
+#[test]
+fn the_32_bit_kernel_boots() {
+    boots(Flavour::I386, "i686", "x86-64-v3");
+}
+
+#[test]
+fn the_generic_kernel_boots() {
+    boots(Flavour::Generic, "x86_64", "x86-64-v3");
 }

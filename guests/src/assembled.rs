@@ -5,3 +5,4 @@ include!(concat!(env!("OUT_DIR"), "/tables.rs"));
 pub(crate) const EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/embedded.elf"));
 pub(crate) const EMBEDDED_LOOPS: &[&str] = LOOP_NAMES;
 pub(crate) const MICRO: &[(&str, u64, &[u8])] = PROGRAMS;
+pub(crate) const MODES: ModeTable = MODE_PROGRAMS;

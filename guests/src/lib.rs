@@ -3,8 +3,9 @@
 //! 1. [`bare`] builds small bare-metal guests: 64-bit code, assembled from Rust, in a PVH ELF.
 //! 2. [`embedded`] is such a guest that tells what machine it sees and how fast its own loops run.
 //! 3. [`micro`] are such guests for benchmarks, one a class of work, with known results.
-//! 4. [`initramfs`] writes initial RAM file systems for Linux guests.
-//! 5. [`debian`] obtains the default guest: Debian's own kernel with its busybox.
+//! 4. [`modes`] are such guests for tests: they use the processor's modes as Linux does not, and check themselves.
+//! 5. [`initramfs`] writes initial RAM file systems for Linux guests.
+//! 6. [`debian`] obtains the default guest: Debian's own kernel with its busybox.
 
 mod assembled;
 pub mod bare;
@@ -12,3 +13,4 @@ pub mod debian;
 pub mod embedded;
 pub mod initramfs;
 pub mod micro;
+pub mod modes;

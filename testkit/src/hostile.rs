@@ -7,8 +7,11 @@
 //! 3. Whatever the guest does, `run` must return soon after a kick, its state must be saved and loaded again, the bus
 //!    must see only accesses that are not RAM, and memory that is not mapped or read-only must stay as it was.
 //!
+//! [`fuzz`] has the same guests one at a time and from a fuzzer's bytes, each aimed at a part of the processor.
+//!
 //! A crash takes the process with it; the seed of each batch is printed before it starts (run with `--nocapture`).
 
+pub mod fuzz;
 mod scene;
 
 use std::fmt;
@@ -92,11 +95,16 @@ pub fn run(accel: &Arc<dyn Accelerator>, seed: u64, time: Duration) -> Report {
     report
 }
 
-fn batch(accel: &Arc<dyn Accelerator>, seed: u64, vcpus: u32, counters: &Arc<Counters>) {
-    let ram = Arc::new(GuestRam::new(&LAYOUT).expect("RAM"));
+/// All that `accel` has.
+fn model(accel: &Arc<dyn Accelerator>, vcpus: u32) -> CpuModel {
     let mut model = CpuModel::named("host", vcpus, crate::rig::tsc_khz()).expect("model");
     model.fit(&accel.caps().features);
-    let spec = VmSpec { model: Arc::new(model), ram: ram.clone(), vcpus };
+    model
+}
+
+fn batch(accel: &Arc<dyn Accelerator>, seed: u64, vcpus: u32, counters: &Arc<Counters>) {
+    let ram = Arc::new(GuestRam::new(&LAYOUT).expect("RAM"));
+    let spec = VmSpec { model: Arc::new(model(accel, vcpus)), ram: ram.clone(), vcpus };
     let vm = accel.create_vm(&spec).expect("create_vm");
     vm.map(SlotId(0), &ram.regions()[0], Access::ReadWrite).expect("map");
     vm.map(SlotId(2), &ram.regions()[2], Access::ReadOnly).expect("map");

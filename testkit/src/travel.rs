@@ -232,13 +232,15 @@ impl VcpuBus for Bus {
         self.then_move(self.inner.mmio_read(gpa, size))
     }
     fn mmio_write(&self, gpa: u64, size: IoSize, value: u64) {
-        self.then_move(self.inner.mmio_write(gpa, size, value));
+        self.inner.mmio_write(gpa, size, value);
+        self.kick.nudge();
     }
     fn pio_read(&self, port: u16, size: IoSize) -> u32 {
         self.then_move(self.inner.pio_read(port, size))
     }
     fn pio_write(&self, port: u16, size: IoSize, value: u32) {
-        self.then_move(self.inner.pio_write(port, size, value));
+        self.inner.pio_write(port, size, value);
+        self.kick.nudge();
     }
     fn msr_read(&self, index: u32) -> Result<u64, GpFault> {
         self.then_move(self.inner.msr_read(index))
@@ -252,7 +254,8 @@ impl VcpuBus for Bus {
         if vector.is_some() { self.then_move(vector) } else { None }
     }
     fn eoi(&self, vector: u8) {
-        self.then_move(self.inner.eoi(vector));
+        self.inner.eoi(vector);
+        self.kick.nudge();
     }
 }
 

@@ -292,8 +292,9 @@ impl Cpu {
                 self.wrote(span, 1);
             }
             Target::Bus(gpa) => {
+                // What cannot be written may be ROM, which can be read.
                 let mut byte = [0];
-                self.bus_read(gpa, &mut byte);
+                self.load_bytes_as(self.system_mode(), Ea::data(la), &mut byte)?;
                 self.bus_write(gpa, &[op(byte[0])]);
             }
         }

@@ -6,6 +6,16 @@ use crate::cpu::seg;
 use crate::mode::bits;
 use crate::{Cpu, FpuRegs};
 
+/// Refuses what no processor can hold and would be an error of the host's instructions: MXCSR goes into the host's, where
+/// reserved bits raise #GP (Intel SDM vol. 1, 10.2.3).
+pub(crate) fn check(state: &CpuState) -> Result<(), &'static str> {
+    const MXCSR_BITS: u32 = 0xffff;
+    if state.fpu.mxcsr & !MXCSR_BITS != 0 {
+        return Err("MXCSR has reserved bits set");
+    }
+    Ok(())
+}
+
 impl Cpu {
     /// Replaces the whole state but the local APIC's.
     pub fn load_state(&mut self, state: &CpuState) {
@@ -105,5 +115,18 @@ impl Cpu {
     /// Selector of CS, for messages.
     pub fn code_selector(&self) -> u16 {
         self.segs[seg::CS].selector
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mxcsr_with_reserved_bits_is_refused() {
+        let mut state = CpuState::reset(0);
+        assert!(check(&state).is_ok());
+        state.fpu.mxcsr |= 1 << 16;
+        assert!(check(&state).is_err());
     }
 }

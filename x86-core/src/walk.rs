@@ -40,6 +40,8 @@ const NX: u64 = 1 << 63;
 const ADDRESS: u64 = ((1 << PHYS_BITS) - 1) & !0xfff;
 /// Address bits beyond the processor's, which are reserved (bits 51 down).
 const BEYOND: u64 = ((1 << 52) - 1) & !((1 << PHYS_BITS) - 1);
+/// Likewise in PAE paging, where the bits up to 62 are not the system's to use (tables 4-9 to 4-11).
+const PAE_BEYOND: u64 = ((1 << 63) - 1) & !((1 << PHYS_BITS) - 1);
 /// Reserved bits of a page-directory-pointer-table entry of PAE paging (Intel SDM vol. 3, table 4-8).
 const PDPTE_RESERVED: u64 = 0x1e6 | !((1 << PHYS_BITS) - 1);
 
@@ -138,7 +140,11 @@ impl Cpu {
                 return Err(0);
             }
             let large = level > 1 && !pdpte && entry & PS != 0 && (levels > 2 || self.cr4 & CR4_PSE != 0);
-            let mut reserved = if trail.width == 8 { BEYOND } else { 0 };
+            let mut reserved = match levels {
+                4 => BEYOND,
+                3 => PAE_BEYOND,
+                _ => 0,
+            };
             if trail.width == 8 && !nxe {
                 reserved |= NX;
             }

@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask <task>`.
 
 mod cargo;
+mod fuzz;
 mod kvm_lab;
 mod lint;
 mod oracle;
@@ -8,7 +9,7 @@ mod test;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use guests::{debian, embedded, micro};
+use guests::{debian, embedded, micro, modes};
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ enum Task {
         flavour: debian::Flavour,
     },
     KvmLab(kvm_lab::Arguments),
+    /// Run hostile guests against the interpreter for as long as one wants
+    Fuzz(fuzz::Arguments),
     /// Check the rules of the house that the compiler does not know
     Lint,
     /// Run random instructions on this processor and in the software CPU, and compare
@@ -41,7 +44,7 @@ enum Task {
     },
     /// Write one of our own guests, a PVH ELF, to a file
     Guest {
-        /// "embedded" or the name of a benchmark guest
+        /// "embedded" or the name of a benchmark guest or of one that checks the processor's modes
         name: String,
         /// Where to write it
         out: PathBuf,
@@ -61,6 +64,7 @@ fn main() -> Result<ExitCode> {
             }
         }
         Task::KvmLab(arguments) => return Ok(kvm_lab::run(&arguments)),
+        Task::Fuzz(arguments) => fuzz::run(&arguments)?,
         Task::Lint => {
             let findings = lint::run()?;
             for finding in &findings {
@@ -72,9 +76,7 @@ fn main() -> Result<ExitCode> {
             }
         }
         Task::Oracle(arguments) => {
-            let report = oracle::run(arguments)?;
-            println!("{report}");
-            if !report.findings.is_empty() {
+            if !oracle::run(&arguments)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
@@ -91,9 +93,13 @@ fn guest(name: &str) -> Result<&'static [u8]> {
     if name == "embedded" {
         return Ok(embedded::ELF);
     }
-    let Some(program) = micro::find(name) else {
-        let names: Vec<_> = micro::all().map(|program| program.name).collect();
+    let all = || {
+        let micro = micro::all().map(|guest| (guest.name, guest.elf));
+        micro.chain(modes::all().map(|guest| (guest.name, guest.elf)))
+    };
+    let Some((_, elf)) = all().find(|guest| guest.0 == name) else {
+        let names: Vec<_> = all().map(|guest| guest.0).collect();
         bail!("no guest is called {name:?}; there are embedded, {}", names.join(", "));
     };
-    Ok(program.elf)
+    Ok(elf)
 }

@@ -1,13 +1,14 @@
 //! All tests, with all they need, and a count at the end that leaves nothing out.
 //!
-//! 1. The Debian guest is fetched first, where one sees it happen, not within some test. `GEARSHIFT_OFFLINE=1` goes on
-//!    without it.
+//! 1. The Debian guests are fetched first, where one sees it happen, not within some test. `GEARSHIFT_OFFLINE=1` goes on
+//!    without them.
 //! 2. `cargo test --workspace` runs; its output passes through and is counted on the way.
 //! 3. A test that skips itself says `SKIPPED: ` and why. Skipped and ignored tests fail the run, unless it is offline.
 //!    `SKIPPED (optional): ` is what compares with a program that hosts need not have; it is counted and fails nothing.
 
 use crate::{cargo, kvm_lab};
 use anyhow::{Context as _, Result, bail};
+use guests::debian::{self, Flavour};
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -59,12 +60,19 @@ impl Count {
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let offline = std::env::var("GEARSHIFT_OFFLINE").is_ok_and(|value| value == "1");
     if offline {
-        eprintln!("GEARSHIFT_OFFLINE=1: the Debian guest is not fetched");
+        eprintln!("GEARSHIFT_OFFLINE=1: the Debian guests are not fetched");
     } else {
         // With what `kvm-lab` needs of it, so that it is fetched once.
         let fetched = kvm_lab::guest(&mut |line| eprintln!("{line}"));
         let guest = fetched.context("no Debian guest (GEARSHIFT_OFFLINE=1 skips what needs it)")?;
         eprintln!("Debian guest: {}", guest.version);
+        for flavour in [Flavour::Generic, Flavour::I386] {
+            let guest = debian::fetch(flavour, &mut |line| eprintln!("{line}")).with_context(|| {
+                let name = flavour.name();
+                format!("cannot fetch Debian's {name} guest (GEARSHIFT_OFFLINE=1 skips what needs it)")
+            })?;
+            eprintln!("Debian guest {}: {}", flavour.name(), guest.version);
+        }
     }
     let mut child = Command::new(cargo::program())
         .args(["test", "--workspace", "--no-fail-fast"])

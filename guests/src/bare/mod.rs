@@ -131,6 +131,12 @@ impl From<IcedError> for BuildError {
     }
 }
 
+/// An ELF file of a guest that does without the prologue and the runtime: `image` is loaded at [`layout::LOAD`] and
+/// entered there, in 32-bit protected mode; `memory` bytes from there on are the guest's.
+pub fn wrap(image: &[u8], memory: u64) -> Vec<u8> {
+    elf::pvh(image, layout::LOAD, memory, layout::LOAD)
+}
+
 /// Builder of one bare-metal guest.
 #[derive(Debug, Clone)]
 pub struct Image {

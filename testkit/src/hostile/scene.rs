@@ -10,18 +10,32 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{LOW, MOVING, ROM};
 
-/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
+/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators), or a fuzzer's bytes first.
 #[derive(Debug)]
-pub(super) struct Random(u64);
+pub(super) struct Random {
+    state: u64,
+    /// Words to give out before random ones, the last one first.
+    given: Vec<u64>,
+}
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self { state: seed, given: Vec::new() }
+    }
+
+    /// One whose first numbers are `data`, so that whoever chose the bytes chooses what they decide.
+    pub(super) fn from_data(data: &[u8]) -> Self {
+        let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let given: Vec<u64> = data.chunks(8).rev().map(word).collect();
+        Self { state: given.iter().fold(0, |hash: u64, word| hash.rotate_left(7) ^ word), given }
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        if let Some(word) = self.given.pop() {
+            return word;
+        }
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ z >> 31
@@ -37,7 +51,7 @@ impl Random {
 }
 
 /// One of `list`, chosen by a random number.
-fn pick<T: Copy, const N: usize>(random: u64, list: [T; N]) -> T {
+pub(super) fn pick<T: Copy, const N: usize>(random: u64, list: [T; N]) -> T {
     list[(random % N as u64) as usize]
 }
 
@@ -51,13 +65,13 @@ const fn kind(page: u64) -> u64 {
 const CODE16: u64 = 0;
 const CODE32: u64 = 1;
 const CODE64: u64 = 2;
-const TABLE: u64 = 3;
+pub(super) const TABLE: u64 = 3;
 const DESCRIPTORS: u64 = 4;
 
 /// Tables that work, until somebody stores to them: 4-level paging, 32-bit paging, IDTs for 64-bit and 32-bit mode, GDT,
 /// TSSs.
-const SANE_PML4: u64 = 0xf_0000;
-const SANE_DIRECTORY: u64 = 0xf_2000;
+pub(super) const SANE_PML4: u64 = 0xf_0000;
+pub(super) const SANE_DIRECTORY: u64 = 0xf_2000;
 const SANE_IDT: u64 = 0xf_4000;
 const SANE_GDT: u64 = 0xf_5000;
 const SANE_IDT32: u64 = 0xf_6000;
@@ -66,7 +80,7 @@ const SANE_TSS32: u64 = 0xf_8000;
 const SANE_STACK: u64 = 0xf_a000;
 
 /// Address of a random page of a kind.
-fn page_of(random: &mut Random, wanted: u64) -> u64 {
+pub(super) fn page_of(random: &mut Random, wanted: u64) -> u64 {
     (random.below(PAGES / 5) * 5 + wanted) * PAGE_SIZE
 }
 
@@ -145,7 +159,7 @@ fn code(out: &mut [u8], bits: u32, random: &mut Random) {
     }
 }
 
-fn table_entry(random: &mut Random) -> u64 {
+pub(super) fn table_entry(random: &mut Random) -> u64 {
     let target = match random.below(16) {
         0 => random.next() & 0xff_ffff_f000,
         1 => 0xfee0_0000,
@@ -192,7 +206,7 @@ fn descriptor(random: &mut Random) -> u64 {
 }
 
 /// An address that may mean something.
-fn address(random: &mut Random) -> u64 {
+pub(super) fn address(random: &mut Random) -> u64 {
     match random.below(12) {
         0 => random.next(),
         1 => 0x7fff_ffff_f000 + random.below(0x2000),

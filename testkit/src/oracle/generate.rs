@@ -13,6 +13,7 @@ use super::rng::Rng;
 use super::segments::{
     self, ANY, CODE16, CODE32, CODE32_LIMITED, CODE64, DATA, DATA16, READABLE, STACKS, base,
 };
+use super::select::is_near_transfer;
 
 /// Makes cases.
 #[derive(Debug)]
@@ -474,8 +475,7 @@ fn harmful(ins: &Instruction, case: &Case) -> bool {
         return true;
     }
     // Intel ignores an operand-size prefix on near branches in 64-bit mode, AMD does not (Intel SDM vol. 2A, Jcc).
-    let branches = !matches!(ins.flow_control(), FlowControl::Next);
-    long && branches && case.bytes.iter().take(4).any(|&byte| byte == 0x66)
+    long && is_near_transfer(ins.code()) && case.bytes.iter().take(4).any(|&byte| byte == 0x66)
 }
 
 #[cfg(test)]

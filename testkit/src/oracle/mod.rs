@@ -4,10 +4,13 @@
 //!    registers and memory to go with them. Everything follows from a seed and the case's number.
 //! 2. `native` runs a case on the host, `soft` in the software CPU: same addresses, same rights, same state.
 //! 3. `compare` looks at everything that the manual defines; `known` holds the few differences that are expected.
+//!    The segments of both are in `segments`.
 //! 4. `minimise` takes away the inputs that do not matter; [`run`] puts it together and reports.
+//! 5. `coverage` lists what is tried, and what tests the rest.
 
 pub mod case;
 pub mod compare;
+pub mod coverage;
 mod encode;
 pub mod generate;
 mod known;

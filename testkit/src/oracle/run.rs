@@ -16,6 +16,9 @@ use super::rng::Rng;
 use super::select;
 use super::soft::Soft;
 
+/// Cases between two calls of [`Config::progress`].
+const PROGRESS: u64 = 1_000_000;
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -29,13 +32,27 @@ pub struct Config {
     pub filter: Option<String>,
     /// Only code of this size.
     pub size: Option<CodeSize>,
+    /// Which part of the cases: those whose number leaves the first when divided by the second. Parts run in processes
+    /// of their own, as the addresses natively used belong to a process.
+    pub shard: (u64, u64),
+    /// Told now and then how many cases have run.
+    pub progress: Option<fn(u64)>,
     /// Flags that the manual leaves undefined count, too.
     pub strict: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { seed: 1, cases: 200_000, only: None, filter: None, size: None, strict: false }
+        Self {
+            seed: 1,
+            cases: 200_000,
+            only: None,
+            filter: None,
+            size: None,
+            strict: false,
+            shard: (0, 1),
+            progress: None,
+        }
     }
 }
 
@@ -64,7 +81,7 @@ pub struct Report {
     /// Sizes of code that cannot be run here, and why.
     pub unavailable: Vec<(CodeSize, String)>,
     /// Cases by instruction and size of code; `INVALID` counts byte strings that are none.
-    pub coverage: BTreeMap<String, u64>,
+    pub coverage: BTreeMap<(Code, CodeSize), u64>,
     /// Instructions that were selected and have no semantics.
     pub missing: Vec<Code>,
     /// The first finding of each instruction.
@@ -140,14 +157,16 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
     report.missing.sort_unstable();
     report.missing.dedup();
     let defined: Vec<bool> = codes.iter().zip(&wanted).map(|(&(_, c), w)| *w && is_defined(c)).collect();
+    let (part, parts) = config.shard;
     let (first, last) = match config.only {
         Some(index) => (index, index.saturating_add(1)),
-        None => (0, u64::MAX),
+        None => (part, u64::MAX),
     };
     if !defined.contains(&true) {
         return Ok(report);
     }
-    for index in first..last {
+    let mut counts = vec![0u64; Code::values().len() * CodeSize::ALL.len()];
+    for index in (first..last).step_by(parts.max(1) as usize) {
         if report.cases >= config.cases {
             break;
         }
@@ -164,12 +183,15 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         if !wanted && !ins.is_invalid() {
             continue;
         }
-        let name = format!("{:?}/{}", ins.code(), size.bitness());
+        let name = || format!("{:?}/{}", ins.code(), size.bitness());
         report.cases += 1;
+        if let Some(progress) = config.progress.filter(|_| report.cases.is_multiple_of(PROGRESS)) {
+            progress(report.cases);
+        }
         let Compared { found, undefined, finished } = pair.compare(&ins, &case);
-        *report.coverage.entry(name.clone()).or_default() += 1;
+        counts[ins.code() as usize * CodeSize::ALL.len() + size as usize] += 1;
         if undefined {
-            *report.undefined.entry(name.clone()).or_default() += 1;
+            *report.undefined.entry(name()).or_default() += 1;
         }
         let found = if found.is_empty() && undefined && config.strict {
             vec![Difference { what: "undefined flags".into(), native: String::new(), soft: String::new() }]
@@ -183,19 +205,27 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
             *report.known.entry(reason).or_default() += 1;
             continue;
         }
-        match report.findings.get_mut(&name) {
+        match report.findings.get_mut(&name()) {
             Some(finding) => finding.count += 1,
             None => {
                 let (case, differences) = minimise(&mut pair, &ins, case, found);
                 let finding = Finding { index, seed: config.seed, case, differences, count: 1 };
-                report.findings.insert(name, finding);
+                report.findings.insert(name(), finding);
+            }
+        }
+    }
+    for code in Code::values() {
+        for size in CodeSize::ALL {
+            let count = counts[code as usize * CodeSize::ALL.len() + size as usize];
+            if count != 0 {
+                report.coverage.insert((code, size), count);
             }
         }
     }
     Ok(report)
 }
 
-fn is_defined(code: Code) -> bool {
+pub(super) fn is_defined(code: Code) -> bool {
     exec::is_defined(code) || select::always_undefined(code)
 }
 
@@ -229,6 +259,22 @@ impl fmt::Display for Finding {
     }
 }
 
+impl Report {
+    /// What was selected and did not run, a line each.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<String> = self
+            .unavailable
+            .iter()
+            .map(|(size, reason)| format!("NOT RUN: code of {} bits: {reason}", size.bitness()))
+            .collect();
+        if !self.missing.is_empty() {
+            let list: Vec<_> = self.missing.iter().map(|code| format!("{code:?}")).collect();
+            notes.push(format!("missing ({}): {}", list.len(), list.join(" ")));
+        }
+        notes
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, finding) in &self.findings {
@@ -241,12 +287,8 @@ impl fmt::Display for Report {
             let list: Vec<_> = self.undefined.iter().map(|(name, count)| format!("{name} {count}")).collect();
             writeln!(f, "undefined flags differ: {}", list.join(", "))?;
         }
-        if !self.missing.is_empty() {
-            let list: Vec<_> = self.missing.iter().map(|code| format!("{code:?}")).collect();
-            writeln!(f, "missing ({}): {}", list.len(), list.join(" "))?;
-        }
-        for (size, reason) in &self.unavailable {
-            writeln!(f, "NOT RUN: code of {} bits: {reason}", size.bitness())?;
+        for note in self.notes() {
+            writeln!(f, "{note}")?;
         }
         let fewest = self.coverage.values().min().copied().unwrap_or(0);
         writeln!(

@@ -1,7 +1,7 @@
 //! Which instructions are tried.
 
 use accel_api::{CpuFeatures, Feature};
-use iced_x86::{Code, CpuidFeature, EncodingKind, MemorySize, Mnemonic, OpCodeOperandKind};
+use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, MemorySize, Mnemonic, OpCodeOperandKind};
 
 use super::case::CodeSize;
 
@@ -66,40 +66,87 @@ pub fn exists(code: Code, size: CodeSize, features: &CpuFeatures) -> bool {
     op_code.is_instruction()
         && mode
         && op_code.decoder_option() == 0
+        // FSTENV and its kin are two instructions, FWAIT and FNSTENV; UD0 without ModR/M is old processors'.
+        && !op_code.fwait()
+        && code != Code::Ud0
         && matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && code.cpuid_features().iter().all(|&feature| announced(feature, features))
 }
 
+/// Why an instruction is not run natively, and what tests it instead.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Excluded {
+    /// The reason.
+    pub reason: &'static str,
+    /// File below `x86-core/src/exec`, and the test in it.
+    pub test: (&'static str, &'static str),
+}
+
 /// Why an instruction of these features is left out in code of `size`.
-pub fn excluded(code: Code, size: CodeSize) -> Option<&'static str> {
+pub fn excluded(code: Code, size: CodeSize) -> Option<Excluded> {
     use Mnemonic::*;
+    const KERNEL: &str = "enters the host's kernel";
+    const PROCESSOR: &str = "tells of the host's processor";
+    const FS: &str = "the host's threads live by the FS base";
+    const UMIP: &str = "the host's kernel emulates it (UMIP)";
+    const VENDOR: &str = "differs by vendor";
+    const SYSCALLS: &str = "system/tests/syscall.rs";
+    const PRIVILEGED: &str = "system/tests/privileged.rs";
+    const CONTROL: &str = "system/tests/control.rs";
+    const FAR: &str = "system/tests/far.rs";
+    const FORMS: &str = "integer/tests/forms.rs";
     let op_code = code.op_code();
-    let kinds = op_code.op_kinds();
     let long = size == CodeSize::Bits64;
+    let because = |reason, file, test| Some(Excluded { reason, test: (file, test) });
     match code.mnemonic() {
-        Syscall | Sysenter | Int1 | Int3 => return Some("enters the host's kernel"),
-        Cpuid | Rdtsc | Rdtscp | Rdpmc | Rdpid | Xgetbv => return Some("tells of the host's processor"),
-        Rdrand | Rdseed => return Some("random"),
-        Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => return Some("the host's threads live by the FS base"),
-        Sgdt | Sidt | Sldt | Str | Smsw => return Some("the host's kernel emulates it (UMIP)"),
-        Lfs => return Some("the host's threads live by the FS base"),
-        Pop if kinds.contains(&OpCodeOperandKind::fs) => {
-            return Some("the host's threads live by the FS base");
+        Syscall => return because(KERNEL, SYSCALLS, "syscall_and_sysret"),
+        Sysenter => return because(KERNEL, SYSCALLS, "sysenter_and_sysexit"),
+        Int1 | Int3 => return because(KERNEL, CONTROL, "software_interrupts"),
+        Cpuid => return because(PROCESSOR, PRIVILEGED, "cpuid_and_hlt"),
+        Rdtsc | Rdtscp => return because(PROCESSOR, PRIVILEGED, "time_stamp_counter"),
+        Rdpid => return because(PROCESSOR, FORMS, "features_gate_instructions"),
+        Rdpmc => return because(PROCESSOR, PRIVILEGED, "privileged_instructions"),
+        Xgetbv => return because(PROCESSOR, PRIVILEGED, "extended_control_register"),
+        Rdrand | Rdseed => return because("random", FORMS, "random_numbers_come_with_carry_and_differ"),
+        Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => return because(FS, SYSCALLS, "bases"),
+        Lfs => return because(FS, FAR, "segment_instructions"),
+        Pop if op_code.op_kinds().contains(&OpCodeOperandKind::fs) => {
+            return because(FS, FAR, "segment_instructions");
         }
-        Vmcall | Vmmcall => return Some("calls the host's hypervisor"),
-        Sysexit | Sysret if !long => return Some("differs by vendor"),
+        Sgdt | Sidt | Sldt | Str => return because(UMIP, PRIVILEGED, "table_registers"),
+        Smsw => return because(UMIP, PRIVILEGED, "machine_status_word"),
+        Sysexit if !long => return because(VENDOR, SYSCALLS, "sysenter_and_sysexit"),
+        Sysret | Sysretq if !long => return because(VENDOR, SYSCALLS, "syscall_and_sysret"),
         // AMD has no far pointers with 64-bit offsets.
-        Call | Jmp | Lss | Lgs if op_code.memory_size() == MemorySize::SegPtr64 => {
-            return Some("differs by vendor");
+        Call | Jmp if op_code.memory_size() == MemorySize::SegPtr64 => {
+            return because(VENDOR, FAR, "call_gate_of_64_bit_mode");
         }
-        Reservednop if op_code.op_code() & 0xff == 0x0d => return Some("differs by vendor"),
+        Lss | Lgs if op_code.memory_size() == MemorySize::SegPtr64 => {
+            return because(VENDOR, FAR, "segment_instructions");
+        }
+        Reservednop if op_code.op_code() & 0xff == 0x0d => {
+            return because(VENDOR, CONTROL, "hints_and_undefined");
+        }
         _ => {}
     }
     // Intel ignores an operand-size prefix on near branches in 64-bit mode, AMD does not (Intel SDM vol. 2A, Jcc).
-    if long && op_code.operand_size() == 16 && code.flow_control() != iced_x86::FlowControl::Next {
-        return Some("differs by vendor");
+    if long && op_code.operand_size() == 16 && is_near_transfer(code) {
+        return because(VENDOR, CONTROL, "near_transfers");
     }
     None
+}
+
+/// Whether `code` is a jump, call or return that stays in its code segment.
+pub fn is_near_transfer(code: Code) -> bool {
+    use FlowControl::*;
+    use MemorySize::*;
+    let transfer = matches!(
+        code.flow_control(),
+        UnconditionalBranch | IndirectBranch | ConditionalBranch | Return | Call | IndirectCall
+    );
+    let far = matches!(code.mnemonic(), Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)
+        || matches!(code.op_code().memory_size(), SegPtr16 | SegPtr32 | SegPtr64);
+    transfer && !far
 }
 
 /// Whether the instruction's only meaning is #UD, so that it needs no semantics.

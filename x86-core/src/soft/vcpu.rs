@@ -250,6 +250,7 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
     }
 
     fn load(&mut self, state: &CpuState) -> Result<(), AccelError> {
+        crate::state::check(state).map_err(|e| AccelError::InvalidState(e.to_owned()))?;
         let now = self.cpu.now();
         let lapic = self.cpu.lapic.load(&state.lapic, now);
         lapic.map_err(|e| AccelError::InvalidState(e.to_string()))?;

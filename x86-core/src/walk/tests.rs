@@ -196,6 +196,10 @@ fn reserved_bits() {
         (Pae, 3, 1 << 40),
         (Pae, 3, NX),
         (Pae, 2, PS | 1 << 20),
+        (Pae, 2, 1 << 52),
+        (Pae, 1, 1 << 40),
+        (Pae, 1, 1 << 52),
+        (Pae, 1, 1 << 62),
         (Two, 2, PS | 1 << 21),
     ];
     for &(paging, level, bits) in cases {
@@ -205,6 +209,11 @@ fn reserved_bits() {
         assert_eq!(walk(&mut c, AccessKind::Read, false), Err(9), "{paging:?} {level} {bits:#x}");
         assert_eq!(walk(&mut c, AccessKind::Write, true), Err(15));
     }
+    // In the entries of long mode these are the system's to use (table 4-15 and others).
+    let mut c = mapped(Four);
+    let old = get(&mut c, Four, 1);
+    set(&mut c, Four, 1, old | 0x7ff << 52);
+    assert!(walk(&mut c, AccessKind::Read, false).is_ok());
     // Without NXE bit 63 is reserved.
     for paging in [Four, Pae] {
         let mut c = mapped(paging);

@@ -5,15 +5,8 @@ use accel_api::Ymm;
 use iced_x86::Instruction;
 
 use super::raw::vector_asm;
-use crate::exec::sse::{load16, store16};
-use crate::{Cpu, Ea, Exec, Fault};
-
-/// The address of the memory operand.
-#[inline(always)]
-fn address(cpu: &Cpu, ins: &Instruction, bytes: u8, must_align: bool, write: bool) -> Exec<Ea> {
-    let ea = cpu.ea(ins, usize::from(bytes), write)?;
-    if must_align && ea.la & (u64::from(bytes) - 1) != 0 { Err(Fault::GP0) } else { Ok(ea) }
-}
+use crate::exec::sse::{address, load16, store16};
+use crate::{Cpu, Ea, Exec};
 
 /// The memory operand of `bytes`, zero-extended.
 #[inline(always)]

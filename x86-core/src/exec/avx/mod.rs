@@ -4,7 +4,7 @@
 //!    instruction on pointers into the register file. [`avx_op`] tells an executor which one, and what must hold before it
 //!    is called ([`AvxForm`]). The tables name instructions by iced's mnemonic, which is also what is assembled.
 //! 2. Every result is 256 bits: an instruction on XMM registers zeroes what its destination has above, as the host's does.
-//! 3. Checks come in this order: #UD or #NM ([`ready`]), segment limits, alignment where there is any, paging, numeric
+//! 3. Checks come in this order: #UD or #NM ([`ready`]), alignment where there is any, segment limits, paging, numeric
 //!    exceptions. What the encoding must not be (VEX.L, VEX.vvvv, prefixes before VEX) is the decoder's to refuse.
 //! 4. MXCSR is in the host's while guest code runs: see [`mxcsr`](super::mxcsr).
 //!

@@ -9,18 +9,37 @@ use crate::{Cpu, Ea, Exec, Fault, host_load16, host_store16, tlb_index};
 /// A 128-bit operand, lowest lane first.
 pub(super) type Xmm = [u64; 2];
 
-/// Legacy SSE wants 16-byte operands aligned, whatever CR0.AM says (Intel SDM vol. 2A, 2.4.1, exception class 2).
+/// The address of the memory operand of `bytes`. Some must be aligned to their size, whatever CR0.AM says (Intel SDM
+/// vol. 2A, 2.4): that is looked at before the segment's limit, as processors do.
 #[inline(always)]
-pub(super) fn aligned(ea: Ea) -> Exec<Ea> {
-    if ea.la & 15 != 0 { Err(Fault::GP0) } else { Ok(ea) }
+pub(in crate::exec) fn address(
+    cpu: &Cpu,
+    ins: &Instruction,
+    bytes: u8,
+    must_align: bool,
+    write: bool,
+) -> Exec<Ea> {
+    let ea = cpu.ea(ins, usize::from(bytes), write);
+    let beyond = u64::from(bytes) - 1;
+    match ea {
+        Ok(ea) if must_align && ea.la & beyond != 0 => Err(Fault::GP0),
+        Err(_) if must_align && linear(cpu, ins) & beyond != 0 => Err(Fault::GP0),
+        _ => ea,
+    }
+}
+
+/// The linear address of a memory operand that its segment refuses.
+#[cold]
+fn linear(cpu: &Cpu, ins: &Instruction) -> u64 {
+    cpu.segs[cpu.memory_segment(ins)].base.wrapping_add(cpu.ea_offset(ins))
 }
 
 /// The memory operand of `bytes` (2, 4, 8 or 16), zero-extended.
 #[inline(always)]
 pub(super) fn load(cpu: &mut Cpu, ins: &Instruction, bytes: u8, must_align: bool) -> Exec<Xmm> {
-    let ea = cpu.ea(ins, usize::from(bytes), false)?;
+    let ea = address(cpu, ins, bytes, must_align, false)?;
     Ok(match bytes {
-        16 => return load16(cpu, if must_align { aligned(ea)? } else { ea }),
+        16 => return load16(cpu, ea),
         8 => [cpu.load(ea)?, 0],
         4 => [u64::from(cpu.load::<u32>(ea)?), 0],
         2 => [u64::from(cpu.load::<u16>(ea)?), 0],
@@ -31,9 +50,9 @@ pub(super) fn load(cpu: &mut Cpu, ins: &Instruction, bytes: u8, must_align: bool
 /// Stores the low `bytes` (4, 8 or 16) of `value` to the memory operand.
 #[inline(always)]
 pub(super) fn store(cpu: &mut Cpu, ins: &Instruction, bytes: u8, must_align: bool, value: Xmm) -> Exec {
-    let ea = cpu.ea(ins, usize::from(bytes), true)?;
+    let ea = address(cpu, ins, bytes, must_align, true)?;
     match bytes {
-        16 => store16(cpu, if must_align { aligned(ea)? } else { ea }, value),
+        16 => store16(cpu, ea, value),
         8 => cpu.store(ea, value[0]),
         _ => cpu.store(ea, value[0] as u32),
     }

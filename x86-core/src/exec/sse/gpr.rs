@@ -82,7 +82,7 @@ macro_rules! compare {
 /// `op r, xmm/m`, the memory operand of `bytes`.
 fn exec_to_gpr<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction, bytes: u8, op: ToGpr) -> Exec {
     ready_as::<VEX>(cpu, None)?;
-    let value = operand(cpu, ins, 1, bytes, !VEX)?;
+    let value = operand(cpu, ins, 1, bytes, false)?;
     // SAFETY: part of SSE2, which every x86-64 host has.
     let result = mxcsr::run(cpu, || unsafe { op(&value) }, |_| false)?;
     cpu.write_gpr(ins.op0_register(), result);
@@ -116,7 +116,7 @@ fn exec_from_gpr<W: Word, const VEX: bool>(cpu: &mut Cpu, ins: &Instruction, op:
 fn exec_compare<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction, bytes: u8, op: Compare) -> Exec {
     ready_as::<VEX>(cpu, feature(ins.code()))?;
     let a = xmm(cpu, number(ins.op0_register()));
-    let b = operand(cpu, ins, 1, bytes, !VEX)?;
+    let b = operand(cpu, ins, 1, bytes, !VEX && bytes == 16)?;
     // SAFETY: part of SSE2, or `ready` has made sure of the guest's feature, which the host has too.
     cpu.flags = mxcsr::run(cpu, || unsafe { op(&a, &b) }, |_| false)?;
     Ok(())

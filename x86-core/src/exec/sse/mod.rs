@@ -7,7 +7,7 @@
 //! 2. Registers are 256 bits wide; legacy encodings leave the upper half alone. VEX encodings on vector operands are in
 //!    [`exec::avx`](super::avx); what moves to and from general registers, sets flags or compares strings is here in both
 //!    encodings, as functions of `const VEX`.
-//! 3. Checks come in this order: #UD or #NM ([`ready`]), segment limits, alignment, paging, numeric exceptions.
+//! 3. Checks come in this order: #UD or #NM ([`ready`]), alignment, segment limits, paging, numeric exceptions.
 //! 4. MXCSR is in the host's while guest code runs: see [`mxcsr`].
 //!
 //! Instructions with MMX operands are in `exec::fpu`. Those that use no vector register are elsewhere: MOVNTI and CRC32
@@ -36,6 +36,7 @@ use super::Table;
 use crate::mode::bits;
 use crate::{Cpu, Exec, Fault};
 
+pub(super) use access::address;
 pub use access::{load16, store16};
 pub use form::{Float, Shape, VecForm, VecOp, vec_op};
 pub(super) use form::{feature, number, tiny};

@@ -437,3 +437,45 @@ fn cpuid_and_hlt() {
     assert_eq!((c.mp, c.rip), (MpState::Halted, 0x1001));
     assert!(c.leave);
 }
+
+/// XGETBV and XSETBV (vol. 1, 13.3; vol. 2D): who may, which values XCR0 takes.
+#[test]
+fn extended_control_register() {
+    const XGETBV: &[u8] = &[0x0f, 0x01, 0xd0];
+    const XSETBV: &[u8] = &[0x0f, 0x01, 0xd1];
+    let mut c = cpu_with_tables(Mode::Long, 3);
+    let mut model = (*c.model).clone();
+    model.features = model.features.with(&[Feature::Xsave, Feature::Avx]).without(&[Feature::Xgetbv1]);
+    c.model = std::sync::Arc::new(model);
+    c.gpr[gpr::RCX] = 0xdead_0000_0000_0000;
+    for code in [XGETBV, XSETBV] {
+        assert_eq!(run(&mut c, code), Err(Fault::UD), "without OSXSAVE");
+    }
+    c.cr4 |= CR4_OSXSAVE;
+    (c.gpr[gpr::RAX], c.gpr[gpr::RDX]) = (u64::MAX, u64::MAX);
+    run(&mut c, XGETBV).unwrap();
+    assert_eq!((c.gpr[gpr::RAX], c.gpr[gpr::RDX]), (1, 0));
+    assert_eq!(run(&mut c, XSETBV), Err(Fault::GP0), "at CPL 3");
+    set_privilege(&mut c, 0);
+    // Value, and whether it is taken: x87 always, AVX only with SSE, nothing that the model has not.
+    for (value, taken) in [
+        (0u64, false),
+        (1, true),
+        (2, false),
+        (3, true),
+        (5, false),
+        (7, true),
+        (0x207, false),
+        (1 << 63 | 7, false),
+    ] {
+        c.xcr0 = 1;
+        (c.gpr[gpr::RAX], c.gpr[gpr::RDX]) = (value & 0xffff_ffff, value >> 32);
+        assert_eq!(run(&mut c, XSETBV), if taken { Ok(()) } else { Err(Fault::GP0) }, "{value:#x}");
+        assert_eq!(c.xcr0, if taken { value } else { 1 });
+    }
+    for index in [1, 2, u64::MAX] {
+        c.gpr[gpr::RCX] = index;
+        assert_eq!(run(&mut c, XGETBV), Err(Fault::GP0), "register {index:#x}");
+        assert_eq!(run(&mut c, XSETBV), Err(Fault::GP0), "register {index:#x}");
+    }
+}

@@ -1,0 +1,23 @@
+//! Random bytes as code, in random states of every mode.
+//!
+//! `cargo +nightly fuzz run code`
+#![no_main]
+
+use std::cell::RefCell;
+
+use libfuzzer_sys::fuzz_target;
+use testkit::hostile::fuzz::{Bench, TARGETS};
+
+thread_local! {
+    static BENCH: RefCell<Option<Bench>> = const { RefCell::new(None) };
+}
+
+fuzz_target!(|data: &[u8]| {
+    let target = TARGETS.iter().find(|target| target.name == "code").expect("a target of this name");
+    BENCH.with_borrow_mut(|bench| {
+        let bench = bench.get_or_insert_with(|| {
+            Bench::new(&accel_interp::create().expect("the interpreter runs everywhere"))
+        });
+        bench.run(target, data);
+    });
+});
