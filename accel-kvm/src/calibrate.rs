@@ -38,7 +38,7 @@ const RUNS: u32 = 4;
 /// When one ring has taken this much CPU time, what has been measured is enough.
 const BUDGET: Duration = Duration::from_millis(10);
 /// Exits that are timed together: reading the clock takes a fraction of one.
-const EXITS: u32 = 16;
+const EXITS: u32 = 8;
 
 /// Why guests do not run.
 #[derive(Debug, thiserror::Error)]

@@ -135,7 +135,7 @@ mod tests {
         (before.fcw, before.fsw, before.ftw, before.fop) = (0x27f, 0x3800, 0x81, 0x1d9);
         (before.fip, before.fdp, before.mxcsr) = (1 << 40, 2 << 40, 0x7fa5);
         before.st = std::array::from_fn(|n| std::array::from_fn(|i| (16 * n + i) as u8));
-        before.ymm = std::array::from_fn(|n| std::array::from_fn(|i| (n as u64) << 32 | i as u64 + 1));
+        before.ymm = std::array::from_fn(|n| std::array::from_fn(|i| (n as u64) << 32 | (i as u64 + 1)));
         before.xstate_bv = X87 | SSE | AVX;
         let area = Area::from_kvm(&to_area(&before, true).to_kvm());
         assert_eq!(from_area(&area), before);
