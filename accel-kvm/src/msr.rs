@@ -51,40 +51,24 @@ const IN_KERNEL: [u32; 15] = {
     ]
 };
 
-/// Allows [`IN_KERNEL`] and reading the TSC, and nothing else. (A write to the TSC moves IA32_TSC_ADJUST, which KVM has
-/// only for models that announce it.)
+/// Allows [`IN_KERNEL`] and reading the TSC, and nothing else; in a bitmap, 1 allows. (A write to the TSC moves
+/// IA32_TSC_ADJUST, which KVM has only for models that announce it.)
 ///
 /// # Errors
 /// Host failure.
 pub(crate) fn set_filter(vm: &VmFd) -> Result<(), AccelError> {
     let both = MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE;
-    let mut allowed = vec![(index::TSC, MsrFilterRangeFlags::READ)];
-    // Neighbours share a range, of which KVM takes 16.
-    let mut runs: Vec<(u32, u32)> = Vec::new();
+    let range = |flags, base| MsrFilterRange { flags, base, msr_count: 1, bitmap: &[1] };
+    let mut ranges = vec![range(MsrFilterRangeFlags::READ, index::TSC)];
     for index in IN_KERNEL {
-        match runs.last_mut() {
-            Some((first, count)) if *first + *count == index => *count += 1,
-            _ => runs.push((index, 1)),
+        // Neighbours share a range: KVM takes 16 of them.
+        match ranges.last_mut() {
+            Some(last) if last.flags == both && last.base + last.msr_count == index => {
+                last.msr_count += 1;
+                last.bitmap = &[0xff];
+            }
+            _ => ranges.push(range(both, index)),
         }
     }
-    allowed.extend(runs.iter().map(|(first, _)| (*first, both)));
-    let counts = [1].into_iter().chain(runs.iter().map(|(_, count)| *count));
-    let mut ranges: Vec<_> = allowed
-        .iter()
-        .zip(counts)
-        .map(|((base, flags), msr_count)| MsrFilterRange {
-            flags: *flags,
-            base: *base,
-            msr_count,
-            bitmap: &[0xff],
-        })
-        .collect();
-    // A bit that is clear denies: writing the TSC.
-    ranges.push(MsrFilterRange {
-        flags: MsrFilterRangeFlags::WRITE,
-        base: index::TSC,
-        msr_count: 1,
-        bitmap: &[0],
-    });
     vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges).map_err(host("KVM_X86_SET_MSR_FILTER"))
 }

@@ -141,7 +141,11 @@ impl KvmVcpu {
         match stop {
             Stop::Interrupted => self.exits.interrupted += 1,
             Stop::Again => {}
-            Stop::WindowOpen => self.exits.interrupt_window += 1,
+            Stop::WindowOpen => {
+                self.exits.interrupt_window += 1;
+                // Told once: the request may have gone away, and KVM would return again and again.
+                self.fd().get_kvm_run().request_interrupt_window = 0;
+            }
             Stop::Port { port, size, write } => self.port(port, size, write),
             Stop::Mmio { gpa, len, write } => self.mmio(gpa, len, write),
             Stop::ReadMsr(index) => {

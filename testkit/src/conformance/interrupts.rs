@@ -195,7 +195,8 @@ pub fn extint(accel: &Arc<dyn Accelerator>) {
         bus.answer_extint(Some(0x38));
         port.set_extint(true);
     });
-    let (lower, gone) = (rig.port(), rig.port());
+    let (lower, gone, raise) = (rig.port(), rig.port(), rig.port());
+    rig.bus().on_out(ACT + 3, move |_| raise.set_extint(true));
     rig.bus().on_out(ACT + 1, move |_| lower.set_extint(false));
     rig.bus().on_out(ACT + 2, move |_| {
         gone.set_extint(true);
@@ -213,7 +214,17 @@ pub fn extint(accel: &Arc<dyn Accelerator>) {
         a.out(u32::from(ACT + 2), al)?;
         a.sti()?;
         a.nop()?;
-        a.nop()
+        // Raised and lowered again before the guest would take it.
+        a.cli()?;
+        a.out(u32::from(ACT + 3), al)?;
+        a.nop()?;
+        a.out(u32::from(ACT + 1), al)?;
+        a.sti()?;
+        a.mov(ecx, 100)?;
+        let mut spin = a.create_label();
+        a.set_label(&mut spin)?;
+        a.dec(ecx)?;
+        a.jnz(spin)
     });
     let mut state = enabled(&rig);
     rig.write(cell::EOI_MODE, 0u64);
