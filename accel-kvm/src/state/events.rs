@@ -15,7 +15,7 @@ const INIT: u32 = 5 << 8;
 const STARTUP: u32 = 6 << 8;
 
 /// The events, and the vector of a start-up message that KVM has taken.
-pub(super) fn save(vcpu: &mut KvmVcpu, _: &kvm_regs) -> Result<(Events, Option<u8>), AccelError> {
+pub(super) fn save(vcpu: &mut KvmVcpu) -> Result<(Events, Option<u8>), AccelError> {
     let raised = vcpu.bell.nmi();
     let events = vcpu.fd().get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
     let kvm_vcpu_events { exception, interrupt, nmi, sipi_vector, .. } = events;

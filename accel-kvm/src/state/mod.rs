@@ -34,7 +34,7 @@ pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, AccelError> {
     let tsc_offset = tsc_offset(fd)?;
     let held = vcpu.msrs.clone();
     let msrs = save_msrs(vcpu.fd(), held, sregs.efer)?;
-    let (events, sipi) = events::save(vcpu, &regs)?;
+    let (events, sipi) = events::save(vcpu)?;
     let (gpr, rip, rflags) = registers::general(&regs);
     let (segments, gdtr, idtr, control) = registers::system(&sregs, xcr0);
     let lapic = lapic::save(
