@@ -189,7 +189,8 @@ fn avx_state_survives() {
     let mut state = CpuState::reset(0);
     state.control.cr4 |= 1 << 18; // OSXSAVE
     state.control.xcr0 = 7;
-    state.fpu.ymm = std::array::from_fn(|n| std::array::from_fn(|lane| (n as u64) << 32 | lane as u64 + 1));
+    state.fpu.ymm =
+        std::array::from_fn(|n| std::array::from_fn(|lane| 0x1_0000 * n as u64 + lane as u64 + 1));
     state.fpu.xstate_bv = 7;
     vcpu.load(&state).expect("load");
     let mut saved = vcpu.save().expect("save");
