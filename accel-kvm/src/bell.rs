@@ -126,6 +126,11 @@ impl Bell {
         self.kicked.load(Ordering::SeqCst) || self.nmi()
     }
 
+    /// A kick that was taken is owed all the same; the vCPU itself says so, and needs no ring.
+    pub(crate) fn rearm_kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+    }
+
     /// Whether the vCPU was kicked since the last call.
     pub(crate) fn take_kick(&self) -> bool {
         self.kicked.swap(false, Ordering::SeqCst)

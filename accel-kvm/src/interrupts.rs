@@ -17,6 +17,8 @@ const fn delivery_mode(data: u32) -> u32 {
     data >> 8 & 7
 }
 
+/// Delivery mode of a system management interrupt.
+const SMI: u32 = 2;
 /// Delivery mode of what asks for an INTA cycle.
 const EXTINT: u32 = 7;
 
@@ -43,6 +45,10 @@ impl InterruptPort for KvmPort {
         let MsiMessage { address, data } = message;
         // KVM takes vectors below 16, which a local APIC refuses (Intel SDM vol. 3, 11.5.2).
         if delivery_mode(data) <= 1 && data & 0xff < 16 {
+            return Ok(());
+        }
+        // There is no system management mode here, and KVM's would find no memory.
+        if delivery_mode(data) == SMI {
             return Ok(());
         }
         if delivery_mode(data) == EXTINT {

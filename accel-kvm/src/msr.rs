@@ -51,21 +51,22 @@ const IN_KERNEL: [u32; 15] = {
     ]
 };
 
-/// Allows [`IN_KERNEL`] and reading the TSC, and nothing else; in a bitmap, 1 allows. (A write to the TSC moves
+/// Allows [`IN_KERNEL`] and reading the TSC, and nothing else; in a bitmap, of which the kernel
+/// reads whole 64-bit words, 1 allows. (A write to the TSC moves
 /// IA32_TSC_ADJUST, which KVM has only for models that announce it.)
 ///
 /// # Errors
 /// Host failure.
 pub(crate) fn set_filter(vm: &VmFd) -> Result<(), AccelError> {
     let both = MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE;
-    let range = |flags, base| MsrFilterRange { flags, base, msr_count: 1, bitmap: &[1] };
+    let range = |flags, base| MsrFilterRange { flags, base, msr_count: 1, bitmap: &[1, 0, 0, 0, 0, 0, 0, 0] };
     let mut ranges = vec![range(MsrFilterRangeFlags::READ, index::TSC)];
     for index in IN_KERNEL {
         // Neighbours share a range: KVM takes 16 of them.
         match ranges.last_mut() {
             Some(last) if last.flags == both && last.base + last.msr_count == index => {
                 last.msr_count += 1;
-                last.bitmap = &[0xff];
+                last.bitmap = &[0xff; 8];
             }
             _ => ranges.push(range(both, index)),
         }

@@ -88,12 +88,12 @@ impl Slots {
         let Some(at) = inner.list.iter().position(|slot| slot.id == id) else {
             return Err(AccelError::BadSlot { slot: id.0, why: "not mapped" });
         };
-        // The log goes with the slot.
         let slot = &inner.list[at];
-        if inner.logging {
-            slot.collect(vm, slot.region.flags())?;
-        }
         slot.set(vm, false, false)?;
+        // The log goes with the slot, and nobody knows what was written since it was read.
+        if slot.access == Access::ReadWrite {
+            slot.region.flags().mark_written(slot.region.offset(), slot.region.size() as usize);
+        }
         inner.list.remove(at);
         Ok(())
     }

@@ -128,8 +128,8 @@ pub(crate) fn almost_enter<T>(
         libc::sigaddset(&raw mut kick, signal);
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const kick, &raw mut before);
         libc::raise(signal);
-        check(ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &unblocked), "KVM_SET_SIGNAL_MASK")?;
-        let entered = enter(vcpu);
+        let masked = check(ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &unblocked), "KVM_SET_SIGNAL_MASK");
+        let entered = masked.and_then(|()| enter(vcpu));
         // Without a mask KVM_RUN takes the thread's.
         let none =
             vmm_sys_util::ioctl::ioctl_with_ptr::<_, u8>(vcpu, KVM_SET_SIGNAL_MASK(), std::ptr::null());

@@ -5,6 +5,7 @@
 //! set: KVM then completes the instruction (or asks for its next piece) and executes no other.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError};
 
 use accel_api::{
@@ -24,9 +25,9 @@ use crate::{debug, state};
 /// RFLAGS.RF: no breakpoint at the next instruction (Intel SDM vol. 3, 18.3.1.1).
 const RF: u64 = 1 << 16;
 
-/// Device accesses an instruction may consist of. KVM asks for vectors in pieces of eight bytes, twice over where they cross
-/// a page; an instruction that wants more starts over and over again.
-const MAX_PIECES: u32 = 64;
+/// Device accesses between two instruction boundaries: KVM reads up to 1024 elements of a repeated string instruction without
+/// a boundary, each in up to a few pieces. An instruction that wants more starts over and over again.
+const MAX_PIECES: u32 = 8192;
 
 /// A vCPU bound to a thread.
 pub(crate) struct KvmVcpu {
@@ -49,6 +50,8 @@ pub(crate) struct KvmVcpu {
     passing: Option<u64>,
     /// The guest waits for the answer to its last device access.
     owing: bool,
+    /// The 8259 is worth asking again when the guest takes interrupts.
+    awaits_window: bool,
     /// KVM_RUN was called since the state was loaded, so that KVM may have put something off.
     entered: bool,
     exits: Exits,
@@ -94,6 +97,7 @@ impl KvmVcpu {
             plan: DebugPlan::default(),
             passing: None,
             owing: false,
+            awaits_window: false,
             entered: false,
             exits: Exits::default(),
             not_send: PhantomData,
@@ -281,6 +285,19 @@ impl KvmVcpu {
         Ok(Some(Exit::Unsupported(self.unsupported(why, Vec::new())?)))
     }
 
+    /// Has KVM forget an instruction that waits for a device's answer, which would else be completed on the registers that are
+    /// loaded next.
+    fn abandon(&mut self) -> Result<(), AccelError> {
+        for _ in 0..MAX_PIECES {
+            if !self.owing {
+                break;
+            }
+            self.fd().set_kvm_immediate_exit(1);
+            self.owing = !matches!(enter(self.fd())?, Stop::Interrupted);
+        }
+        Ok(())
+    }
+
     /// Delivers the 8259's interrupt if the guest takes it now; else has KVM return when it does.
     fn deliver_intr(&mut self) -> Result<Option<Exit>, AccelError> {
         // KVM tells whether it would take one only of an instruction boundary that it has just left.
@@ -289,14 +306,16 @@ impl KvmVcpu {
             return Ok(Some(exit));
         }
         let ready = self.fd().get_kvm_run().ready_for_interrupt_injection != 0;
-        let vector = if ready { self.bus.ack_extint() } else { None };
         if ready {
+            // Before the cycle: a message that comes during it asks for another one.
             self.bell.set_extint_message(false);
         }
+        let vector = if ready { self.bus.ack_extint() } else { None };
         if let Some(vector) = vector {
             state::inject_interrupt(self, vector)?;
         }
-        self.fd().get_kvm_run().request_interrupt_window = (!ready).into();
+        // A line that is up without a vector behind it would open the window at each entry.
+        self.awaits_window = !ready || vector.is_some();
         Ok(None)
     }
 
@@ -340,7 +359,12 @@ impl Vcpu for KvmVcpu {
             // In this order: a bell that rings after the flags were looked at makes the next entry return at once.
             self.fd().set_kvm_immediate_exit(0);
             if self.bell.take_kick() {
-                return Ok(self.settle()?.unwrap_or(Exit::Kicked));
+                let settled = self.settle()?;
+                if settled.is_some() {
+                    // The kick is still owed.
+                    self.bell.rearm_kick();
+                }
+                return Ok(settled.unwrap_or(Exit::Kicked));
             }
             if self.bell.take_nmi() {
                 self.fd().nmi().map_err(host("KVM_NMI"))?;
@@ -350,7 +374,11 @@ impl Vcpu for KvmVcpu {
                     return Ok(exit);
                 }
                 self.fd().set_kvm_immediate_exit(0);
-                // That may have undone what a bell has done in the meantime.
+                // That may have undone what a bell has done in the meantime, so the flags are looked at again; not before the
+                // processor has made the store visible.
+                fence(Ordering::SeqCst);
+                let wants = self.bell.wants_inta() && self.awaits_window;
+                self.fd().get_kvm_run().request_interrupt_window = wants.into();
                 if self.bell.rung() {
                     continue;
                 }
@@ -370,6 +398,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn load(&mut self, state: &CpuState) -> Result<(), AccelError> {
+        self.abandon()?;
         (self.owing, self.entered) = (false, false);
         self.passing = None;
         state::load(self, state)

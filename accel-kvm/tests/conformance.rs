@@ -21,6 +21,10 @@ const EMULATED: &[(&str, &str)] = &[
         "puts the vector times 8, not 16, into the error code of a missing 64-bit gate",
     ),
     ("exceptions::undefined", "executes LOCK MOV"),
+    (
+        "interrupts::sti_shadow",
+        "delivers virtual interrupts in the shadow of STI, if the guest was left there",
+    ),
     ("io::port_permissions", "takes no busy TSS for one, so that a nested guest's I/O bitmap is not found"),
     ("memory::rights", "leaves out the P bit in the error code of a reserved bit"),
     ("memory::straddling_fault", "stores the first part of an access whose second part faults"),

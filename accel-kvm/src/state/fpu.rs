@@ -70,13 +70,8 @@ pub(super) fn save(fd: &VcpuFd) -> Result<FpuState, AccelError> {
 
 /// Replaces it.
 pub(super) fn load(fd: &VcpuFd, fpu: &FpuState) -> Result<(), AccelError> {
-    let avx = std::arch::is_x86_feature_detected!("avx");
-    let area = to_area(fpu, avx);
-    if !avx && fpu.ymm.iter().any(|ymm| ymm[2] | ymm[3] != 0) {
-        return Err(AccelError::InvalidState(
-            "it uses YMM registers, which this host's processor lacks".into(),
-        ));
-    }
+    // Only where there is something: a provider of KVM may have less than the processor, and refuse the bit.
+    let area = to_area(fpu, fpu.ymm.iter().any(|ymm| ymm[2] | ymm[3] != 0));
     // SAFETY: the kernel reads 4096 bytes (KVM_CAP_XSAVE2 is larger only for state that a program must first ask for, which
     // this one does not), and `kvm_xsave` has them.
     unsafe { fd.set_xsave(&area.to_kvm()) }.map_err(loading("vector state"))

@@ -99,9 +99,9 @@ pub(super) fn save(
     sipi: Option<u8>,
 ) -> LapicState {
     let register = |at| get(page, at);
-    let id = register(at::ID);
     let mut state = LapicState {
-        apic_id: if apic_base & X2APIC != 0 { id } else { id >> 24 },
+        // Not the register, which KVM lets an xAPIC's guest write: elsewhere it is read-only.
+        apic_id: vcpu.id,
         apic_base,
         tpr: register(at::TPR) as u8,
         irr: get_bits(page, at::IRR),
@@ -167,6 +167,7 @@ pub(super) fn load(vcpu: &mut KvmVcpu, state: &LapicState) -> Result<(), AccelEr
         extint: _,
     } = state;
     let mut page = vcpu.fd().get_lapic().map_err(host("KVM_GET_LAPIC"))?;
+    let before = get(&page, at::LVT_TIMER);
     let current = state.timer_current();
     // KVM starts the timer anew from the page, and takes a one-shot timer that has expired for one that expires now. It
     // gets one that was never started instead, and the count is remembered for the next `save`.
@@ -197,7 +198,9 @@ pub(super) fn load(vcpu: &mut KvmVcpu, state: &LapicState) -> Result<(), AccelEr
     set_bits(&mut page, at::IRR, irr);
     set_bits(&mut page, at::ISR, isr);
     set_bits(&mut page, at::TMR, tmr);
-    vcpu.fd().set_lapic(&page).map_err(loading("local APIC"))
+    // KVM stops the timer when it goes into or out of deadline mode, behind the registers' back: then once more.
+    let times = 1 + usize::from((mode(before) == DEADLINE) != (mode(*lvt_timer) == DEADLINE));
+    (0..times).try_for_each(|_| vcpu.fd().set_lapic(&page)).map_err(loading("local APIC"))
 }
 
 /// Arms the TSC deadline: when the TSC is what it will be.

@@ -25,6 +25,8 @@ pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, AccelError> {
     let mp = mp_state(vcpu.fd())?;
     let (page, deadline) = lapic::page(vcpu)?;
     let fd = vcpu.fd();
+    // Again: what was put off may have woken a halted vCPU.
+    let mp = if mp == KVM_MP_STATE_HALTED { mp_state(fd)? } else { mp };
     let regs = fd.get_regs().map_err(host("KVM_GET_REGS"))?;
     let sregs = fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
     let xcr0 = xcr0(fd)?;
@@ -92,9 +94,11 @@ pub(crate) fn load(vcpu: &mut KvmVcpu, state: &CpuState) -> Result<(), AccelErro
         MpState::WaitForSipi => KVM_MP_STATE_INIT_RECEIVED,
     };
     let fd = vcpu.fd();
+    // An event of before must not meet the new registers, nor system management mode, to which a guest may have sent itself,
+    // the new MP state.
+    let none = kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_SMM, ..kvm_vcpu_events::default() };
+    fd.set_vcpu_events(&none).map_err(loading("events"))?;
     fd.set_mp_state(kvm_mp_state { mp_state }).map_err(loading("MP state"))?;
-    // An event of before must not meet the new registers.
-    fd.set_vcpu_events(&kvm_vcpu_events::default()).map_err(loading("events"))?;
     let regs = registers::to_general(gpr, *rip, *rflags);
     fd.set_regs(&regs).map_err(loading("registers"))?;
     let sregs = registers::to_system(segments, gdtr, idtr, control, msrs.efer, lapic);
@@ -123,6 +127,8 @@ pub(crate) fn inject_interrupt(vcpu: &mut KvmVcpu, vector: u8) -> Result<(), Acc
     events.interrupt.injected = 1;
     events.interrupt.nr = vector;
     events.interrupt.soft = 0;
+    // Nothing else of it: an NMI may have come since it was read.
+    events.flags = 0;
     fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))
 }
 

@@ -3,6 +3,9 @@
 use accel_api::{ControlRegs, DescriptorTable, LapicState, Segment, Segments};
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
+/// IA32_EFER: long mode is active.
+const EFER_LMA: u64 = 1 << 10;
+
 /// General registers, RIP and RFLAGS.
 pub(super) fn general(regs: &kvm_regs) -> ([u64; 16], u64, u64) {
     let kvm_regs {
@@ -88,8 +91,11 @@ pub(super) fn to_system(
     let Segments { es, cs, ss, ds, fs, gs, ldtr, tr } = segments;
     let ControlRegs { cr0, cr2, cr3, cr4, xcr0: _ } = *control;
     let table = |t: &DescriptorTable| kvm_dtable { base: t.base, limit: t.limit, padding: [0; 3] };
+    let mut cs = to_segment(cs);
+    // KVM refuses what a processor may report: L means nothing outside long mode (Intel SDM vol. 3, 5.2.1).
+    cs.l &= u8::from(efer & EFER_LMA != 0);
     kvm_sregs {
-        cs: to_segment(cs),
+        cs,
         ds: to_segment(ds),
         es: to_segment(es),
         fs: to_segment(fs),
