@@ -2,10 +2,12 @@
 //!
 //! Runs where KVM has hardware behind it, which is also in `cargo xtask kvm-lab`.
 
-use std::io::Write as _;
+mod common;
+
 use std::sync::{Arc, OnceLock};
 
 use accel_api::{AccelError, Accelerator, CpuModel, CpuState, Exit, GuestRam, Kick, VcpuConfig, VmSpec};
+use common::hardware_kvm;
 use iced_x86::code_asm::*;
 use testkit::fake_bus::FakeBus;
 use testkit::rig::{Rig, cell, map, sel};
@@ -150,20 +152,6 @@ fn states(accel: &Arc<dyn Accelerator>) -> Vec<CpuState> {
         }
     }
     states
-}
-
-/// KVM, where it has hardware behind it; else says so, past the test harness, which would swallow it.
-fn hardware_kvm(test: &str) -> Option<Arc<dyn Accelerator>> {
-    match accel_kvm::create() {
-        Ok(accel) if testkit::processor::has_virtualisation() => Some(accel),
-        other => {
-            let required = std::env::var("GEARSHIFT_KVM").is_ok_and(|value| value == "required");
-            assert!(!required, "no KVM with hardware behind it: {other:?}");
-            let line = format!("SKIPPED (optional): {test}: no hardware KVM here\n");
-            std::io::stderr().write_all(line.as_bytes()).expect("standard error");
-            None
-        }
-    }
 }
 
 #[test]

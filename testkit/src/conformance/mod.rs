@@ -39,7 +39,6 @@ macro_rules! conformance {
     };
 }
 
-use std::io::Write as _;
 use std::sync::Arc;
 
 pub use accel_api::Accelerator;
@@ -47,14 +46,11 @@ pub use accel_api::Accelerator;
 /// What a check runs on, or why it does not.
 pub type Choice = Result<Arc<dyn Accelerator>, String>;
 
-/// Runs a check, or says past the test harness, which would swallow it, that it does not.
+/// Runs a check, or says that it does not.
 pub fn run(name: &str, choice: Choice, check: fn(&Arc<dyn Accelerator>)) {
     match choice {
         Ok(accel) => check(&accel),
-        Err(reason) => {
-            // Nobody is left to be told if standard error is closed.
-            let _ = std::io::stderr().write_all(format!("SKIPPED (optional): {name}: {reason}\n").as_bytes());
-        }
+        Err(reason) => crate::skip(name, &reason),
     }
 }
 
