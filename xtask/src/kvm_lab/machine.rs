@@ -26,7 +26,7 @@ const ATTEMPTS: u32 = 3;
 /// How often the log is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Lines shown of a log.
-const LAST: usize = 40;
+const LAST: usize = 80;
 
 /// Size and patience.
 #[derive(Debug, Clone, Copy)]
