@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use accel_api::{PAGE_SIZE, PageFlag};
+use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::soft::Executor;
 use x86_core::{Cpu, Exec, Fault, exec, lines};
 use x86_core::{Mode, seg};
@@ -209,9 +209,9 @@ impl Engine {
 impl Executor for Engine {
     type Config = ();
 
-    fn new(_: &Cpu, (): &()) -> Self {
+    fn new(_: &mut Cpu, (): &()) -> Result<Self, AccelError> {
         let none = Jump { rip: 1 << 63, epoch: 0, first: std::ptr::null_mut() };
-        Self {
+        Ok(Self {
             store: Store::default(),
             jumps: Box::new([none; JUMPS]),
             epoch: 0,
@@ -222,7 +222,7 @@ impl Executor for Engine {
             link: std::ptr::null_mut(),
             scratch: Lowered::default(),
             stats: Stats::default(),
-        }
+        })
     }
 
     fn execute(&mut self, cpu: &mut Cpu) -> Exec {

@@ -49,12 +49,10 @@ impl Alarm {
         Self { shared: Arc::new(shared), tsc_khz: tsc_khz.max(1) }
     }
 
-    /// Posts [`request::TIMER`] to vCPU `id` once the host's TSC has reached `at`; replaces what was set before. `None`
-    /// takes it back.
-    pub(super) fn set(&self, id: u32, at: Option<u64>) {
+    /// Posts [`request::TIMER`] to vCPU `id` once the host's TSC has reached `at`; replaces what was set before.
+    pub(super) fn set(&self, id: u32, at: u64) {
         let inner = &self.shared;
         let Some(slot) = inner.deadlines.get(id as usize) else { return };
-        let at = at.unwrap_or(NEVER);
         slot.store(at, Ordering::SeqCst);
         // A later one than the thread wakes for needs nothing: it looks at all of them then.
         if at >= inner.waking.load(Ordering::SeqCst) {
@@ -127,22 +125,11 @@ mod tests {
     fn an_earlier_deadline_replaces_the_one_slept_for() {
         let vm = VmShared::new(Arc::new(PageFlags::new(1)), 2);
         let alarm = Alarm::new(vm.clone(), 1_000_000);
-        alarm.set(0, Some(host_tsc() + (1 << 45)));
-        alarm.set(1, Some(host_tsc() + 1000));
+        alarm.set(0, host_tsc() + (1 << 45));
+        alarm.set(1, host_tsc() + 1000);
         assert_eq!(wait_for(&vm, 1), request::TIMER);
         assert_eq!(vm.vcpus[0].requested(), 0);
-        alarm.set(0, Some(0));
+        alarm.set(0, 0);
         assert_eq!(wait_for(&vm, 0), request::TIMER);
-    }
-
-    #[test]
-    fn a_deadline_taken_back_does_not_come() {
-        let vm = VmShared::new(Arc::new(PageFlags::new(1)), 2);
-        let alarm = Alarm::new(vm.clone(), 1_000_000);
-        alarm.set(0, Some(host_tsc() + 100_000_000));
-        alarm.set(0, None);
-        alarm.set(1, Some(host_tsc() + 200_000_000));
-        assert_eq!(wait_for(&vm, 1), request::TIMER);
-        assert_eq!(vm.vcpus[0].requested(), 0);
     }
 }

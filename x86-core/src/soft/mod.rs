@@ -36,7 +36,12 @@ pub trait Executor: Debug + 'static {
     }
 
     /// An executor for `cpu` with nothing decoded.
-    fn new(cpu: &Cpu, config: &Self::Config) -> Self;
+    ///
+    /// # Errors
+    /// The host does not give what it needs.
+    fn new(cpu: &mut Cpu, config: &Self::Config) -> Result<Self, AccelError>
+    where
+        Self: Sized;
 
     /// Runs from RIP until [`Cpu::budget`] is spent (or, if it [polls](Self::POLLS), something is requested) or
     /// [`Cpu::leave`] is set, at least one instruction; takes what it ran off the budget. RIP is exact on return.

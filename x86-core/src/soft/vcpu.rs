@@ -147,26 +147,33 @@ impl<E: Executor> SoftVcpu<E> {
     /// Lets the local APIC's timer interrupt if it is due.
     #[inline]
     fn expire_timer(&mut self) {
+        if self.timer_at().is_some_and(|at| host_tsc() >= at) {
+            let now = self.cpu.now();
+            self.cpu.lapic.expire(now);
+            self.deadline = None;
+            // The alarm has to know of the next one.
+            self.timer_at();
+        }
+    }
+
+    /// The host TSC at which the timer is due.
+    #[inline]
+    fn timer_at(&mut self) -> Option<u64> {
         let next = self.cpu.lapic.next_deadline();
-        let at = match (next, self.deadline) {
+        match (next, self.deadline) {
             (None, _) => {
                 self.deadline = None;
-                return;
+                None
             }
-            (Some(next), Some((known, at))) if next == known => at,
+            (Some(next), Some((known, at))) if next == known => Some(at),
             (Some(next), _) => {
                 let at = self.cpu.deadline_tsc(next);
                 self.deadline = Some((next, at));
                 if E::POLLS {
-                    self.alarm.set(self.cpu.id, Some(at));
+                    self.alarm.set(self.cpu.id, at);
                 }
-                at
+                Some(at)
             }
-        };
-        if host_tsc() >= at {
-            let now = self.cpu.now();
-            self.cpu.lapic.expire(now);
-            self.deadline = None;
         }
     }
 
