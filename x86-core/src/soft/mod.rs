@@ -53,6 +53,11 @@ pub trait Executor: Debug + 'static {
     /// Drops what was decoded of RAM page `page`, which was written.
     fn code_stale(&mut self, page: usize);
 
+    /// Why it cannot go on, if it cannot. It has posted itself a kick, so that the run loop asks.
+    fn failure(&mut self) -> Option<AccelError> {
+        None
+    }
+
     /// Counters for [`accel_api::VcpuStats`].
     fn counters(&self) -> Vec<(&'static str, u64)>;
 }

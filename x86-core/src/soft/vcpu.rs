@@ -246,7 +246,7 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
         let exit = self.run_loop();
         mxcsr::leave(&mut self.cpu);
         self.cpu.shared.set_running(false);
-        Ok(exit)
+        self.executor.failure().map_or(Ok(exit), Err)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {
