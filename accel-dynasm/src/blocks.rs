@@ -86,8 +86,18 @@ pub(crate) struct Block {
     pub misses: u32,
     /// Its code must not be entered any more.
     pub dropped: bool,
-    /// Host instructions that may fault, by their distance from `code`, and their guest instructions' offsets.
-    pub faults: Box<[(u32, u16)]>,
+    /// Host instructions that may fault, by their distance from `code`, their guest instructions' offsets, and how many behind
+    /// those have been counted already.
+    pub faults: Box<[(u32, u16, u8)]>,
+    /// What it is shown by, where somebody may want to see it.
+    pub listing: Option<Box<Listing>>,
+}
+
+/// Guest code of a block, and where in its host code the instructions begin: distances from the start, page offsets.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub guest: Box<[u8]>,
+    pub starts: Box<[(u32, u16)]>,
 }
 
 /// An instruction executed by its function in x86-core.

@@ -31,6 +31,9 @@ unsafe fn arguments<'a>(cpu: *mut Cpu, engine: *mut Engine) -> (&'a mut Cpu, &'a
 unsafe extern "sysv64" fn lookup(cpu: *mut Cpu, engine: *mut Engine, argument: u32) -> *const u8 {
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
+    if let Some(lockstep) = &mut engine.lockstep {
+        lockstep.at_end = true;
+    }
     if argument != NOTHING && argument & INDIRECT != 0 {
         engine.stats.jump_misses += 1;
         if !Cpu::canonical(cpu.rip) {
@@ -63,6 +66,9 @@ fn address(block: &Block, site: &Site, cpu: &Cpu) -> u64 {
 /// Where to go on at RIP.
 fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
     engine.stats.lookups += 1;
+    if engine.lockstep.as_ref().is_some_and(|l| l.active()) {
+        return LEAVE;
+    }
     loop {
         engine.take_stale_pages(cpu);
         if cpu.leave && !settle(cpu, engine) || cpu.shared.requested() != 0 {
@@ -70,6 +76,9 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
         }
         match engine.find(cpu) {
             Ok(Found::Code(code)) => {
+                if engine.lockstep.as_mut().is_some_and(|l| l.due(code)) {
+                    return LEAVE;
+                }
                 if argument & INDIRECT == 0 {
                     engine.link(argument, code);
                 } else if argument != NOTHING {
@@ -85,7 +94,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                 // What was to be linked is not this.
                 return go_on(cpu, engine, NOTHING);
             }
-            Ok(Found::Again | Found::Interpret) => return LEAVE,
+            Ok(Found::Again | Found::Interpret | Found::Excluded) => return LEAVE,
             Err(fault) => {
                 engine.fault = Some(fault);
                 return LEAVE;
@@ -121,7 +130,9 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
     engine.stats.tlb_misses += 1;
     let (number, site) = engine.blocks.sites[site as usize];
-    let (SiteKind::Access { size, write } | SiteKind::Group { size, write }) = site.kind else { return LEAVE };
+    let (SiteKind::Access { size, write } | SiteKind::Group { size, write }) = site.kind else {
+        return LEAVE;
+    };
     // SAFETY: our home; translated code does not run.
     let ea = unsafe { (*engine.home).context.ea };
     // D bits are set by the stores themselves, which a group's check may be well before.
@@ -160,6 +171,10 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
     let SiteKind::Generic(generic) = site.kind else { return LEAVE };
     let block = engine.blocks.get(number);
     cpu.rip = address(block, &site, cpu);
+    let counted = engine.counted();
+    if let Some(lockstep) = engine.lockstep.as_mut().filter(|l| l.active()) {
+        lockstep.hand_over(cpu, counted - 1 - u64::from(site.rest));
+    }
     let generic = &engine.blocks.generics[generic as usize];
     let moved = generic.relative && block.page != cpu.code_page && block.mode.user();
     let next = cpu.rip.wrapping_add(generic.instruction.len() as u64);
@@ -176,7 +191,14 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
 }
 
 /// Goes on behind an instruction that x86-core has executed; `next` is what follows it.
-fn executed(cpu: &mut Cpu, engine: &mut Engine, number: u32, site: &Site, next: u64, done: Exec) -> *const u8 {
+fn executed(
+    cpu: &mut Cpu,
+    engine: &mut Engine,
+    number: u32,
+    site: &Site,
+    next: u64,
+    done: Exec,
+) -> *const u8 {
     if let Err(fault) = done {
         engine.count(-1 - i64::from(site.rest));
         engine.fault = Some(fault);
@@ -222,13 +244,14 @@ unsafe extern "sysv64" fn fault(cpu: *mut Cpu, engine: *mut Engine, _: u32) -> *
     let offset = engine.cache.offset(pc).and_then(|at| {
         let block = engine.blocks.at_code(at)?;
         let distance = at as u32 - block.code;
-        let known = block.faults.iter().find(|(host, _)| *host == distance);
-        known.map(|(_, guest)| (if block.mode.user() { cpu.code_page } else { block.page }) + u64::from(*guest))
+        let &(_, guest, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
+        let page = if block.mode.user() { cpu.code_page } else { block.page };
+        Some((page + u64::from(guest), rest))
     });
     // The signal handler has made sure of it.
-    let Some(rip) = offset else { std::process::abort() };
+    let Some((rip, rest)) = offset else { std::process::abort() };
     cpu.rip = rip;
-    engine.count(-1);
+    engine.count(-1 - i64::from(rest));
     if let Err(fault) = engine.single(cpu) {
         engine.fault = Some(fault);
         return LEAVE;

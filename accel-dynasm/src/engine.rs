@@ -5,16 +5,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use accel_api::{PAGE_SIZE, PageFlag};
+use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
 use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, exec, lines};
 
-use crate::blocks::{Block, Blocks, Generic, Key};
+use crate::blocks::{Block, Blocks, Generic, Key, Listing};
 use crate::cache::CodeCache;
 use crate::config::Config;
 use crate::home::{self, Home};
 use crate::jumps::Jumps;
+use crate::lockstep::{self, Lockstep};
 use crate::mode::Mode;
 use crate::places::Places;
 use crate::stats::Stats;
@@ -43,7 +44,7 @@ pub struct Engine {
     /// Links to other pages that have been made.
     far: Vec<u32>,
     translator: Translator,
-    config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
     /// Executes what is not 64-bit code, and code whose accesses are watched.
     interpreter: accel_interp::Engine,
     /// The guest's vector registers are to be in the host's: user code has used them, and the code at hand.
@@ -63,6 +64,10 @@ pub struct Engine {
     fleeting: bool,
     circumstances: u16,
     pub(crate) stats: Stats,
+    /// Translated code is checked.
+    pub(crate) lockstep: Option<Box<Lockstep>>,
+    /// Why it must not go on.
+    pub(crate) failure: Option<AccelError>,
     guest_features: accel_api::CpuFeatures,
     _registered: signals::Registration,
 }
@@ -76,6 +81,8 @@ pub(crate) enum Found {
     Again,
     /// Not for the translator.
     Interpret,
+    /// A block that the user has excluded.
+    Excluded,
 }
 
 impl Engine {
@@ -95,6 +102,9 @@ impl Engine {
                 mode = mode.separate();
             }
             let key = Key::new(page.index, rip, mode);
+            if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
+                return Ok(Found::Excluded);
+            }
             let number = match self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped) {
                 Some(number) => number,
                 None if self.watch(cpu, page.index) => {
@@ -183,15 +193,19 @@ impl Engine {
             cpu.vm.code.add(key.ram_page(), lines(start, self.translator.output.length.into()));
             // A store between our reading and this could not know that it hits code.
             if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
-                return Ok((Outcome::Done, self.insert(key, mode, cpu.code_page, &code)));
+                let guest = &bytes[..usize::from(self.translator.output.length)];
+                return Ok((Outcome::Done, self.insert(key, mode, cpu.code_page, guest, code)));
             }
         }
         Ok((Outcome::NoInstruction, 0))
     }
 
-    fn insert(&mut self, key: Key, mode: Mode, page: u64, code: &[u8]) -> u32 {
+    fn insert(&mut self, key: Key, mode: Mode, page: u64, guest: &[u8], mut code: Vec<u8>) -> u32 {
         let number = self.blocks.next_number();
-        let at = self.cache.append(code) as u32;
+        if let Some(constant) = self.config.sabotage {
+            lockstep::sabotage(&mut code, constant);
+        }
+        let at = self.cache.append(&code) as u32;
         let out = &mut self.translator.output;
         self.stats.translated += 1;
         self.stats.instructions_translated += u64::from(out.instructions);
@@ -221,8 +235,13 @@ impl Engine {
             misses: 0,
             dropped: false,
             faults: out.faults.as_slice().into(),
+            listing: self
+                .config
+                .keeps_listings()
+                .then(|| Box::new(Listing { guest: guest.into(), starts: out.starts.as_slice().into() })),
         };
         let entry = block.entry;
+        self.show(&block, &code);
         if let Some(old) = self.blocks.insert(block) {
             // Jumps that were linked to it find the new one.
             let old = self.blocks.get(old).entry;
@@ -253,6 +272,9 @@ impl Engine {
         self.far.clear();
         self.jumps.clear(self.home, |_| true);
         self.cache.truncate(self.places.stubs.end);
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.forget();
+        }
     }
 
     /// Where block `number` is entered.
@@ -262,6 +284,9 @@ impl Engine {
 
     /// Makes the jump with number `link` lead to the block that was found for it.
     pub(crate) fn link(&mut self, link: u32, to: u32) {
+        if self.lockstep.is_some() {
+            return;
+        }
         let Some(&(from, record)) = self.links.get(link as usize) else { return };
         let (from, to) = (self.blocks.get(from), self.blocks.get(to));
         // Circumstances may have changed on the way.
@@ -277,6 +302,9 @@ impl Engine {
 
     /// Enters the block that was found for `address` into the jump table.
     pub(crate) fn remember(&mut self, address: u64, to: u32) {
+        if self.lockstep.is_some() {
+            return;
+        }
         let block = self.blocks.get(to);
         if block.mode.is_separate() {
             return;
@@ -305,12 +333,52 @@ impl Engine {
     /// Its fault; RIP stays.
     pub(crate) fn single(&mut self, cpu: &mut Cpu) -> Exec {
         self.stats.single_steps += 1;
-        self.count(1);
         let ins = cpu.decode_at(cpu.rip)?;
         cpu.next_rip = ins.next_ip();
         exec::lookup(ins.code())(cpu, &ins)?;
         cpu.rip = cpu.next_rip;
+        self.count(1);
         Ok(())
+    }
+
+    /// Executes about what a block holds, instruction by instruction.
+    ///
+    /// # Errors
+    /// The fault of the instruction at RIP.
+    #[cold]
+    fn step_through(&mut self, cpu: &mut Cpu) -> Exec {
+        for _ in 0..MAX_INSTRUCTIONS {
+            let before = cpu.rip;
+            cpu.budget -= 1;
+            self.single(cpu)?;
+            let ahead = cpu.rip.wrapping_sub(before) <= x86_core::MAX_INSTRUCTION as u64;
+            if cpu.leave
+                || !ahead
+                || cpu.shared.requested() != 0
+                || cpu.rip & !(PAGE_SIZE - 1) != cpu.code_page
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs translated code from block `number` on until it comes back; `fault` tells of a fault.
+    pub(crate) fn enter(&mut self, cpu: &mut Cpu, number: u32) {
+        self.fault = None;
+        let code = self.entry(number);
+        // SAFETY: our home, which lives as long as we do.
+        let context = unsafe { &raw mut (*self.home).context };
+        // SAFETY: the stub takes an address in the cache that is an entry of a block, for whose circumstances `find`
+        // has looked; it uses `cpu`, which is at our home, and us, both of which are exclusively borrowed here and
+        // not used until it returns.
+        unsafe {
+            (*context).engine = std::ptr::from_mut(self).addr() as u64;
+            let before = (*context).instructions;
+            let enter: Enter = std::mem::transmute(self.cache.address(self.places.stubs.enter));
+            enter(code, cpu);
+            cpu.budget -= (*context).instructions.wrapping_sub(before) as i64;
+        }
     }
 
     /// Whether translations of code may have changed since a block was last looked up.
@@ -329,12 +397,18 @@ impl Engine {
         let at = self.cache.offset(pc)?;
         let block = self.blocks.at_code(at)?;
         let distance = at as u32 - block.code;
-        block.faults.iter().any(|(host, _)| *host == distance).then(|| block.mode.vectors())
+        block.faults.iter().any(|(host, ..)| *host == distance).then(|| block.mode.vectors())
+    }
+
+    /// Instructions counted.
+    pub(crate) fn counted(&self) -> u64 {
+        // SAFETY: our home; no translated code runs.
+        unsafe { (*self.home).context.instructions }
     }
 
     /// Adds to the instructions counted.
     pub(crate) fn count(&mut self, n: i64) {
-        if self.config.counting {
+        if self.config.counts() {
             // SAFETY: our home; no translated code runs.
             let count = unsafe { &mut (*self.home).context.instructions };
             *count = count.wrapping_add_signed(n);
@@ -353,11 +427,11 @@ impl Executor for Engine {
     type Config = Arc<Config>;
     const POLLS: bool = true;
 
-    fn place(cpu: Box<Cpu>) -> Result<CpuHome, accel_api::AccelError> {
+    fn place(cpu: Box<Cpu>) -> Result<CpuHome, AccelError> {
         home::place(cpu)
     }
 
-    fn new(cpu: &mut Cpu, config: &Arc<Config>) -> Result<Self, accel_api::AccelError> {
+    fn new(cpu: &mut Cpu, config: &Arc<Config>) -> Result<Self, AccelError> {
         let home = home::of(cpu);
         let mut cache = CodeCache::new(config.cache_bytes)?;
         let mut places = Places::new(home, cpu.shared.request_word());
@@ -374,7 +448,7 @@ impl Executor for Engine {
             jumps,
             links: Vec::new(),
             far: Vec::new(),
-            translator: Translator::new(config.host.bmi2, config.counting),
+            translator: Translator::new(config.host.bmi2, config.counts()),
             config: config.clone(),
             interpreter: accel_interp::Engine::new(cpu, &())?,
             vectors: false,
@@ -389,6 +463,8 @@ impl Executor for Engine {
             fleeting: false,
             circumstances: 0,
             stats: Stats::default(),
+            lockstep: config.verify.map(|every| Box::new(Lockstep::new(every))),
+            failure: None,
             guest_features: cpu.model.features.intersection(&config.host.features),
             _registered: registered,
         })
@@ -398,8 +474,8 @@ impl Executor for Engine {
         signals::prepare_thread();
         self.deadline = cpu.lapic.next_deadline();
         loop {
-            let code = match self.find(cpu)? {
-                Found::Code(code) => code,
+            let number = match self.find(cpu)? {
+                Found::Code(number) => number,
                 Found::Again => return Ok(()),
                 Found::Single => {
                     cpu.budget -= 1;
@@ -410,19 +486,12 @@ impl Executor for Engine {
                     continue;
                 }
                 Found::Interpret => return self.interpreter.execute(cpu),
+                Found::Excluded => return self.step_through(cpu),
             };
-            self.fault = None;
-            // SAFETY: our home, which lives as long as we do.
-            let context = unsafe { &raw mut (*self.home).context };
-            // SAFETY: the stub takes an address in the cache that is an entry of a block, for whose circumstances `find`
-            // has looked; it uses `cpu`, which is at our home, and us, both of which are exclusively borrowed here and
-            // not used until it returns.
-            unsafe {
-                (*context).engine = std::ptr::from_mut(self).addr() as u64;
-                let before = (*context).instructions;
-                let enter: Enter = std::mem::transmute(self.cache.address(self.places.stubs.enter));
-                enter(self.entry(code), cpu);
-                cpu.budget -= (*context).instructions.wrapping_sub(before) as i64;
+            if self.lockstep.as_mut().is_some_and(|l| l.due(number)) {
+                self.run_checked(cpu, number);
+            } else {
+                self.enter(cpu, number);
             }
             return match self.fault.take() {
                 Some(fault) => Err(fault),
@@ -440,8 +509,16 @@ impl Executor for Engine {
         }
     }
 
+    fn failure(&mut self) -> Option<AccelError> {
+        self.failure.take()
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut list = self.stats.list();
+        if let Some(lockstep) = &self.lockstep {
+            list.push(("blocks_compared", lockstep.compared));
+            list.push(("blocks_not_comparable", lockstep.incomparable));
+        }
         list.push(("blocks", self.blocks.len() as u64));
         list.push(("code_bytes", self.cache.used() as u64));
         list

@@ -40,6 +40,8 @@ pub(crate) struct Lockstep {
     pending: Option<u32>,
     /// A block is being checked.
     active: bool,
+    /// It has raised the fault that was due.
+    faulted: bool,
     /// It came to its end, not to somewhere in the middle.
     pub at_end: bool,
     /// Instructions counted before it.
@@ -92,7 +94,7 @@ impl Lockstep {
     /// Executes up to `limit` instructions on trial; `start` have been counted.
     pub(crate) fn begin(&mut self, cpu: &mut Cpu, limit: usize, start: u64) {
         self.pending = None;
-        self.at_end = false;
+        (self.at_end, self.faulted) = (false, false);
         self.start = start;
         cpu.rehearse(limit, &mut self.rehearsal);
         self.active = true;
@@ -121,14 +123,22 @@ impl Lockstep {
         if executed > last {
             match self.rehearsal.end {
                 TrialEnd::Barred => self.incomparable += 1,
-                TrialEnd::Over => self.differs(cpu, last, format!("{executed} instructions instead of {last}")),
-                TrialEnd::Fault(fault, _) => self.differs(cpu, last, format!("goes on where {fault:?} is due")),
+                TrialEnd::Over => {
+                    self.differs(cpu, last, format!("{executed} instructions instead of {last}"))
+                }
+                TrialEnd::Fault(fault, _) => {
+                    self.differs(cpu, last, format!("goes on where {fault:?} is due"))
+                }
             }
             return;
         }
         if let Some(fault) = fault {
-            let barred = self.rehearsal.end == TrialEnd::Barred && executed == last;
-            if !barred && expected.is_none_or(|(other, _)| other != fault) {
+            if self.rehearsal.end == TrialEnd::Barred && executed == last {
+                // Looked at when it was handed over.
+                self.incomparable += 1;
+                return;
+            }
+            if expected.is_none_or(|(other, _)| other != fault) {
                 let due = expected.map_or("nothing".to_owned(), |(other, _)| format!("{other:?}"));
                 return self.differs(cpu, executed, format!("raises {fault:?} where {due} is due"));
             }
@@ -137,18 +147,27 @@ impl Lockstep {
                 let what = format!("a page fault of {:#x} instead of {address:#x}", cpu.fault_address);
                 return self.differs(cpu, executed, what);
             }
+            self.faulted = true;
         }
         self.compare(cpu, executed, self.at_end);
+    }
+
+    /// What should be behind `executed` instructions, and how many may have stored.
+    fn expected(&self, executed: usize) -> (&Registers, usize) {
+        match &self.rehearsal.at_fault {
+            Some(partial) if self.faulted => (partial, executed + 1),
+            _ => (&self.rehearsal.states[executed], executed),
+        }
     }
 
     fn compare(&mut self, cpu: &mut Cpu, executed: usize, flags: bool) {
         self.compared += 1;
         let mut found = cpu.registers();
-        let expected = &self.rehearsal.states[executed];
+        let (expected, steps) = self.expected(executed);
         // RF says that an instruction is resumed, which only the run loop knows.
         let ignored = flag::RF | if flags { 0 } else { flag::ARITH };
         found.rflags = found.rflags & !ignored | expected.rflags & ignored;
-        let bytes = self.rehearsal.journal().map(|j| j.wrong_bytes(executed)).unwrap_or_default();
+        let bytes = self.rehearsal.journal().map(|j| j.wrong_bytes(steps)).unwrap_or_default();
         if found != *expected || !bytes.is_empty() {
             let what = if found == *expected { "memory" } else { "registers" };
             self.differs(cpu, executed, format!("{what} differ behind {executed} instructions"));
@@ -157,32 +176,43 @@ impl Lockstep {
 
     #[cold]
     fn differs(&mut self, cpu: &mut Cpu, executed: usize, what: String) {
+        let (expected, steps) = self.expected(executed);
         self.difference = Some(Difference {
             what,
             before: Box::new(self.rehearsal.states[0].clone()),
-            expected: Box::new(self.rehearsal.states[executed].clone()),
+            expected: Box::new(expected.clone()),
             found: Box::new(cpu.registers()),
-            bytes: self.rehearsal.journal().map(|j| j.wrong_bytes(executed)).unwrap_or_default(),
+            bytes: self.rehearsal.journal().map(|j| j.wrong_bytes(steps)).unwrap_or_default(),
             executed,
         });
     }
 }
 
 impl Engine {
-    /// Runs the block with number `number`, whose code is at `code`, and compares. False: it was not the same, and nothing
-    /// must run any more.
-    pub(crate) fn run_checked(&mut self, cpu: &mut Cpu, number: u32, code: *const u8) {
+    /// Runs block `number`, which was found for RIP, and compares.
+    pub(crate) fn run_checked(&mut self, cpu: &mut Cpu, number: u32) {
         let limit = self.blocks.get(number).instructions.into();
         let start = self.counted();
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.begin(cpu, limit, start);
         }
-        self.enter(cpu, code);
+        self.enter(cpu, number);
         let (counted, fault) = (self.counted(), self.fault);
         let Some(lockstep) = &mut self.lockstep else { return };
         lockstep.finish(cpu, counted, fault);
         if let Some(difference) = lockstep.difference.take() {
             self.report(cpu, number, &difference);
+        }
+    }
+}
+
+/// Changes each occurrence of `constant` in `code`: a mistranslation to be found.
+#[cold]
+pub(crate) fn sabotage(code: &mut [u8], constant: u32) {
+    let bytes = constant.to_le_bytes();
+    for at in 0..code.len().saturating_sub(3) {
+        if code[at..at + 4] == bytes {
+            code[at] ^= 1;
         }
     }
 }

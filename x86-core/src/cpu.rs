@@ -303,7 +303,11 @@ impl Cpu {
     /// Chooses the data TLB for the current privilege, SMAP and AC.
     pub fn update_data_tlb(&mut self) {
         self.strict = self.watching || self.checks_alignment();
-        self.data_tlb = if self.strict || self.journal.is_some() { self.tlb.nothing() } else { self.tlb.table(self.tlb_mode()) };
+        self.data_tlb = if self.strict || self.journal.is_some() {
+            self.tlb.nothing()
+        } else {
+            self.tlb.table(self.tlb_mode())
+        };
     }
 
     /// How data is accessed now.

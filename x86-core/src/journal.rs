@@ -216,7 +216,8 @@ mod tests {
         let journal = on_trial(&mut cpu, |cpu| assert_eq!(cpu.load::<u8>(Ea::data(beyond)), Ok(0xff)));
         assert!(journal.barred());
         let mut journal = on_trial(&mut cpu, |cpu| {
-            (0..=MOST / 4096).for_each(|n| cpu.store_bytes(Ea::data(0x1000 * n as u64 + 0x1000), &[1; 4096]).unwrap());
+            (0..=MOST / 4096)
+                .for_each(|n| cpu.store_bytes(Ea::data(0x1000 * n as u64 + 0x1000), &[1; 4096]).unwrap());
         });
         assert!(journal.barred());
         journal.undo();

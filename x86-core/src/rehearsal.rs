@@ -54,6 +54,8 @@ pub struct Rehearsal {
     pub instructions: Vec<Instruction>,
     /// Why it ended.
     pub end: TrialEnd,
+    /// Where it ended with a fault: what the instruction had done already, as repeated ones may.
+    pub at_fault: Option<Box<Registers>>,
     journal: Option<Box<Journal>>,
 }
 
@@ -85,6 +87,7 @@ impl Cpu {
     /// ([`mxcsr::enter`]), and no other may store to RAM meanwhile.
     pub fn rehearse(&mut self, limit: usize, into: &mut Rehearsal) {
         into.states.clear();
+        into.at_fault = None;
         into.instructions.clear();
         into.states.push(self.registers());
         let (cpl, leave, budget) = (self.cpl, self.leave, self.budget);
@@ -134,7 +137,13 @@ impl Cpu {
             let barred = self.journal.as_ref().is_none_or(|j| j.barred());
             match done {
                 _ if barred => return TrialEnd::Barred,
-                Err(fault) => return TrialEnd::Fault(fault, self.fault_address),
+                Err(fault) => {
+                    if let Some(journal) = &mut self.journal {
+                        journal.end_step();
+                    }
+                    into.at_fault = Some(Box::new(self.registers()));
+                    return TrialEnd::Fault(fault, self.fault_address);
+                }
                 Ok(false) => return TrialEnd::Barred,
                 // A repeated instruction that has not finished: where it pauses is nobody's business.
                 Ok(true) if self.next_rip == self.rip && self.leave => return TrialEnd::Barred,
@@ -159,7 +168,8 @@ fn can_be_tried(ins: &Instruction) -> bool {
     use Mnemonic::*;
     match ins.mnemonic() {
         Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed => false,
-        Cli | Sti | Clac | Stac | Swapgs | Sysret | Sysretq | Iretq | Xsaves | Xrstors | Xsaves64 | Xrstors64 => true,
+        Cli | Sti | Clac | Stac | Swapgs | Sysret | Sysretq | Iretq | Xsaves | Xrstors | Xsaves64
+        | Xrstors64 => true,
         _ => !ins.is_privileged(),
     }
 }

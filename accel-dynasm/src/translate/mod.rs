@@ -5,8 +5,8 @@
 //!    block.
 //! 3. `encode.rs` takes machine code apart and puts it together.
 
-pub(crate) mod admit;
 mod access;
+pub(crate) mod admit;
 mod branch;
 mod emit;
 mod encode;
@@ -86,8 +86,9 @@ pub(crate) struct Output {
     pub sites: Vec<Site>,
     pub links: Vec<Link>,
     pub generics: Vec<Instruction>,
-    /// Host instructions that may fault, by where they end up in the block, and their guest instructions.
-    pub faults: Vec<(u32, u16)>,
+    /// Host instructions that may fault, by where they end up in the block, their guest instructions, and how many behind
+    /// those have been counted already.
+    pub faults: Vec<(u32, u16, u8)>,
     /// Where it is entered from its page, and from elsewhere with the address in R10.
     pub entry: u32,
     pub far_entry: u32,
