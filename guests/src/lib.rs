@@ -17,5 +17,11 @@ pub mod micro;
 pub mod modes;
 pub mod suite;
 
-/// What stands in a `RESULT` line, behind the name and before a reason, if a guest's work cannot be done here.
-const UNAVAILABLE: &str = "unavailable:";
+/// Why the guest or class `name` says on its console that it cannot run here, in the line
+/// `RESULT <name> unavailable: <reason>`. That is no failure.
+fn unavailable<'a>(name: &str, console: &'a str) -> Option<&'a str> {
+    console.lines().find_map(|line| {
+        let line = line.trim().strip_prefix("RESULT ")?.strip_prefix(name)?;
+        line.strip_prefix(" unavailable: ")
+    })
+}

@@ -262,11 +262,11 @@ pub enum Line {
 
 /// What the console says of `class`; nothing if there is no such line, or one that is none.
 pub fn parse(class: &str, console: &str) -> Option<Line> {
+    if let Some(reason) = crate::unavailable(class, console) {
+        return Some(Line::Unavailable(reason.to_owned()));
+    }
     let start = format!("RESULT {class} ");
     let line = console.lines().map(str::trim_end).find(|line| line.starts_with(&start))?;
-    if let Some(reason) = line[start.len()..].strip_prefix(crate::UNAVAILABLE) {
-        return Some(Line::Unavailable(reason.trim().to_owned()));
-    }
     if line.ends_with(" WRONG") {
         return Some(Line::Wrong(line.to_owned()));
     }
