@@ -198,8 +198,9 @@ impl Plan {
         if !separate {
             self.group();
         }
-        if self.steps.iter().any(may_loop) {
-            self.poll = Some(self.steps.iter().position(|s| !s.live).unwrap_or(0));
+        if let Some(first) = self.steps.iter().position(may_loop) {
+            // Not behind it: a loop may never come there.
+            self.poll = Some(self.steps[..=first].iter().position(|s| !s.live).unwrap_or(0));
         }
     }
 
