@@ -75,7 +75,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                 } else if argument != NOTHING {
                     engine.remember(cpu.rip, code);
                 }
-                return code;
+                return engine.entry(code);
             }
             Ok(Found::Single) => {
                 if let Err(fault) = engine.single(cpu) {
