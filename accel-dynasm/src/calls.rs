@@ -176,6 +176,7 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
         lockstep.hand_over(cpu, counted - 1 - u64::from(site.rest));
     }
     let generic = &engine.blocks.generics[generic as usize];
+    engine.calls.count(&generic.instruction);
     let moved = generic.relative && block.page != cpu.code_page && block.mode.user();
     let next = cpu.rip.wrapping_add(generic.instruction.len() as u64);
     let done = if moved {

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::{Dump, HostCpu};
+use crate::{HostCpu, PerfMap, Show};
 
 /// How code is translated.
 #[derive(Clone, Debug)]
@@ -20,7 +20,9 @@ pub struct Config {
     /// Translate only blocks whose hash lies here; others are executed instruction by instruction.
     pub only: Option<RangeInclusive<u64>>,
     /// Blocks to show.
-    pub dump: Option<Arc<Dump>>,
+    pub show: Option<Arc<Show>>,
+    /// Where perf finds the names of translated code.
+    pub perf_map: Option<Arc<PerfMap>>,
     /// Mistranslates this constant, for tests of [`Self::verify`].
     #[doc(hidden)]
     pub sabotage: Option<u32>,
@@ -34,7 +36,7 @@ impl Config {
 
     /// Somebody may want to see blocks.
     pub(crate) fn keeps_listings(&self) -> bool {
-        self.verify.is_some() || self.dump.is_some()
+        self.verify.is_some() || self.show.is_some()
     }
 }
 
@@ -46,7 +48,8 @@ impl Default for Config {
             counting: false,
             verify: None,
             only: None,
-            dump: None,
+            show: None,
+            perf_map: None,
             sabotage: None,
         }
     }

@@ -18,7 +18,7 @@ use crate::jumps::Jumps;
 use crate::lockstep::{self, Lockstep};
 use crate::mode::Mode;
 use crate::places::Places;
-use crate::stats::Stats;
+use crate::stats::{Calls, Stats};
 use crate::stubs::{self, Enter};
 use crate::translate::admit::Admission;
 use crate::translate::{Bases, Link, MAX_INSTRUCTIONS, Outcome, Source, Translator};
@@ -64,6 +64,7 @@ pub struct Engine {
     fleeting: bool,
     circumstances: u16,
     pub(crate) stats: Stats,
+    pub(crate) calls: Calls,
     /// Translated code is checked.
     pub(crate) lockstep: Option<Box<Lockstep>>,
     /// Why it must not go on.
@@ -433,7 +434,7 @@ impl Executor for Engine {
 
     fn new(cpu: &mut Cpu, config: &Arc<Config>) -> Result<Self, AccelError> {
         let home = home::of(cpu);
-        let mut cache = CodeCache::new(config.cache_bytes)?;
+        let mut cache = CodeCache::new(config.cache_bytes, config.perf_map.is_some())?;
         let mut places = Places::new(home, cpu.shared.request_word());
         places.stubs = stubs::emit(&mut cache, &places, config.host.avx, &calls::FUNCTIONS)?;
         let fault = [0, 1].map(|v| cache.address(places.stubs.fault[v]) as usize);
@@ -463,6 +464,7 @@ impl Executor for Engine {
             fleeting: false,
             circumstances: 0,
             stats: Stats::default(),
+            calls: Calls::default(),
             lockstep: config.verify.map(|every| Box::new(Lockstep::new(every))),
             failure: None,
             guest_features: cpu.model.features.intersection(&config.host.features),
@@ -507,6 +509,14 @@ impl Executor for Engine {
             let block = self.blocks.get(number);
             self.cache.put_jump(block.entry as usize, block.retired as usize);
         }
+    }
+
+    fn counts(&self) -> bool {
+        self.config.counts()
+    }
+
+    fn calls(&self) -> Vec<(String, u64)> {
+        self.calls.list()
     }
 
     fn failure(&mut self) -> Option<AccelError> {

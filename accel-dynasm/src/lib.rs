@@ -22,6 +22,7 @@ mod host;
 mod jumps;
 mod lockstep;
 mod mode;
+mod perf;
 mod places;
 mod report;
 mod show;
@@ -41,7 +42,8 @@ use x86_core::soft::{MAX_VCPUS, SoftVm, features};
 pub use crate::config::Config;
 use crate::engine::Engine;
 pub use crate::host::HostCpu;
-pub use crate::show::Dump;
+pub use crate::perf::PerfMap;
+pub use crate::show::Show;
 
 /// The name users choose it by.
 pub const ID: AccelId = AccelId("jit");
@@ -58,7 +60,7 @@ fn check() -> Result<(), AccelError> {
     let low =
         home::map_low(4096).map_err(|source| AccelError::Host { what: "map memory below 2 GiB", source })?;
     home::unmap(low, 4096);
-    cache::CodeCache::new(4096).map(drop)
+    cache::CodeCache::new(4096, false).map(drop)
 }
 
 fn absent(error: &AccelError) -> Absent {

@@ -1,46 +1,49 @@
 //! Blocks for people: guest code and host code, instruction by instruction.
 
 use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, Instruction, NasmFormatter};
 
 use crate::blocks::Block;
 use crate::engine::Engine;
 
-/// Translations kept in a [`Dump`]: code that changes is translated again and again.
+/// Translations that one [`Show`] tells of: code that changes is translated again and again.
 const MOST: usize = 64;
 
-/// Gathers the translations of the code at one address.
-#[derive(Debug)]
-pub struct Dump {
+/// Whoever wants to see the translations of the code at one address.
+pub struct Show {
     address: u64,
-    found: Mutex<Vec<String>>,
+    tell: Arc<dyn Fn(String) + Send + Sync>,
+    told: AtomicUsize,
 }
 
-impl Dump {
-    /// Of blocks that hold the instruction at guest linear address `address`.
-    pub fn new(address: u64) -> Self {
-        Self { address, found: Mutex::default() }
+impl Show {
+    /// Calls `tell` for each translation of a block that holds the instruction at guest linear address `address`, with a text of
+    /// several lines; for the first 64.
+    pub fn new(address: u64, tell: Arc<dyn Fn(String) + Send + Sync>) -> Self {
+        Self { address, tell, told: AtomicUsize::new(0) }
     }
+}
 
-    /// The translations made so far, as text: the first 64.
-    pub fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner))
+impl std::fmt::Debug for Show {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Show").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
 impl Engine {
     /// Shows a new block, whose host code is `code`, to whoever waits for it.
     pub(crate) fn show(&self, block: &Block, code: &[u8]) {
-        let Some(dump) = &self.config.dump else { return };
         let start = block.page + block.key.offset();
-        if !(start..start + u64::from(block.length)).contains(&dump.address) {
-            return;
+        if let Some(perf) = &self.config.perf_map {
+            perf.add(self.cache.address(block.code as usize) as u64, code.len(), start);
         }
-        let mut found = dump.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.len() < MOST {
-            found.push(self.describe(block, code));
+        let Some(show) = &self.config.show else { return };
+        let inside = start <= show.address && show.address - start < u64::from(block.length);
+        if inside && show.told.fetch_add(1, Ordering::Relaxed) < MOST {
+            (show.tell)(self.describe(block, code));
         }
     }
 

@@ -58,8 +58,18 @@ pub trait Executor: Debug + 'static {
         None
     }
 
+    /// Whether [`Cpu::instructions`] is all that it has executed.
+    fn counts(&self) -> bool {
+        true
+    }
+
     /// Counters for [`accel_api::VcpuStats`].
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// See [`accel_api::VcpuStats::calls`].
+    fn calls(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
 }
 
 /// Features software CPUs implement whatever the host's are.

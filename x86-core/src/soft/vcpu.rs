@@ -283,7 +283,11 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
     }
 
     fn stats(&self) -> VcpuStats {
-        VcpuStats { instructions: Some(self.cpu.instructions), counters: self.executor.counters() }
+        VcpuStats {
+            instructions: self.executor.counts().then_some(self.cpu.instructions),
+            counters: self.executor.counters(),
+            calls: self.executor.calls(),
+        }
     }
 }
 
