@@ -27,7 +27,8 @@ impl PerfMap {
 
     fn at(path: PathBuf) -> io::Result<Self> {
         // A new file, never one that a link or another user has put there.
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
         Ok(Self { path, file: Mutex::new(Some(file)) })
     }
 

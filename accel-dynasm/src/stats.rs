@@ -61,8 +61,11 @@ impl Calls {
 
     /// The most frequent first.
     pub(crate) fn list(&self) -> Vec<(String, u64)> {
-        let mut list: Vec<_> =
-            iced_x86::Mnemonic::values().zip(&self.0).filter(|(_, n)| **n > 0).map(|(m, n)| (m, *n)).collect();
+        let mut list: Vec<_> = iced_x86::Mnemonic::values()
+            .zip(&self.0)
+            .filter(|(_, n)| **n > 0)
+            .map(|(m, n)| (m, *n))
+            .collect();
         list.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
         list.into_iter().take(Self::MOST).map(|(m, n)| (format!("{m:?}").to_lowercase(), n)).collect()
     }

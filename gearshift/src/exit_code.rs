@@ -36,13 +36,15 @@ pub(crate) enum ExitCode {
     Host,
     /// The guest did what the accelerator cannot do.
     Unsupported,
+    /// Translated code was checked and did what it should not.
+    Diverged,
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u8),
 }
 
 impl ExitCode {
     /// All but the guest's own, in the order of their numbers.
-    const TABLE: [(Self, &'static str); 13] = [
+    const TABLE: [(Self, &'static str); 14] = [
         (Self::Success, "the guest powered off; or what was asked for has been printed"),
         (Self::Usage, "bad usage: an option, a number of vCPUs or a kernel command line that cannot be"),
         (Self::Accelerator, "no accelerator: the name is unknown, or none works here"),
@@ -56,6 +58,7 @@ impl ExitCode {
         (Self::Output, "standard output was closed or cannot be written"),
         (Self::Host, "the host or the accelerator failed"),
         (Self::Unsupported, "the guest did what this accelerator cannot do, and another may"),
+        (Self::Diverged, "translated code, checked by --verify, did what it should not"),
     ];
 
     /// The number.
@@ -105,7 +108,7 @@ mod tests {
     #[test]
     fn our_codes_are_even_and_the_guests_are_odd() {
         let numbers: Vec<_> = ExitCode::TABLE.iter().map(|(code, _)| code.number()).collect();
-        assert_eq!(numbers, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24]);
+        assert_eq!(numbers, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26]);
         for value in 0..=255 {
             assert_eq!(ExitCode::DebugExit(value).number() % 2, 1);
         }

@@ -20,6 +20,7 @@ mod size;
 mod stats;
 mod stdio;
 mod terminal;
+mod translator;
 
 use std::io;
 
