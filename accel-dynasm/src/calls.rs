@@ -94,7 +94,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                 // What was to be linked is not this.
                 return go_on(cpu, engine, NOTHING);
             }
-            Ok(Found::Again | Found::Interpret | Found::Excluded) => return LEAVE,
+            Ok(Found::Again | Found::Interpret | Found::Excluded(_)) => return LEAVE,
             Err(fault) => {
                 engine.fault = Some(fault);
                 return LEAVE;
@@ -153,6 +153,7 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
         return go_on(cpu, engine, NOTHING);
     }
     engine.stats.slow_accesses += 1;
+    engine.compare_before(cpu, &site, false);
     let mut next = 0;
     let done = cpu.decode_at(cpu.rip).and_then(|ins| {
         next = ins.next_ip();
@@ -169,12 +170,9 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
     engine.stats.generic_calls += 1;
     let (number, site) = engine.blocks.sites[site as usize];
     let SiteKind::Generic(generic) = site.kind else { return LEAVE };
+    cpu.rip = address(engine.blocks.get(number), &site, cpu);
+    engine.compare_before(cpu, &site, true);
     let block = engine.blocks.get(number);
-    cpu.rip = address(block, &site, cpu);
-    let counted = engine.counted();
-    if let Some(lockstep) = engine.lockstep.as_mut().filter(|l| l.active()) {
-        lockstep.hand_over(cpu, counted - 1 - u64::from(site.rest));
-    }
     let generic = &engine.blocks.generics[generic as usize];
     engine.calls.count(&generic.instruction);
     let moved = generic.relative && block.page != cpu.code_page && block.mode.user();

@@ -67,6 +67,8 @@ pub struct Engine {
     pub(crate) calls: Calls,
     /// Translated code is checked.
     pub(crate) lockstep: Option<Box<Lockstep>>,
+    /// In the middle of an excluded block: where, and how many of its instructions are left.
+    stepping: Option<(u64, u16)>,
     /// Why it must not go on.
     pub(crate) failure: Option<AccelError>,
     guest_features: accel_api::CpuFeatures,
@@ -82,8 +84,8 @@ pub(crate) enum Found {
     Again,
     /// Not for the translator.
     Interpret,
-    /// A block that the user has excluded.
-    Excluded,
+    /// A block of so many instructions that the user has excluded.
+    Excluded(u16),
 }
 
 impl Engine {
@@ -94,6 +96,9 @@ impl Engine {
         }
         self.follow(cpu);
         let rip = cpu.rip;
+        if let Some((_, left)) = self.stepping.filter(|(at, _)| *at == rip) {
+            return Ok(Found::Excluded(left));
+        }
         cpu.code_page = rip & !(PAGE_SIZE - 1);
         let Some(page) = cpu.code_page_at(rip)? else { return Ok(Found::Single) };
         let separate = std::mem::take(&mut self.separate);
@@ -103,9 +108,6 @@ impl Engine {
                 mode = mode.separate();
             }
             let key = Key::new(page.index, rip, mode);
-            if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
-                return Ok(Found::Excluded);
-            }
             let number = match self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped) {
                 Some(number) => number,
                 None if self.watch(cpu, page.index) => {
@@ -125,6 +127,9 @@ impl Engine {
             self.fleeting |= !mode.user() && !page.global;
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
+            if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
+                return Ok(Found::Excluded(self.blocks.get(number).instructions));
+            }
             return Ok(Found::Code(number));
         }
     }
@@ -342,22 +347,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Executes about what a block holds, instruction by instruction.
+    /// Executes what a block of `left` instructions holds, one by one.
     ///
     /// # Errors
     /// The fault of the instruction at RIP.
     #[cold]
-    fn step_through(&mut self, cpu: &mut Cpu) -> Exec {
-        for _ in 0..MAX_INSTRUCTIONS {
+    fn step_through(&mut self, cpu: &mut Cpu, mut left: u16) -> Exec {
+        self.stepping = None;
+        while left > 0 {
             let before = cpu.rip;
+            left -= 1;
             cpu.budget -= 1;
             self.single(cpu)?;
-            let ahead = cpu.rip.wrapping_sub(before) <= x86_core::MAX_INSTRUCTION as u64;
-            if cpu.leave
-                || !ahead
-                || cpu.shared.requested() != 0
-                || cpu.rip & !(PAGE_SIZE - 1) != cpu.code_page
-            {
+            if cpu.rip.wrapping_sub(before) > x86_core::MAX_INSTRUCTION as u64 || cpu.rip == before {
+                break;
+            }
+            if cpu.leave || cpu.shared.requested() != 0 {
+                // What is left of it must not be taken for another block.
+                self.stepping = Some((cpu.rip, left)).filter(|_| left > 0);
                 break;
             }
         }
@@ -466,6 +473,7 @@ impl Executor for Engine {
             stats: Stats::default(),
             calls: Calls::default(),
             lockstep: config.verify.map(|every| Box::new(Lockstep::new(every))),
+            stepping: None,
             failure: None,
             guest_features: cpu.model.features.intersection(&config.host.features),
             _registered: registered,
@@ -488,7 +496,7 @@ impl Executor for Engine {
                     continue;
                 }
                 Found::Interpret => return self.interpreter.execute(cpu),
-                Found::Excluded => return self.step_through(cpu),
+                Found::Excluded(instructions) => return self.step_through(cpu, instructions),
             };
             if self.lockstep.as_mut().is_some_and(|l| l.due(number)) {
                 self.run_checked(cpu, number);

@@ -12,6 +12,7 @@ use x86_core::alu::flag;
 use x86_core::{Cpu, Fault, Registers, Rehearsal, TrialEnd, WrongBytes, vector};
 
 use crate::engine::Engine;
+use crate::translate::Site;
 
 /// Times that each block is checked, whatever the share.
 const FIRST: u8 = 2;
@@ -100,11 +101,12 @@ impl Lockstep {
         self.active = true;
     }
 
-    /// The block has handed over an instruction, `counted` before it: the last look at a trial that ended there.
-    pub(crate) fn hand_over(&mut self, cpu: &mut Cpu, counted: u64) {
+    /// The block has handed over an instruction, `counted` before it: the last look at a trial that ended there. `flags`: they
+    /// must be right.
+    pub(crate) fn hand_over(&mut self, cpu: &mut Cpu, counted: u64, flags: bool) {
         let executed = counted.wrapping_sub(self.start) as usize;
         if self.rehearsal.end == TrialEnd::Barred && executed + 1 == self.rehearsal.states.len() {
-            self.compare(cpu, executed, true);
+            self.compare(cpu, executed, flags);
         }
     }
 
@@ -189,6 +191,14 @@ impl Lockstep {
 }
 
 impl Engine {
+    /// x86-core is about to execute the instruction of `site`, which a trial may not have gone beyond.
+    pub(crate) fn compare_before(&mut self, cpu: &mut Cpu, site: &Site, flags: bool) {
+        let counted = self.counted();
+        if let Some(lockstep) = self.lockstep.as_mut().filter(|l| l.active()) {
+            lockstep.hand_over(cpu, counted - 1 - u64::from(site.rest), flags);
+        }
+    }
+
     /// Runs block `number`, which was found for RIP, and compares.
     pub(crate) fn run_checked(&mut self, cpu: &mut Cpu, number: u32) {
         let limit = self.blocks.get(number).instructions.into();

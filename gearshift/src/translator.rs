@@ -85,6 +85,7 @@ impl TranslatorArgs {
             show: self.dump_block.map(|address| (address, shown.listener())),
             counting: with_stats,
             perf_map: self.perf_map,
+            ..TranslatorOptions::default()
         }
     }
 

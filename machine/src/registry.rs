@@ -75,6 +75,9 @@ pub struct TranslatorOptions {
     pub counting: bool,
     /// Write /tmp/perf-PID.map, so that perf names guest blocks.
     pub perf_map: bool,
+    /// Mistranslates this constant, for tests of `verify`.
+    #[doc(hidden)]
+    pub sabotage: Option<u32>,
 }
 
 /// Is told a text.
@@ -82,7 +85,7 @@ pub type Listener = Arc<dyn Fn(String) + Send + Sync>;
 
 impl fmt::Debug for TranslatorOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { verify, only, show, counting, perf_map } = self;
+        let Self { verify, only, show, counting, perf_map, sabotage } = self;
         let show = show.as_ref().map(|(address, _)| address);
         f.debug_struct("TranslatorOptions")
             .field("verify", verify)
@@ -90,6 +93,7 @@ impl fmt::Debug for TranslatorOptions {
             .field("show", &show)
             .field("counting", counting)
             .field("perf_map", perf_map)
+            .field("sabotage", sabotage)
             .finish()
     }
 }
@@ -97,13 +101,14 @@ impl fmt::Debug for TranslatorOptions {
 #[cfg(feature = "jit")]
 fn create_translator(options: &TranslatorOptions) -> Result<Arc<dyn Accelerator>, AccelError> {
     use accel_dynasm::{Config, PerfMap, Show};
-    let TranslatorOptions { verify, only, show, counting, perf_map } = options.clone();
+    let TranslatorOptions { verify, only, show, counting, perf_map, sabotage } = options.clone();
     let perf_map = perf_map.then(PerfMap::for_this_process).transpose();
     let perf_map = perf_map.map_err(|source| AccelError::Host { what: "make a map for perf", source })?;
     Ok(accel_dynasm::create_with(Config {
         verify,
         only,
         counting,
+        sabotage,
         show: show.map(|(address, tell)| Arc::new(Show::new(address, tell))),
         perf_map: perf_map.map(Arc::new),
         ..Config::default()
