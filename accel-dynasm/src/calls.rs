@@ -75,6 +75,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                 } else if argument != NOTHING {
                     engine.remember(cpu.rip, code);
                 }
+                engine.note_waiting(cpu);
                 return engine.entry(code);
             }
             Ok(Found::Single) => {
@@ -192,7 +193,7 @@ fn executed(
         return LEAVE;
     }
     cpu.rip = cpu.next_rip;
-    if engine.timer_moved(cpu) {
+    if engine.timer_moved(cpu) || engine.note_waiting(cpu) {
         cpu.leave = true;
     }
     let same = cpu.tlb_mode() as usize == engine.blocks.get(number).mode.tlb() && !cpu.strict;

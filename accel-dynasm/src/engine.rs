@@ -332,6 +332,14 @@ impl Engine {
         block.faults.iter().any(|(host, _)| *host == distance).then(|| block.mode.vectors())
     }
 
+    /// Before translated code is entered or gone back to. Whether an interrupt or NMI waits that may be taken now.
+    pub(crate) fn note_waiting(&mut self, cpu: &mut Cpu) -> bool {
+        let interrupt = cpu.lapic.has_interrupt();
+        // SAFETY: our home; no translated code runs.
+        unsafe { (*self.home).context.waiting = u64::from(interrupt || cpu.nmi_pending) };
+        interrupt && cpu.has(x86_core::alu::flag::IF)
+    }
+
     /// Adds to the instructions counted.
     pub(crate) fn count(&mut self, n: i64) {
         if self.config.counting {
@@ -412,6 +420,7 @@ impl Executor for Engine {
                 Found::Interpret => return self.interpreter.execute(cpu),
             };
             self.fault = None;
+            self.note_waiting(cpu);
             // SAFETY: our home, which lives as long as we do.
             let context = unsafe { &raw mut (*self.home).context };
             // SAFETY: the stub takes an address in the cache that is an entry of a block, for whose circumstances `find`
