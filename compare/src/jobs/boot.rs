@@ -1,0 +1,102 @@
+//! Debian's cloud kernel from the start of the process through its first program to power-off.
+
+use std::path::PathBuf;
+
+use guests::debian::DefaultGuest;
+
+use super::{Job, Reading, Readings, RowSpec, Unavailable};
+use crate::error::Error;
+use crate::process::{Runner, Watch};
+use crate::subject::{GuestRun, Subject};
+
+/// The same for every subject. The script is what the first program does before it powers off.
+const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1 gearshift.script=true";
+/// For those guests whose initial RAM disk brings a script of its own.
+pub(super) const CMDLINE_OF_SCRIPTS: &str = "console=ttyS0 quiet reboot=t panic=-1";
+/// Memory.
+pub(super) const MEBIBYTES: u32 = 512;
+/// What such a boot executes, nearly all of it in ring 0, counted by the interpreter.
+pub(super) const INSTRUCTIONS: f64 = 1.4e9;
+/// Said when the first program runs, when its script is done, and by the kernel at last.
+const INIT: &str = "INIT-REACHED";
+pub(super) const DONE: &str = "GUEST-DONE status: ";
+const POWER_DOWN: &str = "reboot: Power down";
+/// The milestone that counts.
+const REACHED: &str = "init";
+
+struct Boot {
+    rows: Vec<RowSpec>,
+    kernel: PathBuf,
+    initrd: PathBuf,
+}
+
+pub(super) fn job(guest: Result<&DefaultGuest, &String>) -> Box<dyn Job> {
+    let row = |what: String| RowSpec {
+        guest: "boot".to_owned(),
+        group: "boot",
+        about: "process start to the first program".to_owned(),
+        unit: "s",
+        what,
+    };
+    match guest {
+        Ok(guest) => Box::new(Boot {
+            rows: vec![row(format!("Debian's {}, busybox; {CMDLINE}", guest.version))],
+            kernel: guest.kernel.clone(),
+            initrd: guest.initrd.clone(),
+        }),
+        Err(reason) => Box::new(Unavailable { rows: vec![row(String::new())], reason: reason.clone() }),
+    }
+}
+
+impl Job for Boot {
+    fn rows(&self) -> &[RowSpec] {
+        &self.rows
+    }
+
+    fn kernel_instructions(&self) -> f64 {
+        INSTRUCTIONS
+    }
+
+    fn is_cheap(&self) -> bool {
+        false
+    }
+
+    fn run(&self, subject: &Subject, runner: &Runner<'_>) -> Result<Readings, Error> {
+        let guest = GuestRun {
+            kernel: &self.kernel,
+            initrd: Some(&self.initrd),
+            cmdline: CMDLINE,
+            mebibytes: MEBIBYTES,
+            until: INIT,
+            linux: true,
+        };
+        let watch = Watch {
+            milestones: &[(REACHED, INIT), ("script done", DONE), ("kernel powers off", POWER_DOWN)],
+            look_at: Some(REACHED),
+            until: None,
+        };
+        Ok(runner.guest(subject, &guest, &watch)?.map(|outcome| {
+            let mut milestones = outcome.milestones;
+            let reached = milestones.iter().find(|(name, _)| name == REACHED).map(|(_, seconds)| *seconds);
+            milestones.push(("process ends".to_owned(), outcome.wall.as_secs_f64()));
+            let said =
+                status(&outcome.console).unwrap_or_else(|| "the first program was not reached".to_owned());
+            let failure = reached.is_none().then(|| {
+                format!("ended before its first program: {}", crate::process::last_lines(&outcome.console))
+            });
+            vec![Reading {
+                value: reached,
+                failure,
+                answer: Some((said, outcome.end)),
+                memory: outcome.memory,
+                counters: outcome.counters,
+                milestones,
+            }]
+        }))
+    }
+}
+
+/// What the guest says of its script.
+fn status(console: &str) -> Option<String> {
+    console.lines().find(|line| line.starts_with(DONE)).map(|line| line.trim_end().to_owned())
+}
