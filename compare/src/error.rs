@@ -64,6 +64,9 @@ pub enum Error {
     /// A name that no accelerator has, or a choice that cannot be.
     #[error(transparent)]
     Accelerator(#[from] machine::ChooseError),
+    /// No CPU model of that name.
+    #[error(transparent)]
+    Machine(#[from] machine::MachineError),
     /// Of all that was named nothing can run a guest here.
     #[error("nothing to compare: none of those named can run here{}", reasons(skipped))]
     NoSubject {

@@ -76,6 +76,11 @@ pub(crate) fn proc_line(path: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+/// The load averages of 1, 5 and 15 minutes.
+pub(crate) fn load() -> String {
+    proc_line("/proc/loadavg").split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
 /// A folder for files of one experiment, removed with everything in it.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);

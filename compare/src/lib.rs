@@ -99,7 +99,14 @@ pub fn compare(options: &Options, caller: &Caller<'_>) -> Result<Findings, Error
     let outputs = options.outputs()?;
     let old = options.against.as_deref().map(Report::read).transpose()?;
     let selection = jobs::Selection::parse(&options.guests)?;
-    let field = Field::survey(caller.registry, &options.accel, &options.peer, options.native, caller.worker)?;
+    let field = Field::survey(
+        caller.registry,
+        &options.accel,
+        &options.cpu,
+        &options.peer,
+        options.native,
+        caller.worker,
+    )?;
     options.check_base(&field)?;
     let core = host::choose_core(options.core)?;
     let scratch = host::Scratch::new("compare")?;
@@ -110,7 +117,7 @@ pub fn compare(options: &Options, caller: &Caller<'_>) -> Result<Findings, Error
     let jobs = jobs::make(&selection, &kitchen, caller.say)?;
     let runner = Runner { core, limit: Duration::from_secs(options.limit()), stop: caller.stop };
 
-    let load = host::proc_line("/proc/loadavg");
+    let load = host::load();
     let began = Instant::now();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let rounds = options.rounds();
@@ -130,7 +137,7 @@ pub fn compare(options: &Options, caller: &Caller<'_>) -> Result<Findings, Error
             cores: std::thread::available_parallelism().map_or(1, Into::into),
             core,
             tsc_khz: TscFrequency::of_host().khz,
-            load: vec![load, host::proc_line("/proc/loadavg")],
+            load: vec![load, host::load()],
         },
         rounds,
         rounds_done: measured.rounds_done,

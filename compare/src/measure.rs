@@ -72,6 +72,9 @@ pub(crate) fn measure(
                             if let Some((said, end)) = reading.answer {
                                 cell.answer(Answer { said, end: end.0 });
                             }
+                            if let Some(reason) = reading.refusal {
+                                cell.fail(Status::NotRun, reason);
+                            }
                             if let Some(failure) = reading.failure {
                                 say(&format!("{guest} on {} failed: {failure}", subject.name));
                                 cell.fail(Status::Failed, failure);

@@ -22,7 +22,7 @@ const LIMIT: u64 = 300;
 const QUICK_LIMIT: u64 = 60;
 /// Milliseconds a class of the user-space suite is repeated for.
 const MILLIS: u32 = 200;
-const QUICK_MILLIS: u32 = 5;
+const QUICK_MILLIS: u32 = 20;
 /// What a kernel named by path is told.
 const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t";
 
@@ -36,6 +36,10 @@ pub struct Options {
     /// Our backends: names separated by commas, `auto`, or `all` that work here
     #[arg(long, value_name = "LIST", default_value = "all", value_delimiter = ',')]
     pub accel: Vec<String>,
+
+    /// CPU model of our machine: `x86-64-v2`, `x86-64-v3` or `host`
+    #[arg(long, value_name = "MODEL", default_value = machine::DEFAULT_MODEL)]
+    pub cpu: String,
 
     /// Other programs that run the same guests, where they are installed
     #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
@@ -69,7 +73,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME")]
     pub base: Option<String>,
 
-    /// Milliseconds a class of the user-space suite is repeated for [default: 200; quick: 5]
+    /// Milliseconds a class of the user-space suite is repeated for [default: 200; quick: 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub millis: Option<u32>,
 

@@ -330,7 +330,7 @@ impl<'a> Seen<'a> {
 /// The last lines of a text, in one, printable.
 pub(crate) fn last_lines(text: &str) -> String {
     const LINES: usize = 3;
-    const WIDTH: usize = 160;
+    const WIDTH: usize = 300;
     let clean = |line: &str| line.chars().filter(|c| !c.is_control()).take(WIDTH).collect::<String>();
     let lines: Vec<_> = text.lines().map(|line| clean(line.trim())).filter(|line| !line.is_empty()).collect();
     lines[lines.len().saturating_sub(LINES)..].join(" | ")

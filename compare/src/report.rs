@@ -263,16 +263,19 @@ impl Row {
 
 impl Report {
     /// Computes what follows from the samples and answers. `base` is the subject that ratios are to, if the user named one;
-    /// else it is the host itself, then a peer, then whoever comes first.
+    /// else it is the host itself, then a peer, then the first
+    /// backend that is what it promises.
     pub fn finish(&mut self, base: Option<&str>) {
-        let of_kind = |kind: &'static str| {
-            self.subjects
-                .iter()
-                .filter(move |subject| subject.kind == kind)
-                .map(|subject| subject.name.as_str())
-        };
-        let kinds = ["native", "peer", "backend"].into_iter().flat_map(of_kind);
-        let wishes: Vec<&str> = base.into_iter().chain(kinds).collect();
+        let mut subjects: Vec<&SubjectInfo> = self.subjects.iter().collect();
+        // Stable: of equals the one that comes first.
+        subjects.sort_by_key(|subject| match (subject.kind.as_str(), subject.quality.as_deref()) {
+            ("native", _) => 0,
+            ("peer", _) => 1,
+            (_, Some("degraded")) => 3,
+            _ => 2,
+        });
+        let wishes: Vec<&str> =
+            base.into_iter().chain(subjects.into_iter().map(|one| one.name.as_str())).collect();
         for row in &mut self.rows {
             row.finish(&wishes);
         }

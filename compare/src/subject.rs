@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
-use machine::{AccelChoice, ChooseError, Needs, Registry};
+use machine::{AccelChoice, ChooseError, MachineError, Needs, Registry};
 
 use crate::error::Error;
 use accel_api::Probe;
@@ -46,7 +46,7 @@ impl Peer {
 /// What kind of subject it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
-    Ours { worker: Vec<OsString> },
+    Ours { worker: Vec<OsString>, cpu: String },
     Peer(Peer),
     Native,
 }
@@ -110,12 +110,14 @@ impl Field {
     pub fn survey(
         registry: &Registry,
         accel: &[String],
+        cpu: &str,
         peers: &[Peer],
         native: bool,
         worker: &[OsString],
     ) -> Result<Self, Error> {
         let mut field = Self::default();
         let survey = registry.survey();
+        let needs = Needs { cpu_model: cpu.to_owned(), ..Needs::default() };
         let mut names = Vec::new();
         for name in accel.iter().map(|name| name.trim()) {
             match name {
@@ -124,18 +126,23 @@ impl Field {
             }
         }
         for name in names {
-            match survey.choose(&name.parse::<AccelChoice>()?, &Needs::default()) {
+            match survey.choose(&name.parse::<AccelChoice>()?, &needs) {
                 Ok(chosen) => {
                     let id = chosen.accelerator.id();
                     if field.subjects.iter().any(|other| other.name == id.0) {
                         continue;
                     }
-                    if let Err(error) = Needs::default().met_by(&*chosen.accelerator) {
-                        field.missing.push(Missing { name, reason: error.to_string() });
-                        continue;
+                    match needs.met_by(&*chosen.accelerator) {
+                        Ok(()) => {}
+                        // No matter of this backend.
+                        Err(error @ MachineError::Model(_)) => return Err(error.into()),
+                        Err(error) => {
+                            field.missing.push(Missing { name, reason: error.to_string() });
+                            continue;
+                        }
                     }
                     let probe = survey.probes().find(|(descriptor, _)| descriptor.id == id);
-                    field.subjects.push(Subject::ours(id.0, probe.map(|(_, probe)| probe), worker));
+                    field.subjects.push(Subject::ours(id.0, probe.map(|(_, probe)| probe), worker, cpu));
                 }
                 Err(error @ (ChooseError::Unavailable(_) | ChooseError::NotBuilt { .. })) => {
                     field.missing.push(Missing { name, reason: error.to_string() });
@@ -199,7 +206,7 @@ impl Field {
 }
 
 impl Subject {
-    fn ours(name: &str, probe: Option<&Probe>, worker: &[OsString]) -> Self {
+    fn ours(name: &str, probe: Option<&Probe>, worker: &[OsString], cpu: &str) -> Self {
         let available = match probe {
             Some(Probe::Available(available)) => Some(available),
             _ => None,
@@ -210,7 +217,7 @@ impl Subject {
             provider: available.and_then(|found| found.provider.clone()),
             quality: available.map(|found| found.quality.name()),
             ring0_ns: available.and_then(|found| found.measured).map(|measured| measured.ring0_ns),
-            kind: Kind::Ours { worker: worker.to_vec() },
+            kind: Kind::Ours { worker: worker.to_vec(), cpu: cpu.to_owned() },
         }
     }
 
@@ -238,10 +245,17 @@ impl Subject {
         let memory = guest.mebibytes.to_string();
         let mut command = match &self.kind {
             Kind::Native => return None,
-            Kind::Ours { worker } => {
+            Kind::Ours { worker, cpu } => {
                 // This very file, even if it has been replaced since.
                 let mut command = Command::new("/proc/self/exe");
-                command.args(worker).args(["--accel", &self.name, "--mem", &format!("{memory}M")]);
+                command.args(worker).args([
+                    "--accel",
+                    &self.name,
+                    "--cpu",
+                    cpu,
+                    "--mem",
+                    &format!("{memory}M"),
+                ]);
                 command.args(["--until", guest.until]);
                 command.arg("--cmdline").arg(guest.cmdline).arg("--kernel").arg(guest.kernel);
                 if let Some(initrd) = guest.initrd {

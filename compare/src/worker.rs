@@ -21,6 +21,8 @@ pub(crate) const END: &str = "END ";
 pub struct Options {
     #[arg(long)]
     accel: AccelChoice,
+    #[arg(long, default_value = machine::DEFAULT_MODEL)]
+    cpu: String,
     #[arg(long, value_parser = mebibytes)]
     mem: u64,
     #[arg(long)]
@@ -83,6 +85,7 @@ fn run(options: &Options, registry: &Registry) -> Result<GuestEnd, Box<dyn std::
     let mut machine = Machine::builder()
         .accelerator(chosen.accelerator)
         .memory(options.mem)
+        .cpu_model(&options.cpu)
         .kernel(options.kernel.clone())
         .cmdline(options.cmdline.clone())
         .console(console);

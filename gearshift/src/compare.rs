@@ -71,6 +71,7 @@ pub(crate) fn work(options: &worker::Options) -> ExitCode {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
+            Error::Machine(_) => ExitCode::Cpu,
             Error::Guest { .. } | Error::Base { .. } | Error::Usage(_) | Error::Core { .. } => {
                 ExitCode::Usage
             }

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use chart::{Bars, Part, Timeline, Words};
 
 use crate::against::Changes;
-use crate::report::{Cell, Report, Row};
+use crate::report::{Cell, Report, Row, Status};
 use crate::stats::significant;
 use crate::text;
 
@@ -197,6 +197,9 @@ fn table(out: &mut String, report: &Report, group: &str, rows: &[&Row]) {
     for row in rows {
         for subject in &report.subjects {
             let Some(cell) = row.cell(&subject.name) else { continue };
+            if subject.kind == "native" && cell.status == Status::NotRun {
+                continue;
+            }
             let head = format!(
                 "<tr><th class=\"name\" scope=\"row\" title=\"{}\">{}</th><td class=\"name\">{}</td>",
                 escape(&format!("{}; {}", row.about, row.what)),
@@ -311,8 +314,8 @@ fn facts(out: &mut String, report: &Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Answer;
     use crate::report::tests::{cell, report};
-    use crate::report::{Answer, Status};
 
     /// Elements open and close in order, attributes are quoted, and no bare `<` or `&` is left: the page is XML, but for
     /// its first line.

@@ -85,6 +85,7 @@ impl Job for Boot {
                 format!("ended before its first program: {}", crate::process::last_lines(&outcome.console))
             });
             vec![Reading {
+                refusal: None,
                 value: reached,
                 failure,
                 answer: Some((said, outcome.end)),

@@ -53,6 +53,7 @@ impl Job for Kernel {
         };
         Ok(runner.guest(subject, &guest, &Watch::default())?.map(|outcome| {
             vec![Reading {
+                refusal: None,
                 value: Some(outcome.wall.as_secs_f64()),
                 failure: None,
                 answer: Some((without_times(&outcome.console), outcome.end)),

@@ -57,6 +57,8 @@ pub(crate) struct RowSpec {
 pub(crate) struct Reading {
     /// In the row's unit; nothing of a guest that failed.
     pub(crate) value: Option<f64>,
+    /// Why this subject cannot run it, by the guest's own word.
+    pub(crate) refusal: Option<String>,
     /// Why there is no value.
     pub(crate) failure: Option<String>,
     /// What it computed or printed, and how it ended; nothing where there is nothing to compare.
@@ -83,7 +85,7 @@ pub(crate) trait Job {
 
     /// Why this subject does not run it, other than by failing.
     fn refusal(&self, subject: &Subject) -> Option<String> {
-        subject.is_native().then(|| "needs a machine: a guest of this kind has no native form".to_owned())
+        subject.is_native().then(|| "only the user-space suite has a native form".to_owned())
     }
 
     /// Roughly how many instructions of an operating system's kernel it executes before it says anything.

@@ -70,6 +70,7 @@ impl Job for Start {
         Ok(runner.guest(subject, &guest, &watch)?.map(|outcome| {
             let said = outcome.console.contains(BYTE);
             vec![Reading {
+                refusal: None,
                 value: said.then_some(outcome.wall.as_secs_f64() * 1e3),
                 failure: (!said).then(|| format!("ended without its byte ({})", outcome.end.0)),
                 answer: (!said).then_some((outcome.console, outcome.end)),

@@ -136,6 +136,7 @@ fn reading(class: &str, outcome: &Outcome) -> Reading {
         Err(failure) => return Reading::failed(format!("{failure} ({})", outcome.end.0)),
     };
     Reading {
+        refusal: None,
         value: (!line.wrong).then_some(line.ns),
         failure: line.wrong.then(|| format!("wrong result: checksum {}", line.checksum)),
         answer: Some((format!("checksum={}", line.checksum), End(String::new()))),
