@@ -14,6 +14,9 @@ pub fn text(report: &Report) -> String {
     for line in disagreements(report) {
         let _ = writeln!(out, "{line}");
     }
+    for line in caution(report) {
+        let _ = writeln!(out, "{line}");
+    }
     for (group, rows) in report.groups() {
         let _ = write!(out, "\n{group}: {}\n\n{}", about(group), group_table(report, &rows));
         for line in means(report, &rows) {
@@ -30,6 +33,21 @@ pub fn text(report: &Report) -> String {
 /// What a group is.
 pub(crate) fn about(group: &str) -> &'static str {
     GROUPS.iter().find(|(name, _)| *name == group).map_or("kernels named by path", |(_, about)| about)
+}
+
+/// What makes all numbers doubtful: others were at work, and a process that shares its core is slowed down by as much as
+/// it is long.
+pub(crate) fn caution(report: &Report) -> Option<String> {
+    let host = &report.host;
+    let before: f64 = host.load.first()?.split_whitespace().next()?.parse().ok()?;
+    // With the one that the comparison adds there are more than the cores can take.
+    (before + 0.5 > host.cores as f64).then(|| {
+        format!(
+            "CAUTION: the load average was {before} before this began, on {} cores: others share the core that is measured \
+             on, and intervals do not know of what changes between runs; measure again on an idle host",
+            host.cores
+        )
+    })
 }
 
 /// Every disagreement, with all sides.
@@ -238,6 +256,14 @@ mod tests {
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_busy_host_is_said() {
+        let mut report = report(vec![]);
+        assert_eq!(caution(&report), None);
+        report.host.load = vec!["1.60 0.10 0.10".to_owned(), "9 9 9".to_owned()];
+        assert!(text(&report).starts_with("CAUTION: the load average was 1.6 "), "{}", text(&report));
     }
 
     #[test]

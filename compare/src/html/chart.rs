@@ -96,8 +96,8 @@ pub(super) fn bars(words: Words<'_>, series: &[&str], groups: &[Bars], from: Opt
     let scale = Scale { low, high: high.max(from.unwrap_or(0.0)).max(low * 1.5) * 1.1, logarithmic: true };
     let body: f64 = groups.iter().map(|group| group.bars.len() as f64 * BAR + GAP).sum();
     let mut svg = open(words, LEGEND + body + AXIS);
-    legend(&mut svg, series);
-    grid(&mut svg, scale, LEGEND + body, "");
+    legend(&mut svg, series, |n| groups.iter().any(|group| group.bars.iter().any(|(other, _)| *other == n)));
+    grid(&mut svg, scale, LEGEND + body);
     let zero = scale.place(from.unwrap_or(low));
     if from.is_some() {
         line(&mut svg, "base", (zero, LEGEND - 4.0), (zero, LEGEND + body));
@@ -137,13 +137,13 @@ pub(super) fn timelines(words: Words<'_>, phases: &[&str], lines: &[Timeline]) -
     const THICK: f64 = 22.0;
     let body = lines.len() as f64 * (THICK + GAP);
     let mut svg = open(words, LEGEND + body + AXIS);
-    legend(&mut svg, phases);
+    legend(&mut svg, phases, |_| true);
     let scale = Scale { low: 0.0, high, logarithmic: false };
     let step = 10f64.powf(high.log10().floor())
         / if high / 10f64.powf(high.log10().floor()) < 4.0 { 2.0 } else { 1.0 };
     let mut tick = 0.0;
     while tick <= high {
-        grid_line(&mut svg, scale.place(tick), LEGEND + body, &format!("{} s", significant(tick)));
+        grid_line(&mut svg, scale.place(tick), LEGEND + body, &format!("{} s", short(tick)));
         tick += step;
     }
     let mut y = LEGEND;
@@ -185,20 +185,26 @@ fn open(words: Words<'_>, height: f64) -> String {
     )
 }
 
-fn legend(svg: &mut String, series: &[&str]) {
-    let mut x = LEFT;
-    for (n, name) in series.iter().enumerate() {
+/// Names of those series that are shown.
+fn legend(svg: &mut String, series: &[&str], shown: impl Fn(usize) -> bool) {
+    let mut x = 8.0;
+    for (n, name) in series.iter().enumerate().filter(|(n, _)| shown(*n)) {
         let _ = writeln!(svg, "<rect class=\"s{}\" x=\"{x:.1}\" y=\"3\" width=\"11\" height=\"11\"/>", n % 8);
         text(svg, "", "start", x + 16.0, 13.0, name);
         x += 36.0 + name.chars().count() as f64 * CHARACTER;
     }
 }
 
-fn grid(svg: &mut String, scale: Scale, bottom: f64, unit: &str) {
+fn grid(svg: &mut String, scale: Scale, bottom: f64) {
     for tick in scale.ticks() {
-        let label = if tick >= 1.0 { format!("{tick}") } else { significant(tick) };
-        grid_line(svg, scale.place(tick), bottom, &(label.trim_end_matches(".00").to_owned() + unit));
+        grid_line(svg, scale.place(tick), bottom, &short(tick));
     }
+}
+
+/// A round number without the zeros behind its point.
+fn short(tick: f64) -> String {
+    let text = format!("{tick:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn grid_line(svg: &mut String, x: f64, bottom: f64, label: &str) {
@@ -275,6 +281,7 @@ mod tests {
             assert!((LEFT..=WIDTH - RIGHT).contains(&scale.place(value)));
         }
         assert_eq!(scale.ticks(), [0.5, 1.0, 2.0]);
+        assert_eq!([0.0, 0.05, 2.0, 300.0].map(short), ["0", "0.05", "2", "300"]);
         assert!(Scale { low: 1e-3, high: 1e6, logarithmic: true }.ticks().len() <= 10);
         assert_eq!(bars(WORDS, &[], &[], Some(1.0)), "");
         assert_eq!(timelines(WORDS, &[], &[]), "");

@@ -51,6 +51,7 @@ pub fn html(report: &Report, changes: Option<&Changes>, floor: f64) -> String {
         escape(&report.host.processor)
     );
     alarm(&mut out, "Backends disagree", &text::disagreements(report));
+    alarm(&mut out, "A busy host", &text::caution(report).into_iter().collect::<Vec<_>>());
     if report.interrupted {
         alarm(&mut out, "Interrupted", &["Not all rounds were run; what there is, is shown.".to_owned()]);
     }
@@ -174,13 +175,12 @@ fn timeline(row: &Row) -> String {
             Timeline { name: cell.subject.clone(), parts: cell.milestones.iter().filter_map(part).collect() }
         })
         .collect();
-    let until: Vec<String> = phases.iter().map(|phase| format!("until {phase}")).collect();
     let words = Words {
-        title: &format!("{}: timeline", row.guest),
-        description: "Seconds from the start of the process to each milestone of its console output, as who reads it \
+        title: &format!("{}: timeline, each phase until what it is called by", row.guest),
+        description: "Seconds from the start of the process until each milestone of its console output, as who reads it \
                       sees them; medians of the rounds.",
     };
-    chart::timelines(words, &until.iter().map(String::as_str).collect::<Vec<_>>(), &lines)
+    chart::timelines(words, &phases, &lines)
 }
 
 fn table(out: &mut String, report: &Report, group: &str, rows: &[&Row]) {

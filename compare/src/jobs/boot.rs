@@ -71,14 +71,18 @@ impl Job for Boot {
             linux: true,
         };
         let watch = Watch {
-            milestones: &[(REACHED, INIT), ("script done", DONE), ("kernel powers off", POWER_DOWN)],
+            milestones: &[(REACHED, INIT), ("script", DONE), ("power-off", POWER_DOWN)],
             look_at: Some(REACHED),
             until: None,
         };
         Ok(runner.guest(subject, &guest, &watch)?.map(|outcome| {
             let mut milestones = outcome.milestones;
             let reached = milestones.iter().find(|(name, _)| name == REACHED).map(|(_, seconds)| *seconds);
-            milestones.push(("process ends".to_owned(), outcome.wall.as_secs_f64()));
+            milestones.push(("end of process".to_owned(), outcome.wall.as_secs_f64()));
+            let began = reached.zip(uptime(&outcome.console)).map(|(reached, uptime)| reached - uptime);
+            milestones
+                .extend(began.filter(|began| *began > 0.0).map(|began| ("kernel's clock".to_owned(), began)));
+            milestones.sort_by(|a, b| a.1.total_cmp(&b.1));
             let said =
                 status(&outcome.console).unwrap_or_else(|| "the first program was not reached".to_owned());
             let failure = reached.is_none().then(|| {
@@ -97,7 +101,25 @@ impl Job for Boot {
     }
 }
 
+/// Seconds that the kernel's clock has run when the first program does. It starts when the kernel knows its time-stamp
+/// counter, behind loading and decompression.
+fn uptime(console: &str) -> Option<f64> {
+    console.lines().find_map(|line| line.strip_prefix(INIT)?.trim().strip_prefix("uptime: ")?.parse().ok())
+}
+
 /// What the guest says of its script.
 fn status(console: &str) -> Option<String> {
     console.lines().find(|line| line.starts_with(DONE)).map(|line| line.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_first_program_says() {
+        let console = "[    0.14] x\r\nINIT-REACHED uptime: 1.56\r\nCPUS 1\r\nGUEST-DONE status: 0\r\n";
+        assert_eq!((uptime(console), status(console).as_deref()), (Some(1.56), Some("GUEST-DONE status: 0")));
+        assert_eq!((uptime("INIT-REACHED"), status("x")), (None, None));
+    }
 }
