@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use accel_api::{PAGE_SIZE, PageFlag};
+use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::soft::Executor;
 use x86_core::{Cpu, Exec, Fault, exec, lines};
 use x86_core::{Mode, seg};
@@ -19,27 +19,27 @@ const JUMPS: usize = 4096;
 #[derive(Clone, Copy)]
 pub(crate) struct Jump {
     pub rip: u64,
-    /// [`Engine::epoch`] when it was filled in, or [`Engine::lasting_epoch`] if its page is global.
-    pub epoch: u64,
+    /// `Engine::epoch` when it was filled in, or [`Engine::lasting_epoch`] if its page is global.
+    pub(crate) epoch: u64,
     pub first: *mut Op,
 }
 
 /// The interpreter of one vCPU.
-pub(crate) struct Engine {
+pub struct Engine {
     store: Store,
-    pub jumps: Box<[Jump; JUMPS]>,
+    jumps: Box<[Jump; JUMPS]>,
     /// Stands for everything a jump cache entry depends on but RIP: translations, privilege, mode, dropped blocks. No two
     /// sets of circumstances have the same one.
     pub epoch: u64,
     /// Likewise for code on global pages, which stays where it is when CR3 is loaded.
-    pub lasting_epoch: u64,
+    pub(crate) lasting_epoch: u64,
     epochs: Epochs,
     /// Address that the TLB did not know.
-    pub missed: u64,
+    pub(crate) missed: u64,
     /// Fault to be raised.
-    pub fault: Fault,
+    pub(crate) fault: Fault,
     /// Same-page branch that wants to be linked to where the chain ended.
-    pub link: *mut Op,
+    pub(crate) link: *mut Op,
     scratch: Lowered,
     stats: Stats,
 }
@@ -207,9 +207,11 @@ impl Engine {
 }
 
 impl Executor for Engine {
-    fn new() -> Self {
+    type Config = ();
+
+    fn new(_: &mut Cpu, (): &()) -> Result<Self, AccelError> {
         let none = Jump { rip: 1 << 63, epoch: 0, first: std::ptr::null_mut() };
-        Self {
+        Ok(Self {
             store: Store::default(),
             jumps: Box::new([none; JUMPS]),
             epoch: 0,
@@ -220,7 +222,7 @@ impl Executor for Engine {
             link: std::ptr::null_mut(),
             scratch: Lowered::default(),
             stats: Stats::default(),
-        }
+        })
     }
 
     fn execute(&mut self, cpu: &mut Cpu) -> Exec {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use accel_api::{AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Available, Probe, Quality, VmSpec};
 use x86_core::soft::{MAX_VCPUS, SoftVm, features};
 
-use crate::engine::Engine;
+pub use crate::engine::Engine;
 
 /// The name users choose it by.
 pub const ID: AccelId = AccelId("interp");
@@ -54,6 +54,6 @@ impl Accelerator for Interp {
     }
 
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn AccelVm>, AccelError> {
-        Ok(SoftVm::<Engine>::new(ID, spec)?)
+        Ok(SoftVm::<Engine>::new(ID, spec, ())?)
     }
 }

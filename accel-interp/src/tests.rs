@@ -156,7 +156,7 @@ fn blocks_do_what_single_steps_do() {
         let want = by_steps(&mut expected, end);
         x86_core::exec::sse::mxcsr::leave(&mut expected);
         let Some(want) = want else { continue };
-        let mut engine = Engine::new();
+        let mut engine = Engine::new(&mut actual, &()).unwrap();
         x86_core::exec::sse::mxcsr::enter(&mut actual);
         let got = by_blocks(&mut actual, &mut engine, end);
         x86_core::exec::sse::mxcsr::leave(&mut actual);
@@ -193,7 +193,7 @@ fn a_store_into_the_running_block_takes_effect_at_once() {
     // mov byte [rip + 1], 0x2a; mov al, 0; jmp $   -- the first instruction rewrites the constant of the second.
     let code = [0xc6, 0x05, 0x01, 0, 0, 0, 0x2a, 0xb0, 0x00, 0xeb, 0xfe];
     let mut cpu = prepare(1, &code);
-    let mut engine = Engine::new();
+    let mut engine = Engine::new(&mut cpu, &()).unwrap();
     by_blocks(&mut cpu, &mut engine, CODE + 9).unwrap();
     assert_eq!(cpu.gpr[0] as u8, 0x2a);
 }
@@ -220,7 +220,8 @@ fn a_call_ends_whose_two_pages_share_a_place_in_the_tlb() {
     poke(&mut cpu, 0x8100, &0x2000u64.to_le_bytes());
     cpu.gpr[3] = 0x8100;
     cpu.gpr[4] = repeat + 0x8800;
-    by_blocks(&mut cpu, &mut Engine::new(), 0x2000).unwrap();
+    let mut engine = Engine::new(&mut cpu, &()).unwrap();
+    by_blocks(&mut cpu, &mut engine, 0x2000).unwrap();
     assert_eq!(cpu.gpr[4], repeat + 0x87f8);
     assert_eq!(peek(&mut cpu, 0x87f8, 8), (CODE + 2).to_le_bytes());
 }
@@ -228,7 +229,7 @@ fn a_call_ends_whose_two_pages_share_a_place_in_the_tlb() {
 #[test]
 fn a_block_that_was_overwritten_is_decoded_anew() {
     let mut cpu = prepare(1, &[0xb0, 1, 0xeb, 0xfe]);
-    let mut engine = Engine::new();
+    let mut engine = Engine::new(&mut cpu, &()).unwrap();
     by_blocks(&mut cpu, &mut engine, CODE + 2).unwrap();
     assert_eq!(cpu.gpr[0] as u8, 1);
     poke(&mut cpu, CODE + 1, &[2]);
@@ -240,7 +241,7 @@ fn a_block_that_was_overwritten_is_decoded_anew() {
 #[test]
 fn the_store_of_blocks_is_bounded() {
     let mut cpu = prepare(1, &[]);
-    let mut engine = Engine::new();
+    let mut engine = Engine::new(&mut cpu, &()).unwrap();
     // A page of one-byte instructions, entered at every offset, over and over.
     poke(&mut cpu, 0x2000, &[0x98; 0xff0]);
     poke(&mut cpu, 0x2ff0, &[0xeb, 0xfe]);

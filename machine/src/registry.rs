@@ -83,10 +83,19 @@ impl Registry {
                 }),
                 create: Arc::new(move || accel_kvm::create_on(&device)),
             },
+            #[cfg(feature = "jit")]
+            Descriptor {
+                id: AccelId("jit"),
+                aliases: vec!["dynasm", "tcg"],
+                summary: "translates guest code to host code; needs memory that is executable",
+                promise: Quality::Translated,
+                probe: Arc::new(accel_dynasm::probe),
+                create: Arc::new(accel_dynasm::create),
+            },
             #[cfg(feature = "interp")]
             Descriptor {
                 id: AccelId("interp"),
-                aliases: vec!["tcg", "interpreter"],
+                aliases: vec!["interpreter"],
                 summary: "interprets guest instructions; works everywhere",
                 promise: Quality::Interpreted,
                 probe: Arc::new(accel_interp::probe),
@@ -154,7 +163,7 @@ mod tests {
         };
         let mut r = Registry::builtin();
         if cfg!(feature = "interp") {
-            assert_eq!(r.find("tcg").map(|d| d.id.0), Some("interp"));
+            assert_eq!(r.find("tcg").map(|d| d.id.0), Some("jit"));
             assert!(matches!(r.register(of("tcg")), Err(ChooseError::Duplicate { name: "tcg" })));
         }
         assert!(r.register(of("auto")).is_err() && r.register(of("new")).is_ok());

@@ -155,7 +155,6 @@ impl Cpu {
         bus: Arc<dyn VcpuBus>,
         lapic: Lapic,
     ) -> Box<Self> {
-        let mut tlb = Tlb::default();
         let state = accel_api::CpuState::reset(id);
         let shared = vm.vcpus[id as usize].clone();
         let mut cpu = Box::new(Self {
@@ -163,7 +162,7 @@ impl Cpu {
             zero: 0,
             code_page: 0,
             budget: 0,
-            data_tlb: tlb.table(TlbMode::Supervisor),
+            data_tlb: std::ptr::null_mut(),
             flags: ArithFlags::default(),
             mode: Mode::Real,
             cpl: 0,
@@ -206,7 +205,7 @@ impl Cpu {
             injected: None,
             stale_pages: Vec::new(),
             instructions: 0,
-            tlb,
+            tlb: Tlb::default(),
             map: vm.map(),
             lapic,
             bus,
@@ -349,6 +348,20 @@ impl Cpu {
         self.has(flag::IF) && !self.shadow
     }
 
+    /// Whether there is nothing for the run loop to do before the next instruction, whatever [`Cpu::leave`] says: an
+    /// executor that asks may clear it and go on.
+    #[inline]
+    pub fn undisturbed(&mut self) -> bool {
+        self.shared.requested() == 0
+            && self.stale_pages.is_empty()
+            && self.mp == MpState::Running
+            && self.injected.is_none()
+            && self.pending_debug == 0
+            && !(self.armed || self.shadow || self.nmi_pending || self.has(flag::TF))
+            && !(self.has(flag::IF) && self.lapic.has_interrupt())
+            && !self.virtual_interrupt_due()
+    }
+
     /// If something is requested, makes the executor look before the next instruction: behind a device access, which
     /// may have been the cause (a kick, DMA into code), and at instructions that serialise, behind which other
     /// processors' changes to code must be seen (Intel SDM vol. 3, 9.1.3).
@@ -398,6 +411,11 @@ impl Cpu {
     /// Byte offset in `Cpu` of the base of segment `index`.
     pub const fn seg_base_offset(index: usize) -> usize {
         offset_of!(Cpu, segs) + size_of::<Segment>() * index + offset_of!(Segment, base)
+    }
+
+    /// Byte offset in `Cpu` of the table of the soft TLB for `mode`.
+    pub const fn tlb_offset(mode: TlbMode) -> usize {
+        offset_of!(Cpu, tlb) + Tlb::table_offset(mode)
     }
 
     /// Byte offset in `Cpu` of vector register `index`.

@@ -25,6 +25,8 @@ pub mod request {
     pub const REMAP: u32 = 16;
     /// The dirty flags are about to be cleared: every store must ask again.
     pub const DIRTY: u32 = 32;
+    /// The timer of the local APIC is due: [`super::Alarm`].
+    pub const TIMER: u32 = 64;
 }
 
 /// The part of a vCPU that other threads use.
@@ -54,6 +56,11 @@ impl VcpuShared {
     #[inline(always)]
     pub fn requested(&self) -> u32 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Where the request word lies, for code that polls it.
+    pub fn request_word(&self) -> *const AtomicU32 {
+        &raw const self.requests
     }
 
     /// Takes those of the requests that are in `bits`; the vCPU serves them before it touches guest memory again.

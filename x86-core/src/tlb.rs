@@ -7,6 +7,8 @@
 //!   `4096 - size` checks tag, permission and page crossing at once.
 //! * A write tag stands only once the page's D bit and `DIRTY` flag are set and nobody holds decoded code of the page.
 
+use std::mem::offset_of;
+
 /// Entries in each table; a power of two.
 pub const TLB_ENTRIES: usize = 1024;
 /// Entries in the fetch table; a power of two.
@@ -69,7 +71,8 @@ pub struct Translation {
 /// The tables of one vCPU.
 #[derive(Debug)]
 pub struct Tlb {
-    data: Box<[[TlbEntry; TLB_ENTRIES]; MODES]>,
+    /// Inline, so that translated code can address it by a constant.
+    data: [[TlbEntry; TLB_ENTRIES]; MODES],
     /// A table in which nothing ever hits.
     nothing: Box<[TlbEntry; TLB_ENTRIES]>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
@@ -157,7 +160,7 @@ impl Default for Tlb {
         }
         let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0, global: false };
         Self {
-            data: Box::new([table; MODES]),
+            data: [table; MODES],
             nothing: Box::new(table),
             fetch: Box::new([none; FETCH_ENTRIES]),
             filled: Filled::new(),
@@ -173,6 +176,11 @@ impl Tlb {
     /// First entry of the table for `mode`.
     pub fn table(&mut self, mode: TlbMode) -> *mut TlbEntry {
         self.data[mode as usize].as_mut_ptr()
+    }
+
+    /// Byte offset in `Tlb` of the table for `mode`.
+    pub const fn table_offset(mode: TlbMode) -> usize {
+        offset_of!(Self, data) + mode as usize * size_of::<[TlbEntry; TLB_ENTRIES]>()
     }
 
     /// First entry of a table that stays empty, for accesses that must not be answered here.

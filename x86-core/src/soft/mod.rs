@@ -3,25 +3,48 @@
 //! A software backend is an [`Executor`]; [`SoftVm`] and [`SoftVcpu`] make an [`accel_api::AccelVm`] and
 //! [`accel_api::Vcpu`] of it. The run loop here serves requests, timers and interrupts between the executor's slices.
 
+mod alarm;
+mod home;
 mod vcpu;
 mod vm;
 
 use std::fmt::Debug;
 
+pub use home::CpuHome;
 pub use vcpu::SoftVcpu;
 pub use vm::SoftVm;
 
-use accel_api::{CpuFeatures, Feature, PLATFORM_FEATURES};
+use accel_api::{AccelError, CpuFeatures, Feature, PLATFORM_FEATURES};
 
 use crate::{Cpu, Exec};
 
 /// Executes instructions of one vCPU.
 pub trait Executor: Debug + 'static {
-    /// An executor with nothing decoded.
-    fn new() -> Self;
+    /// What its maker chooses for all executors of a VM.
+    type Config: Clone + Debug + Send + Sync;
 
-    /// Runs from RIP until [`Cpu::budget`] is spent or [`Cpu::leave`] is set, at least one instruction; takes what it
-    /// ran off the budget. RIP is exact on return.
+    /// Whether it looks at the vCPU's request word instead of its budget, and so must be told of timers by a request. It
+    /// may then return before the first instruction.
+    const POLLS: bool = false;
+
+    /// The vCPU's state where the executor wants it, before [`Self::new`] sees it.
+    ///
+    /// # Errors
+    /// There is no such memory.
+    fn place(cpu: Box<Cpu>) -> Result<CpuHome, AccelError> {
+        Ok(cpu.into())
+    }
+
+    /// An executor for `cpu` with nothing decoded.
+    ///
+    /// # Errors
+    /// The host does not give what it needs.
+    fn new(cpu: &mut Cpu, config: &Self::Config) -> Result<Self, AccelError>
+    where
+        Self: Sized;
+
+    /// Runs from RIP until [`Cpu::budget`] is spent (or, if it [polls](Self::POLLS), something is requested) or
+    /// [`Cpu::leave`] is set, at least one instruction; takes what it ran off the budget. RIP is exact on return.
     ///
     /// # Errors
     /// The fault of the instruction at RIP, not yet delivered.

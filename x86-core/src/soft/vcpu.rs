@@ -10,12 +10,13 @@ use accel_api::{
     VcpuStats,
 };
 
-use super::Executor;
+use super::alarm::Alarm;
+use super::{CpuHome, Executor};
 use crate::alu::flag;
 use crate::exec::sse::mxcsr;
 use crate::lapic::TimerDeadline;
 use crate::shared::request;
-use crate::{Cpu, Fault, Shutdown, host_tsc, vector};
+use crate::{Fault, Shutdown, host_tsc, vector};
 
 /// Instructions between looks at requests, timers and interrupts: some microseconds.
 const SLICE: i64 = 2000;
@@ -26,8 +27,9 @@ const MAX_BREAKPOINTS: usize = 4;
 /// A vCPU that runs on `E`.
 #[derive(Debug)]
 pub struct SoftVcpu<E: Executor> {
-    cpu: Box<Cpu>,
+    cpu: CpuHome,
     executor: E,
+    alarm: Arc<Alarm>,
     plan: DebugPlan,
     /// Breakpoint the last run stopped at: going on must pass it.
     passing: Option<u64>,
@@ -39,10 +41,11 @@ pub struct SoftVcpu<E: Executor> {
 }
 
 impl<E: Executor> SoftVcpu<E> {
-    pub(super) fn new(cpu: Box<Cpu>, bound: Arc<[AtomicBool]>) -> Self {
+    pub(super) fn new(cpu: CpuHome, executor: E, alarm: Arc<Alarm>, bound: Arc<[AtomicBool]>) -> Self {
         Self {
             cpu,
-            executor: E::new(),
+            executor,
+            alarm,
             plan: DebugPlan::default(),
             passing: None,
             deadline: None,
@@ -77,7 +80,7 @@ impl<E: Executor> SoftVcpu<E> {
             // The shadow is over after one instruction. If something waits for that, it must not have to wait for the rest
             // of the slice: code that leaves only behind its next STI would never be interrupted.
             let shadow = std::mem::take(&mut cpu.shadow);
-            let waiting = shadow && (cpu.nmi_pending || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
+            let waiting = shadow && (E::POLLS || cpu.nmi_pending || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
             let stepping = waiting || self.plan.single_step || !self.plan.breakpoints.is_empty();
             let result = if cpu.virtual_interrupt_due() {
                 Err(Fault::GP0)
@@ -132,7 +135,7 @@ impl<E: Executor> SoftVcpu<E> {
     fn serve(&mut self) -> bool {
         let cpu = &mut *self.cpu;
         cpu.serve_memory_requests();
-        let requests = cpu.shared.take(request::CODE | request::INTERRUPT | request::KICK);
+        let requests = cpu.shared.take(request::CODE | request::INTERRUPT | request::TIMER | request::KICK);
         if requests & request::CODE != 0 {
             for page in cpu.shared.take_stale_pages() {
                 self.executor.code_stale(page);
@@ -144,23 +147,33 @@ impl<E: Executor> SoftVcpu<E> {
     /// Lets the local APIC's timer interrupt if it is due.
     #[inline]
     fn expire_timer(&mut self) {
-        let next = self.cpu.lapic.next_deadline();
-        let at = match (next, self.deadline) {
-            (None, _) => {
-                self.deadline = None;
-                return;
-            }
-            (Some(next), Some((known, at))) if next == known => at,
-            (Some(next), _) => {
-                let at = self.cpu.deadline_tsc(next);
-                self.deadline = Some((next, at));
-                at
-            }
-        };
-        if host_tsc() >= at {
+        if self.timer_at().is_some_and(|at| host_tsc() >= at) {
             let now = self.cpu.now();
             self.cpu.lapic.expire(now);
             self.deadline = None;
+            // The alarm has to know of the next one.
+            self.timer_at();
+        }
+    }
+
+    /// The host TSC at which the timer is due.
+    #[inline]
+    fn timer_at(&mut self) -> Option<u64> {
+        let next = self.cpu.lapic.next_deadline();
+        match (next, self.deadline) {
+            (None, _) => {
+                self.deadline = None;
+                None
+            }
+            (Some(next), Some((known, at))) if next == known => Some(at),
+            (Some(next), _) => {
+                let at = self.cpu.deadline_tsc(next);
+                self.deadline = Some((next, at));
+                if E::POLLS {
+                    self.alarm.set(self.cpu.id, at);
+                }
+                Some(at)
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use accel_api::{
     SlotId, Vcpu, VcpuBus, VcpuConfig, VcpuId, VmSpec,
 };
 
+use super::alarm::Alarm;
 use super::{Executor, MAX_VCPUS, SoftVcpu, features};
 use crate::Cpu;
 use crate::lapic::{ApicBus, ApicHost, ApicMessage, Lapic, LapicConfig};
@@ -16,11 +17,13 @@ use crate::shared::{VmShared, request};
 
 /// A VM whose vCPUs run on `E`.
 #[derive(Debug)]
-pub struct SoftVm<E> {
+pub struct SoftVm<E: Executor> {
     spec: VmSpec,
     shared: Arc<VmShared>,
     apic: Arc<ApicBus>,
     bound: Arc<[AtomicBool]>,
+    config: E::Config,
+    alarm: Arc<Alarm>,
     executor: PhantomData<fn() -> E>,
 }
 
@@ -29,7 +32,7 @@ impl<E: Executor> SoftVm<E> {
     ///
     /// # Errors
     /// The model asks for features this host's software CPU lacks, or for too many vCPUs.
-    pub fn new(id: AccelId, spec: &VmSpec) -> Result<Arc<Self>, AccelError> {
+    pub fn new(id: AccelId, spec: &VmSpec, config: E::Config) -> Result<Arc<Self>, AccelError> {
         let missing = spec.model.features.missing_from(&features());
         if !missing.is_empty() {
             let missing = missing.into_iter().map(str::to_owned).collect();
@@ -47,6 +50,8 @@ impl<E: Executor> SoftVm<E> {
         };
         Ok(Arc::new(Self {
             spec: spec.clone(),
+            alarm: Arc::new(Alarm::new(shared.clone(), spec.model.tsc_khz)),
+            config,
             shared,
             apic: Arc::new(ApicBus::new(0..spec.vcpus, Arc::new(kick))),
             bound: (0..spec.vcpus).map(|_| AtomicBool::new(false)).collect(),
@@ -81,7 +86,10 @@ impl<E: Executor> AccelVm for SoftVm<E> {
         let lapic = Lapic::new(self.apic.clone(), cfg.id as usize, config, host);
         let (true, Some(lapic)) = (free, lapic) else { return Err(AccelError::BadVcpu(cfg.id)) };
         let cpu = Cpu::new(cfg.id, self.shared.clone(), self.spec.model.clone(), bus, lapic);
-        Ok(Box::new(SoftVcpu::<E>::new(cpu, self.bound.clone())))
+        let made = E::place(cpu).and_then(|mut cpu| E::new(&mut cpu, &self.config).map(|executor| (cpu, executor)));
+        let (cpu, executor) =
+            made.inspect_err(|_| self.bound[cfg.id as usize].store(false, Ordering::Release))?;
+        Ok(Box::new(SoftVcpu::new(cpu, executor, self.alarm.clone(), self.bound.clone())))
     }
 
     fn interrupts(&self) -> Arc<dyn InterruptPort> {

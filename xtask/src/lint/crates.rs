@@ -10,7 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("accel-api", &[]),
     ("x86-core", &["accel-api"]),
     ("accel-interp", &["accel-api", "x86-core"]),
-    ("accel-dynasm", &["accel-api", "x86-core"]),
+    ("accel-dynasm", &["accel-api", "accel-interp", "x86-core"]),
     ("accel-kvm", &["accel-api"]),
     ("devices", &[]),
     ("machine", &["accel-api", "accel-interp", "accel-dynasm", "accel-kvm", "devices"]),

@@ -1,0 +1,187 @@
+//! What is known of translated blocks: by their place in RAM, and by where their code lies.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use iced_x86::Instruction;
+use x86_core::exec::ExecFn;
+
+use crate::mode::Mode;
+use crate::translate::Site;
+
+/// Place and circumstances of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Key {
+    /// RAM page and offset in it.
+    place: u64,
+    /// Linear address of the page, for code that works only there; with the mode in its low bits.
+    page: u64,
+}
+
+impl Key {
+    pub(crate) fn new(ram_page: usize, address: u64, mode: Mode) -> Self {
+        let page = if mode.user() { 0 } else { address & !0xfff };
+        Self { place: (ram_page as u64) << 12 | address & 0xfff, page: page | u64::from(mode.bits()) }
+    }
+
+    pub(crate) fn ram_page(self) -> usize {
+        (self.place >> 12) as usize
+    }
+
+    /// Offset in its page.
+    pub(crate) fn offset(self) -> u64 {
+        self.place & 0xfff
+    }
+
+    /// A number for people, the same in every run in which the code lies at the same place.
+    pub(crate) fn hash(self) -> u64 {
+        let mut hasher = KeyHasher::default();
+        hasher.write_u64(self.place);
+        hasher.write_u64(self.page);
+        hasher.finish()
+    }
+}
+
+/// Hashes by multiplications.
+#[derive(Default)]
+pub(crate) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        let mixed = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
+    }
+}
+
+pub(crate) type Hashed<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
+
+/// One translation.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub key: Key,
+    pub mode: Mode,
+    /// Linear address of its page when it was translated: of user code, one of them.
+    pub page: u64,
+    /// Offset of its code in the cache, and lengths of code and of guest code.
+    pub code: u32,
+    pub code_len: u32,
+    pub length: u16,
+    pub instructions: u16,
+    /// Offsets in the cache.
+    pub entry: u32,
+    pub far_entry: u32,
+    pub retired: u32,
+    /// Times that a group's check has failed.
+    pub misses: u32,
+    /// Its code must not be entered any more.
+    pub dropped: bool,
+    /// Host instructions that may fault, by their distance from `code`, and their guest instructions' offsets.
+    pub faults: Box<[(u32, u16)]>,
+}
+
+/// An instruction executed by its function in x86-core.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Generic {
+    pub instruction: Instruction,
+    pub function: ExecFn,
+    /// Has an operand relative to RIP, or is a branch: what it was decoded for depends on the page's address.
+    pub relative: bool,
+}
+
+/// Where blocks are.
+#[derive(Default)]
+pub(crate) struct Blocks {
+    list: Vec<Block>,
+    by_key: Hashed<Key, u32>,
+    by_page: Hashed<usize, Vec<u32>>,
+    /// With the block each belongs to.
+    pub sites: Vec<(u32, Site)>,
+    pub generics: Vec<Generic>,
+}
+
+impl Blocks {
+    pub(crate) fn find(&self, key: Key) -> Option<u32> {
+        self.by_key.get(&key).copied()
+    }
+
+    pub(crate) fn get(&self, number: u32) -> &Block {
+        &self.list[number as usize]
+    }
+
+    pub(crate) fn get_mut(&mut self, number: u32) -> &mut Block {
+        &mut self.list[number as usize]
+    }
+
+    pub(crate) fn next_number(&self) -> u32 {
+        self.list.len() as u32
+    }
+
+    /// Adds a block; returns the one that had its key before, which stays to be jumped through.
+    pub(crate) fn insert(&mut self, block: Block) -> Option<u32> {
+        let number = self.next_number();
+        let key = block.key;
+        self.list.push(block);
+        self.by_page.entry(key.ram_page()).or_default().push(number);
+        self.by_key.insert(key, number)
+    }
+
+    /// Takes the blocks of a RAM page that `hit` says so of out of use; their numbers.
+    pub(crate) fn drop_page(&mut self, page: usize, hit: impl Fn(&Block) -> bool) -> Vec<u32> {
+        let Some(numbers) = self.by_page.get_mut(&page) else { return Vec::new() };
+        let list = &mut self.list;
+        let mut dropped = Vec::new();
+        numbers.retain(|&n| {
+            let block = &mut list[n as usize];
+            if !block.dropped && !hit(block) {
+                return true;
+            }
+            if !block.dropped {
+                block.dropped = true;
+                dropped.push(n);
+            }
+            false
+        });
+        if numbers.is_empty() {
+            self.by_page.remove(&page);
+        }
+        dropped
+    }
+
+    pub(crate) fn has_page(&self, page: usize) -> bool {
+        self.by_page.contains_key(&page)
+    }
+
+    /// The block whose code is at offset `at` of the cache.
+    pub(crate) fn at_code(&self, at: usize) -> Option<&Block> {
+        // Code is only ever appended.
+        let behind = self.list.partition_point(|b| b.code as usize <= at);
+        self.list[..behind].last().filter(|b| at < (b.code + b.code_len) as usize)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Block> {
+        self.list.iter().filter(|b| !b.dropped)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
+        self.by_key.clear();
+        self.by_page.clear();
+        self.sites.clear();
+        self.generics.clear();
+    }
+}

@@ -1,0 +1,237 @@
+//! What translated code calls, through the stubs: everything that is not worth being translated.
+//!
+//! The vCPU's state is complete in [`Cpu`] while one of these runs, but for RIP, which follows from the site.
+#![allow(unsafe_code)] // called with raw pointers by generated code
+
+use x86_core::alu::flag;
+use x86_core::{AccessKind, Cpu, Ea, Exec, Fault, exec};
+
+use crate::blocks::Block;
+use crate::engine::{Engine, Found, INDIRECT, NOTHING};
+use crate::stubs::Functions;
+use crate::translate::{Site, SiteKind};
+
+pub(crate) const FUNCTIONS: Functions = Functions { lookup, miss, generic, poll, fault };
+
+/// Leaves translated code.
+const LEAVE: *const u8 = std::ptr::null();
+
+/// The references behind the arguments of a function of the stubs.
+///
+/// # Safety
+/// They must be those a stub passes: the exclusive references of the [`Engine::execute`] that entered translated code,
+/// which does not use them until that has been left.
+unsafe fn arguments<'a>(cpu: *mut Cpu, engine: *mut Engine) -> (&'a mut Cpu, &'a mut Engine) {
+    // SAFETY: the caller's promise.
+    unsafe { (&mut *cpu, &mut *engine) }
+}
+
+/// The block at RIP. `argument`: [`NOTHING`]; or the link that wants to lead there; or, with [`INDIRECT`], the site of a
+/// jump that the jump table did not know.
+unsafe extern "sysv64" fn lookup(cpu: *mut Cpu, engine: *mut Engine, argument: u32) -> *const u8 {
+    // SAFETY: called by a stub.
+    let (cpu, engine) = unsafe { arguments(cpu, engine) };
+    if argument != NOTHING && argument & INDIRECT != 0 {
+        engine.stats.jump_misses += 1;
+        if !Cpu::canonical(cpu.rip) {
+            return bad_target(cpu, engine, argument & !INDIRECT);
+        }
+    }
+    go_on(cpu, engine, argument)
+}
+
+/// A computed jump to an address that is not canonical: a fault of the jump.
+#[cold]
+fn bad_target(cpu: &mut Cpu, engine: &mut Engine, site: u32) -> *const u8 {
+    let (number, site) = engine.blocks.sites[site as usize];
+    cpu.rip = address(engine.blocks.get(number), &site, cpu);
+    if let SiteKind::Indirect { moved } = site.kind {
+        let rsp = &mut cpu.gpr[accel_api::gpr::RSP];
+        *rsp = rsp.wrapping_add_signed(i64::from(moved));
+    }
+    engine.count(-1 - i64::from(site.rest));
+    engine.fault = Some(Fault::GP0);
+    LEAVE
+}
+
+/// Linear address of the instruction of `site`.
+fn address(block: &Block, site: &Site, cpu: &Cpu) -> u64 {
+    let page = if block.mode.user() { cpu.code_page } else { block.page };
+    page + u64::from(site.offset)
+}
+
+/// Where to go on at RIP.
+fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
+    engine.stats.lookups += 1;
+    loop {
+        engine.take_stale_pages(cpu);
+        if cpu.leave && !settle(cpu, engine) || cpu.shared.requested() != 0 {
+            return LEAVE;
+        }
+        match engine.find(cpu) {
+            Ok(Found::Code(code)) => {
+                if argument & INDIRECT == 0 {
+                    engine.link(argument, code);
+                } else if argument != NOTHING {
+                    engine.remember(cpu.rip, code);
+                }
+                return code;
+            }
+            Ok(Found::Single) => {
+                if let Err(fault) = engine.single(cpu) {
+                    engine.fault = Some(fault);
+                    return LEAVE;
+                }
+                // What was to be linked is not this.
+                return go_on(cpu, engine, NOTHING);
+            }
+            Ok(Found::Again | Found::Interpret) => return LEAVE,
+            Err(fault) => {
+                engine.fault = Some(fault);
+                return LEAVE;
+            }
+        }
+    }
+}
+
+/// Whether what [`Cpu::leave`] was set for needs nobody outside.
+fn settle(cpu: &mut Cpu, engine: &mut Engine) -> bool {
+    if cpu.shadow && !cpu.armed && !cpu.has(flag::TF) && cpu.pending_debug == 0 {
+        // No interrupt before the next instruction, and no look at requests either.
+        cpu.shadow = false;
+        cpu.debug_shadow = false;
+        cpu.system_flags &= !flag::RF;
+        if let Err(fault) = engine.single(cpu) {
+            engine.fault = Some(fault);
+            return false;
+        }
+        engine.take_stale_pages(cpu);
+    }
+    if engine.timer_moved(cpu) || !cpu.undisturbed() {
+        return false;
+    }
+    cpu.leave = false;
+    cpu.system_flags &= !flag::RF;
+    true
+}
+
+/// The soft TLB does not know the address of an access.
+unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) -> *const u8 {
+    // SAFETY: called by a stub.
+    let (cpu, engine) = unsafe { arguments(cpu, engine) };
+    engine.stats.tlb_misses += 1;
+    let (number, site) = engine.blocks.sites[site as usize];
+    let (SiteKind::Access { size, write } | SiteKind::Group { size, write }) = site.kind else { return LEAVE };
+    // SAFETY: our home; translated code does not run.
+    let ea = unsafe { (*engine.home).context.ea };
+    // D bits are set by the stores themselves, which a group's check may be well before.
+    let group = matches!(site.kind, SiteKind::Group { .. });
+    let kind = if write && !group { AccessKind::Write } else { AccessKind::Read };
+    // A fault, if any, is found again by the instruction itself, which knows its order and its segment.
+    let filled = cpu.span(Ea::data(ea), size.into(), kind).is_ok();
+    let entry = cpu.tlb.entry(cpu.tlb_mode(), ea);
+    let tag = if write { entry.write_tag } else { entry.read_tag };
+    if filled && ea ^ tag <= 4096 - u64::from(size) {
+        return resume(engine, number, site.retry);
+    }
+    cpu.rip = address(engine.blocks.get(number), &site, cpu);
+    if group {
+        engine.stats.group_misses += 1;
+        engine.count(-1 - i64::from(site.rest));
+        engine.group_missed(number);
+        return go_on(cpu, engine, NOTHING);
+    }
+    engine.stats.slow_accesses += 1;
+    let mut next = 0;
+    let done = cpu.decode_at(cpu.rip).and_then(|ins| {
+        next = ins.next_ip();
+        cpu.next_rip = next;
+        exec::lookup(ins.code())(cpu, &ins)
+    });
+    executed(cpu, engine, number, &site, next, done)
+}
+
+/// Executes an instruction by its function.
+unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32) -> *const u8 {
+    // SAFETY: called by a stub.
+    let (cpu, engine) = unsafe { arguments(cpu, engine) };
+    engine.stats.generic_calls += 1;
+    let (number, site) = engine.blocks.sites[site as usize];
+    let SiteKind::Generic(generic) = site.kind else { return LEAVE };
+    let block = engine.blocks.get(number);
+    cpu.rip = address(block, &site, cpu);
+    let generic = &engine.blocks.generics[generic as usize];
+    let moved = generic.relative && block.page != cpu.code_page && block.mode.user();
+    let next = cpu.rip.wrapping_add(generic.instruction.len() as u64);
+    let done = if moved {
+        cpu.decode_at(cpu.rip).and_then(|ins| {
+            cpu.next_rip = ins.next_ip();
+            (generic.function)(cpu, &ins)
+        })
+    } else {
+        cpu.next_rip = next;
+        (generic.function)(cpu, &generic.instruction)
+    };
+    executed(cpu, engine, number, &site, next, done)
+}
+
+/// Goes on behind an instruction that x86-core has executed; `next` is what follows it.
+fn executed(cpu: &mut Cpu, engine: &mut Engine, number: u32, site: &Site, next: u64, done: Exec) -> *const u8 {
+    if let Err(fault) = done {
+        engine.count(-1 - i64::from(site.rest));
+        engine.fault = Some(fault);
+        return LEAVE;
+    }
+    cpu.rip = cpu.next_rip;
+    if engine.timer_moved(cpu) {
+        cpu.leave = true;
+    }
+    let same = cpu.tlb_mode() as usize == engine.blocks.get(number).mode.tlb() && !cpu.strict;
+    if cpu.leave || !same || engine.moved(cpu) || site.next == 0 || cpu.rip != next {
+        engine.count(-i64::from(site.rest));
+        return go_on(cpu, engine, NOTHING);
+    }
+    resume(engine, number, site.next)
+}
+
+/// Back into block `number`.
+fn resume(engine: &mut Engine, number: u32, at: u32) -> *const u8 {
+    let block = engine.blocks.get(number);
+    // SAFETY: our home; translated code does not run.
+    unsafe { (*engine.home).context.vectors = block.mode.vectors().into() };
+    engine.cache.address((block.code + at) as usize)
+}
+
+/// Something is requested.
+unsafe extern "sysv64" fn poll(cpu: *mut Cpu, engine: *mut Engine, site: u32) -> *const u8 {
+    // SAFETY: called by a stub.
+    let (cpu, engine) = unsafe { arguments(cpu, engine) };
+    let (number, site) = engine.blocks.sites[site as usize];
+    cpu.rip = address(engine.blocks.get(number), &site, cpu);
+    engine.count(-1 - i64::from(site.rest));
+    LEAVE
+}
+
+/// A host instruction has raised an exception: x86-core finds which one the guest gets.
+unsafe extern "sysv64" fn fault(cpu: *mut Cpu, engine: *mut Engine, _: u32) -> *const u8 {
+    // SAFETY: called by a stub, to which the signal handler has led.
+    let (cpu, engine) = unsafe { arguments(cpu, engine) };
+    engine.stats.host_faults += 1;
+    // SAFETY: our home; translated code does not run.
+    let pc = unsafe { (*engine.home).context.fault_pc };
+    let offset = engine.cache.offset(pc).and_then(|at| {
+        let block = engine.blocks.at_code(at)?;
+        let distance = at as u32 - block.code;
+        let known = block.faults.iter().find(|(host, _)| *host == distance);
+        known.map(|(_, guest)| (if block.mode.user() { cpu.code_page } else { block.page }) + u64::from(*guest))
+    });
+    // The signal handler has made sure of it.
+    let Some(rip) = offset else { std::process::abort() };
+    cpu.rip = rip;
+    engine.count(-1);
+    if let Err(fault) = engine.single(cpu) {
+        engine.fault = Some(fault);
+        return LEAVE;
+    }
+    go_on(cpu, engine, NOTHING)
+}

@@ -1,0 +1,101 @@
+//! The translator accelerator: x86-64 guest code becomes x86-64 host code.
+//!
+//! 1. `translate` makes host code of a block of guest instructions. Guest registers are the host's, flags and vector registers
+//!    too, so most instructions are copied; memory operands are led through the soft TLB.
+//! 2. `cache.rs` keeps code, `blocks.rs` what is known of it, `jumps.rs` the tables for computed jumps; `engine.rs` finds,
+//!    translates, links and drops.
+//! 3. `stubs.rs` is the way between translated code and Rust, `calls.rs` what is called: whatever the translator does not know
+//!    is executed by x86-core.
+//! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host.
+//! 5. Code of 16 and 32 bits is interpreted. Everything that is not executing instructions is x86-core's
+//!    [`x86_core::soft`], shared with the interpreter.
+
+mod blocks;
+mod cache;
+mod calls;
+mod config;
+mod engine;
+mod home;
+mod host;
+mod jumps;
+mod mode;
+mod places;
+mod signals;
+mod stats;
+mod stubs;
+mod translate;
+
+use std::sync::Arc;
+
+use accel_api::{
+    Absent, AbsentKind, AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Available, Probe, Quality, VmSpec,
+};
+use x86_core::soft::{MAX_VCPUS, SoftVm, features};
+
+pub use crate::config::Config;
+use crate::engine::Engine;
+pub use crate::host::HostCpu;
+
+/// The name users choose it by.
+pub const ID: AccelId = AccelId("jit");
+
+/// The translator works where memory can be mapped as executable, and below 2 GiB.
+pub fn probe() -> Probe {
+    match check() {
+        Ok(()) => Probe::Available(Available::of(Quality::Translated, "translates guest code to host code")),
+        Err(error) => Probe::Absent(absent(&error)),
+    }
+}
+
+fn check() -> Result<(), AccelError> {
+    let low = home::map_low(4096)
+        .map_err(|source| AccelError::Host { what: "map memory below 2 GiB", source })?;
+    home::unmap(low, 4096);
+    cache::CodeCache::new(4096).map(drop)
+}
+
+fn absent(error: &AccelError) -> Absent {
+    Absent {
+        kind: AbsentKind::MissingCapability,
+        reason: format!("the host does not let this process translate: {error}"),
+        remedy: Some(
+            "allow the process memory that is executable (SELinux: execmem; systemd: MemoryDenyWriteExecute=no), \
+             or use the interpreter"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Makes the translator.
+///
+/// # Errors
+/// None; the signature is that of every backend. What the host refuses shows in a vCPU that cannot be made.
+pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
+    Ok(create_with(Config::default()))
+}
+
+/// Makes the translator with choices of one's own.
+pub fn create_with(config: Config) -> Arc<dyn Accelerator> {
+    let caps = AccelCaps { features: features(), max_vcpus: MAX_VCPUS, exact: true };
+    Arc::new(Jit { caps, config: Arc::new(config) })
+}
+
+#[derive(Debug)]
+struct Jit {
+    caps: AccelCaps,
+    config: Arc<Config>,
+}
+
+impl Accelerator for Jit {
+    fn id(&self) -> AccelId {
+        ID
+    }
+
+    fn caps(&self) -> &AccelCaps {
+        &self.caps
+    }
+
+    fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn AccelVm>, AccelError> {
+        Ok(SoftVm::<Engine>::new(ID, spec, self.config.clone())?)
+    }
+}

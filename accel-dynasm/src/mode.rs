@@ -1,0 +1,78 @@
+//! What of the vCPU's state code is translated for.
+
+use x86_core::{Cpu, TlbMode};
+
+/// A set of circumstances; part of a block's key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Mode(u16);
+
+const VECTORS: u16 = 1 << 2;
+const SSE_READY: u16 = 1 << 3;
+const AVX_READY: u16 = 1 << 4;
+const UNMASKED: u16 = 1 << 5;
+pub(crate) const SEPARATE: u16 = 1 << 6;
+
+impl Mode {
+    /// As `cpu` is, with the guest's vector registers in the host's or not.
+    pub(crate) fn of(cpu: &Cpu, vectors: bool) -> Self {
+        let on = |condition: bool, bit: u16| if condition { bit } else { 0 };
+        Self(
+            cpu.tlb_mode() as u16
+                | on(vectors, VECTORS)
+                | on(cpu.sse_ready, SSE_READY)
+                | on(cpu.avx_ready, AVX_READY)
+                | on(cpu.sse_unmasked, UNMASKED),
+        )
+    }
+
+    /// Each memory access is checked on its own.
+    pub(crate) fn separate(self) -> Self {
+        Self(self.0 | SEPARATE)
+    }
+
+    pub(crate) fn is_separate(self) -> bool {
+        self.0 & SEPARATE != 0
+    }
+
+    /// The guest's vector registers are in the host's.
+    pub(crate) fn vectors(self) -> bool {
+        self.0 & VECTORS != 0
+    }
+
+    pub(crate) fn sse_ready(self) -> bool {
+        self.0 & SSE_READY != 0
+    }
+
+    pub(crate) fn avx_ready(self) -> bool {
+        self.0 & AVX_READY != 0
+    }
+
+    /// Some floating-point exception is unmasked.
+    pub(crate) fn unmasked(self) -> bool {
+        self.0 & UNMASKED != 0
+    }
+
+    /// Which table of the soft TLB data accesses go through.
+    pub(crate) fn tlb(self) -> usize {
+        (self.0 & 3) as usize
+    }
+
+    /// User code, which is translated so that it works wherever its page is mapped.
+    pub(crate) fn user(self) -> bool {
+        self.tlb() == TlbMode::User as usize
+    }
+
+    /// Its jump table.
+    pub(crate) fn class(self) -> usize {
+        self.tlb() + 3 * usize::from(self.vectors())
+    }
+
+    /// What code of the same class can differ in.
+    pub(crate) fn circumstances(self) -> u16 {
+        self.0 & (SSE_READY | AVX_READY | UNMASKED)
+    }
+
+    pub(crate) fn bits(self) -> u16 {
+        self.0
+    }
+}

@@ -1,0 +1,94 @@
+//! Addresses that translated code has in it.
+
+use std::mem::offset_of;
+
+use x86_core::{Cpu, TlbEntry, TlbMode};
+
+use crate::home::{CLASSES, Context, Home, JumpTable};
+use crate::stubs::Stubs;
+
+/// Absolute addresses below 2 GiB, for one vCPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    pub cpu: i32,
+    pub flags: i32,
+    pub rip: i32,
+    pub code_page: i32,
+    pub system_flags: i32,
+    context: i32,
+    jumps: i32,
+    tlb: [i32; 3],
+    /// The vCPU's request word, anywhere.
+    pub requests: i64,
+    /// Offsets in the code cache.
+    pub stubs: Stubs,
+}
+
+/// Offsets of the fields of a soft TLB entry.
+pub(crate) mod entry {
+    use super::*;
+    pub(crate) const READ: i32 = offset_of!(TlbEntry, read_tag) as i32;
+    pub(crate) const WRITE: i32 = offset_of!(TlbEntry, write_tag) as i32;
+    pub(crate) const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+    /// log2 of its size.
+    pub(crate) const SHIFT: u8 = size_of::<TlbEntry>().trailing_zeros() as u8;
+}
+
+macro_rules! context_fields {
+    ($($field:ident)*) => {$(
+        pub(crate) fn $field(&self) -> i32 {
+            self.context + offset_of!(Context, $field) as i32
+        }
+    )*};
+}
+
+impl Places {
+    /// Those of the vCPU at `home`, which lies below 2 GiB.
+    pub(crate) fn new(home: *mut Home, requests: *const std::sync::atomic::AtomicU32) -> Self {
+        let cpu = home.addr() as i32;
+        let tlb = |mode| cpu + Cpu::tlb_offset(mode) as i32;
+        Self {
+            cpu,
+            flags: cpu + offset_of!(Cpu, flags) as i32,
+            rip: cpu + offset_of!(Cpu, rip) as i32,
+            code_page: cpu + offset_of!(Cpu, code_page) as i32,
+            system_flags: cpu + offset_of!(Cpu, system_flags) as i32,
+            context: cpu + offset_of!(Home, context) as i32,
+            jumps: cpu + offset_of!(Home, jumps) as i32,
+            tlb: [tlb(TlbMode::Supervisor), tlb(TlbMode::User), tlb(TlbMode::SupervisorOnly)],
+            requests: requests.addr() as i64,
+            stubs: Stubs::default(),
+        }
+    }
+
+    context_fields! { host_rsp target vectors rax ea engine fault_pc instructions temporary }
+
+    pub(crate) fn gpr(&self, index: u8) -> i32 {
+        self.cpu + Cpu::gpr_offset(index as usize) as i32
+    }
+
+    pub(crate) fn vector(&self, index: u8) -> i32 {
+        self.cpu + Cpu::vector_offset(index as usize) as i32
+    }
+
+    pub(crate) fn segment_base(&self, index: usize) -> i32 {
+        self.cpu + Cpu::seg_base_offset(index) as i32
+    }
+
+    pub(crate) fn slot(&self, index: u8) -> i32 {
+        self.context + (offset_of!(Context, slots) + 8 * index as usize) as i32
+    }
+
+    /// The table of the soft TLB with this index.
+    pub(crate) fn tlb(&self, mode: usize) -> i32 {
+        self.tlb[mode.min(2)]
+    }
+
+    pub(crate) fn negated(&self, class: usize) -> i32 {
+        self.jumps + (size_of::<JumpTable>() * class.min(CLASSES - 1) + offset_of!(JumpTable, negated)) as i32
+    }
+
+    pub(crate) fn code(&self, class: usize) -> i32 {
+        self.jumps + (size_of::<JumpTable>() * class.min(CLASSES - 1) + offset_of!(JumpTable, code)) as i32
+    }
+}

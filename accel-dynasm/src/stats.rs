@@ -1,0 +1,41 @@
+//! Counters.
+
+/// Of one vCPU.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Stats {
+    pub translated: u64,
+    pub instructions_translated: u64,
+    pub lookups: u64,
+    pub links: u64,
+    pub jump_misses: u64,
+    pub tlb_misses: u64,
+    pub slow_accesses: u64,
+    pub group_misses: u64,
+    pub separated: u64,
+    pub generic_calls: u64,
+    pub single_steps: u64,
+    pub host_faults: u64,
+    pub dropped_pages: u64,
+    pub flushes: u64,
+}
+
+impl Stats {
+    pub(crate) fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("blocks_translated", self.translated),
+            ("instructions_translated", self.instructions_translated),
+            ("lookups", self.lookups),
+            ("links", self.links),
+            ("jump_table_misses", self.jump_misses),
+            ("tlb_misses", self.tlb_misses),
+            ("slow_accesses", self.slow_accesses),
+            ("group_misses", self.group_misses),
+            ("blocks_separated", self.separated),
+            ("generic_calls", self.generic_calls),
+            ("single_steps", self.single_steps),
+            ("host_faults", self.host_faults),
+            ("code_pages_dropped", self.dropped_pages),
+            ("cache_flushes", self.flushes),
+        ]
+    }
+}

@@ -1,0 +1,288 @@
+//! Memory operands: from guest linear addresses to the host's memory, by the soft TLB.
+//!
+//! The entry of an address is found by a rotation and a mask. Exclusive-or of address and tag is the offset in the page if
+//! the tag fits, so one comparison checks translation, permission and that the access ends in the page. What the check
+//! needs are R10, R11 and the flags.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use x86_core::TLB_ENTRIES;
+
+use super::emit::{Emitter, Held};
+use super::encode::{self, Memory};
+use super::plan::{Access, Base, Group, Step};
+use super::{Cold, SiteKind, at};
+use crate::places::entry;
+
+const PAGE: i32 = 4096;
+/// Of an address rotated so that its page number counts entries.
+const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << entry::SHIFT) as i32;
+
+/// What the check leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Keep {
+    /// The address in R10.
+    Address,
+    Nothing,
+}
+
+impl Emitter<'_> {
+    fn tag(&self, write: bool) -> i32 {
+        self.places.tlb(self.source.mode.tlb()) + if write { entry::WRITE } else { entry::READ }
+    }
+
+    fn addend(&self) -> i32 {
+        self.places.tlb(self.source.mode.tlb()) + entry::ADDEND
+    }
+
+    /// Keeps the arithmetic flags in AX.
+    fn save_flags(&mut self) {
+        dynasm!(self.asm ; .arch x64 ; mov [self.places.rax()], rax ; lahf ; seto al);
+    }
+
+    pub(super) fn restore_flags(&mut self) {
+        dynasm!(self.asm ; .arch x64 ; add al, 0x7f ; sahf ; mov rax, [self.places.rax()]);
+    }
+
+    /// The linear address if it is known now, and its displacement can be in an instruction.
+    fn known(&self, base: Base, disp: i32) -> Option<u64> {
+        let page = (!self.pic()).then_some(self.source.page);
+        base.known(page).map(|known| known.wrapping_add_signed(i64::from(disp)))
+    }
+
+    /// Checks the access to `size` bytes at the address in R10 and leaves the addend in R11.
+    fn check(&mut self, size: u16, write: bool, kind: SiteKind, retry: u32, live: bool, keep: Keep) {
+        let (tag, addend) = (self.tag(write), self.addend());
+        if live {
+            self.save_flags();
+        }
+        let rotation = 12 - entry::SHIFT as i8;
+        if self.bmi2 {
+            dynasm!(self.asm ; .arch x64 ; rorx r11, r10, rotation);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; mov r11, r10 ; shr r11, rotation);
+        }
+        let label = self.asm.new_dynamic_label();
+        dynasm!(self.asm
+            ; .arch x64
+            ; and r11d, INDEX_MASK
+            ; xor r10, [r11 + tag]
+            ; cmp r10, PAGE - i32::from(size)
+            ; ja =>label
+        );
+        if keep == Keep::Address {
+            dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]);
+        }
+        if live {
+            self.restore_flags();
+        }
+        dynasm!(self.asm ; .arch x64 ; mov r11, [r11 + addend]);
+        let site = self.site(kind, retry);
+        self.cold.push(Cold::Miss { label, site, address: None, tag, live });
+    }
+
+    /// Checks the access to `size` bytes at a known address and leaves the addend in `r`. False if it has no short form.
+    fn check_known(&mut self, r: u8, address: u64, size: u16, write: bool, kind: SiteKind, live: bool) -> bool {
+        let Ok(page) = i32::try_from((address & !0xfff) as i64) else { return false };
+        if (address & 0xfff) as i32 + i32::from(size) > PAGE {
+            return false;
+        }
+        let retry = at(self.asm.offset());
+        let index = (x86_core::tlb_index(address) << entry::SHIFT) as i32;
+        let (tag, addend) = (self.tag(write) + index, self.addend() + index);
+        if live {
+            self.save_flags();
+        }
+        let label = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64 ; cmp QWORD [tag], page ; jne =>label);
+        if live {
+            self.restore_flags();
+        }
+        dynasm!(self.asm ; .arch x64 ; mov Rq(r), [addend]);
+        let site = self.site(kind, retry);
+        self.cold.push(Cold::Miss { label, site, address: Some(address as i64), tag, live });
+        true
+    }
+
+    /// Checks a whole group. The addend, to which the address of the page is added where that is the base, is then in
+    /// R11 and in the group's slot.
+    pub(super) fn check_group(&mut self, id: u8, group: &Group, step: &Step) {
+        let kind = SiteKind::Group { size: group.size, write: group.write };
+        self.spill_all();
+        let known = self.known(group.base, group.low);
+        let short = match known {
+            Some(address) => {
+                self.held[1] = Held::Nothing;
+                self.check_known(11, address, group.size, group.write, kind, step.live)
+            }
+            None => false,
+        };
+        if !short {
+            let retry = at(self.asm.offset());
+            match group.base {
+                Base::Register(r) => {
+                    self.need_register(r);
+                    let memory = Memory { base: Some(r), index: None, disp: group.low };
+                    self.put(encode::lea(10, memory));
+                }
+                Base::Page => self.page_relative(10, i64::from(group.low)),
+                Base::None => self.constant(10, i64::from(group.low) as u64),
+            }
+            self.held = [Held::Nothing; 2];
+            self.check(group.size, group.write, kind, retry, step.live, Keep::Nothing);
+        }
+        if group.base == Base::Page {
+            let page = i32::try_from(self.source.page as i64);
+            match page {
+                Ok(page) if !self.pic() => dynasm!(self.asm ; .arch x64 ; lea r11, [r11 + page]),
+                _ => {
+                    self.held[0] = Held::Nothing;
+                    self.page_relative(10, 0);
+                    dynasm!(self.asm ; .arch x64 ; lea r11, [r11 + r10]);
+                }
+            }
+        }
+        self.held[1] = Held::Addend(id);
+        if group.more {
+            dynasm!(self.asm ; .arch x64 ; mov [self.places.slot(id)], r11);
+        }
+    }
+
+    /// Leads `access` to host memory: the operand with which the host's instruction does it. Those of R10 and R11 that
+    /// are in `avoid` are not in the operand.
+    pub(super) fn access(&mut self, access: &Access, avoid: [bool; 2], step: &Step) -> Memory {
+        match access.group {
+            Some(id) => self.in_group(id, access, avoid),
+            None => self.single(access, avoid, step),
+        }
+    }
+
+    fn in_group(&mut self, id: u8, access: &Access, avoid: [bool; 2]) -> Memory {
+        let base = match access.base {
+            Base::Register(r) => Some(r),
+            Base::Page | Base::None => None,
+        };
+        let scratch = base.and_then(Self::scratch);
+        let free = |n: usize| !avoid[n] && scratch != Some(n);
+        let Some(n) = (0..2)
+            .find(|n| free(*n) && self.held[*n] == Held::Addend(id))
+            .or_else(|| [1, 0].into_iter().find(|n| free(*n)))
+        else {
+            return self.in_group_without_register(id, access.disp, scratch.unwrap_or(0));
+        };
+        let r = super::plan::SCRATCH[n];
+        if self.held[n] != Held::Addend(id) {
+            self.release(n);
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.slot(id)]);
+            self.held[n] = Held::Addend(id);
+        }
+        match base {
+            Some(base) => {
+                self.need_register(base);
+                Memory { base: Some(base), index: Some((r, 0)), disp: access.disp }
+            }
+            None => Memory { base: Some(r), index: None, disp: access.disp },
+        }
+    }
+
+    /// One of R10 and R11 is the base, the other an operand: the base's place is for their sum.
+    fn in_group_without_register(&mut self, id: u8, disp: i32, base: usize) -> Memory {
+        let (r, other) = (super::plan::SCRATCH[base], super::plan::SCRATCH[1 - base]);
+        self.need(base);
+        self.spill(base);
+        self.release(1 - base);
+        dynasm!(self.asm ; .arch x64 ; mov Rq(other), [self.places.slot(id)]);
+        self.put(encode::lea(r, Memory { base: Some(r), index: Some((other, 0)), disp }));
+        self.held[base] = Held::Nothing;
+        Memory { base: Some(r), index: None, disp: 0 }
+    }
+
+    fn single(&mut self, access: &Access, avoid: [bool; 2], step: &Step) -> Memory {
+        let kind = SiteKind::Access { size: access.size, write: access.write };
+        self.spill_all();
+        let plain = access.index.is_none() && access.segment.is_none();
+        if plain && let Some(address) = self.known(access.base, access.disp) {
+            let n = usize::from(!avoid[1]);
+            let r = super::plan::SCRATCH[n];
+            self.held[n] = Held::Nothing;
+            if let Ok(disp) = i32::try_from(address as i64)
+                && self.check_known(r, address, access.size, access.write, kind, step.live)
+            {
+                return Memory { base: Some(r), index: None, disp };
+            }
+        }
+        let registers = [
+            if let Base::Register(r) = access.base { Some(r) } else { None },
+            access.index.map(|(r, _)| r),
+        ];
+        for r in registers.into_iter().flatten() {
+            self.need_register(r);
+        }
+        let retry = at(self.asm.offset());
+        self.address(access);
+        self.held = [Held::Nothing; 2];
+        let direct = match access.base {
+            Base::Register(r) if plain && Self::scratch(r).is_none() && !avoid[1] => Some(r),
+            _ => None,
+        };
+        let keep = if direct.is_some() { Keep::Nothing } else { Keep::Address };
+        self.check(access.size, access.write, kind, retry, step.live, keep);
+        if let Some(base) = direct {
+            return Memory { base: Some(base), index: Some((11, 0)), disp: access.disp };
+        }
+        match avoid {
+            [false, false] => Memory { base: Some(10), index: Some((11, 0)), disp: 0 },
+            [true, _] => {
+                dynasm!(self.asm ; .arch x64 ; lea r11, [r10 + r11]);
+                Memory { base: Some(11), index: None, disp: 0 }
+            }
+            [false, true] => {
+                dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + r11]);
+                Memory { base: Some(10), index: None, disp: 0 }
+            }
+        }
+    }
+
+    /// R10 = the linear address; may change R11.
+    fn address(&mut self, access: &Access) {
+        let memory = |base| Memory { base, index: access.index, disp: access.disp };
+        let segment = access.segment.map(|s| self.places.segment_base(s));
+        match (access.base, segment) {
+            (Base::None, Some(segment)) if access.index.is_none() => {
+                dynasm!(self.asm ; .arch x64 ; mov r10, [segment]);
+                self.put(encode::lea(10, memory(Some(10))));
+            }
+            (base, segment) => {
+                match base {
+                    Base::Register(r) => self.put(encode::lea(10, memory(Some(r)))),
+                    Base::Page => self.page_relative(10, i64::from(access.disp)),
+                    Base::None if access.index.is_some() => self.put(encode::lea(10, memory(None))),
+                    Base::None => self.constant(10, i64::from(access.disp) as u64),
+                }
+                if let Some(segment) = segment {
+                    dynasm!(self.asm ; .arch x64 ; mov r11, [segment] ; lea r10, [r10 + r11]);
+                }
+            }
+        }
+    }
+
+    /// Looks whether something is requested.
+    pub(super) fn poll(&mut self, step: &Step) {
+        self.spill_all();
+        self.held[1] = Held::Nothing;
+        if step.live {
+            self.save_flags();
+        }
+        let label = self.asm.new_dynamic_label();
+        dynasm!(self.asm
+            ; .arch x64
+            ; mov r11, QWORD self.places.requests
+            ; cmp DWORD [r11], 0
+            ; jne =>label
+        );
+        if step.live {
+            self.restore_flags();
+        }
+        let site = self.site(SiteKind::Poll, 0);
+        self.cold.push(Cold::Poll { label, site, live: step.live });
+    }
+}

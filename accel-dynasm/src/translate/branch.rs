@@ -1,0 +1,184 @@
+//! The ways from a block to the next.
+//!
+//! A direct jump within the page is linked to its target; so is one to another page in code of the kernel, until
+//! translations of code change. All others go through the jump table, without touching a flag: the guest's are live.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::OpKind;
+
+use super::admit::Action;
+use super::emit::{Emitter, Held};
+use super::encode;
+use super::plan::{RSP, Step};
+use super::{Cold, SiteKind};
+use crate::engine::NOTHING;
+
+impl Emitter<'_> {
+    pub(super) fn branch(&mut self, step: &Step) {
+        self.spill_all();
+        match step.action {
+            Action::Jump => self.go_to(step.ins.near_branch64()),
+            Action::Jcc => {
+                let condition = (step.ins.condition_code() as u8).wrapping_sub(1) & 15;
+                self.jump_if(condition, step.ins.near_branch64());
+                self.count_from(self.now + 1);
+            }
+            Action::Call => self.call(step),
+            Action::CallIndirect => self.call_indirect(step),
+            Action::JumpIndirect => {
+                self.load_target(step);
+                self.indirect(0);
+            }
+            Action::Return => self.ret(step),
+            _ => self.generic(step),
+        }
+    }
+
+    fn delta(&self, target: u64) -> i64 {
+        target.wrapping_sub(self.source.page) as i64
+    }
+
+    /// The block ends in a jump to `target`.
+    pub(super) fn go_to(&mut self, target: u64) {
+        let delta = self.delta(target);
+        let near = (0..4096).contains(&delta);
+        if !near && self.pic() {
+            self.page_relative(10, delta);
+            let site = self.site(SiteKind::Indirect { moved: 0 }, 0);
+            self.jump_table(site);
+            return;
+        }
+        let label = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64 ; jmp =>label);
+        let link = self.link(!near);
+        self.cold.push(Cold::Ask { label, link, delta });
+    }
+
+    fn jump_if(&mut self, condition: u8, target: u64) {
+        let delta = self.delta(target);
+        let near = (0..4096).contains(&delta);
+        let label = self.asm.new_dynamic_label();
+        match condition {
+            0 => dynasm!(self.asm ; .arch x64 ; jo =>label),
+            1 => dynasm!(self.asm ; .arch x64 ; jno =>label),
+            2 => dynasm!(self.asm ; .arch x64 ; jb =>label),
+            3 => dynasm!(self.asm ; .arch x64 ; jae =>label),
+            4 => dynasm!(self.asm ; .arch x64 ; je =>label),
+            5 => dynasm!(self.asm ; .arch x64 ; jne =>label),
+            6 => dynasm!(self.asm ; .arch x64 ; jbe =>label),
+            7 => dynasm!(self.asm ; .arch x64 ; ja =>label),
+            8 => dynasm!(self.asm ; .arch x64 ; js =>label),
+            9 => dynasm!(self.asm ; .arch x64 ; jns =>label),
+            10 => dynasm!(self.asm ; .arch x64 ; jp =>label),
+            11 => dynasm!(self.asm ; .arch x64 ; jnp =>label),
+            12 => dynasm!(self.asm ; .arch x64 ; jl =>label),
+            13 => dynasm!(self.asm ; .arch x64 ; jge =>label),
+            14 => dynasm!(self.asm ; .arch x64 ; jle =>label),
+            _ => dynasm!(self.asm ; .arch x64 ; jg =>label),
+        }
+        if near || !self.pic() {
+            let link = self.link(!near);
+            self.cold.push(Cold::Ask { label, link, delta });
+        } else {
+            let site = self.site(SiteKind::Indirect { moved: 0 }, 0);
+            self.cold.push(Cold::Far { label, delta, site });
+        }
+    }
+
+    /// Pushes the address of the next instruction.
+    fn push_return(&mut self, step: &Step) {
+        let Some(stack) = step.stack else { return };
+        let delta = i64::from(step.next_offset());
+        let back = self.source.page.wrapping_add_signed(delta);
+        match i32::try_from(back as i64) {
+            Ok(back) if !self.pic() => {
+                let memory = self.access(&stack, [false, false], step);
+                self.put(encode::store_constant(memory, back));
+            }
+            _ => {
+                let memory = self.access(&stack, [true, false], step);
+                self.spill(0);
+                self.held[0] = Held::Nothing;
+                self.page_relative(10, delta);
+                self.put(encode::store(memory, 10));
+            }
+        }
+        self.move_rsp(-8);
+    }
+
+    fn call(&mut self, step: &Step) {
+        self.push_return(step);
+        self.go_to(step.ins.near_branch64());
+    }
+
+    fn call_indirect(&mut self, step: &Step) {
+        let register = (step.ins.op0_kind() == OpKind::Register)
+            .then(|| step.ins.op0_register().number() as u8)
+            .filter(|r| *r != RSP && Self::scratch(*r).is_none());
+        if register.is_none() {
+            self.load_target(step);
+            dynasm!(self.asm ; .arch x64 ; mov [self.places.temporary()], r10);
+        }
+        self.push_return(step);
+        match register {
+            Some(r) => dynasm!(self.asm ; .arch x64 ; mov r10, Rq(r)),
+            None => dynasm!(self.asm ; .arch x64 ; mov r10, [self.places.temporary()]),
+        }
+        self.indirect(8);
+    }
+
+    /// R10 = the operand.
+    fn load_target(&mut self, step: &Step) {
+        match &step.operand {
+            Some(operand) => {
+                let memory = self.access(operand, [false, false], step);
+                self.put(encode::load(10, memory));
+            }
+            None => {
+                let r = step.ins.op0_register().number() as u8;
+                self.need_register(r);
+                dynasm!(self.asm ; .arch x64 ; mov r10, Rq(r));
+            }
+        }
+        self.held[0] = Held::Nothing;
+    }
+
+    fn ret(&mut self, step: &Step) {
+        let Some(stack) = step.stack else { return };
+        let memory = self.access(&stack, [false, false], step);
+        self.put(encode::load(10, memory));
+        let release = if step.ins.op_count() > 0 { i32::from(step.ins.immediate16()) } else { 0 };
+        self.move_rsp(8 + release);
+        self.indirect(-8 - release);
+    }
+
+    /// Goes to the address in R10. `moved`: what has to be added to RSP to take the instruction back.
+    fn indirect(&mut self, moved: i32) {
+        let site = self.site(SiteKind::Indirect { moved }, 0);
+        self.jump_table(site);
+    }
+
+    /// Goes to the address in R10. No instruction here changes a flag.
+    pub(super) fn jump_table(&mut self, site: u32) {
+        let class = self.source.mode.class();
+        let (negated, code) = (self.places.negated(class), self.places.code(class));
+        let label = self.asm.new_dynamic_label();
+        dynasm!(self.asm
+            ; .arch x64
+            ; movzx r11d, r10w
+            ; mov r11, [r11 * 8 + negated]
+            ; lea r11, [r11 + r10]
+            ; xchg rcx, r11
+            ; jrcxz >hit
+            ; jmp =>label
+            ; hit:
+            ; mov rcx, r11
+            ; movzx r11d, r10w
+            ; jmp QWORD [r11 * 8 + code]
+        );
+        self.cold.push(Cold::Unknown { label, site });
+    }
+}
+
+/// [`NOTHING`] is no link and no site.
+const _: () = assert!(NOTHING == u32::MAX);

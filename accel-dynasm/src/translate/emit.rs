@@ -1,0 +1,506 @@
+//! The block as a whole, and instructions that need no other treatment than registers.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Mnemonic, OpKind, Register};
+
+use super::admit::Action;
+use super::encode::{self, Bytes, Memory};
+use super::plan::{Base, Plan, RSP, SCRATCH, Step};
+use super::{Assembler, Bases, Cold, Link, Output, Site, SiteKind, Source, at};
+use crate::places::Places;
+
+/// What one of R10 and R11 holds in the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Held {
+    Nothing,
+    /// The guest's value; memory has it too unless it is dirty.
+    Guest { dirty: bool },
+    /// Of a group.
+    Addend(u8),
+}
+
+pub(super) struct Emitter<'a> {
+    pub asm: &'a mut Assembler,
+    pub plan: &'a Plan,
+    pub places: &'a Places,
+    pub source: &'a Source<'a>,
+    pub bases: Bases,
+    pub out: &'a mut Output,
+    pub cold: Vec<Cold>,
+    pub held: [Held; 2],
+    pub bmi2: bool,
+    pub counting: bool,
+    /// The step at hand.
+    pub now: usize,
+    /// Steps counted up to, exclusive.
+    pub counted: usize,
+}
+
+impl<'a> Emitter<'a> {
+    #[allow(clippy::too_many_arguments)] // the one constructor of what would else be built in place
+    pub(super) fn new(
+        asm: &'a mut Assembler,
+        plan: &'a Plan,
+        places: &'a Places,
+        source: &'a Source<'a>,
+        bases: Bases,
+        out: &'a mut Output,
+        bmi2: bool,
+        counting: bool,
+    ) -> Self {
+        Self {
+            asm,
+            plan,
+            places,
+            source,
+            bases,
+            out,
+            cold: Vec::new(),
+            held: [Held::Nothing; 2],
+            bmi2,
+            counting,
+            now: 0,
+            counted: 0,
+        }
+    }
+
+    pub(super) fn block(mut self) {
+        self.out.far_entry = at(self.asm.offset());
+        if self.pic() {
+            let back = -i32::from(self.source.offset);
+            dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + back] ; mov [self.places.code_page], r10);
+        }
+        self.out.entry = at(self.asm.offset());
+        self.count_from(0);
+        let plan = self.plan;
+        for (n, step) in plan.steps.iter().enumerate() {
+            self.now = n;
+            self.out.starts.push((at(self.asm.offset()), step.offset));
+            if plan.poll == Some(n) {
+                self.poll(step);
+            }
+            for (id, group) in plan.groups.iter().enumerate() {
+                if group.at == n {
+                    self.check_group(id as u8, group, step);
+                }
+            }
+            self.step(step);
+        }
+        if let Some(last) = plan.steps.last()
+            && !last.action.ends_block()
+        {
+            self.spill_all();
+            self.go_to(last.ins.next_ip());
+        }
+        self.out.starts.push((at(self.asm.offset()), u16::MAX));
+        self.out.retired = at(self.asm.offset());
+        self.set_rip(i64::from(self.source.offset));
+        self.hand_over(self.places.stubs.lookup, crate::engine::NOTHING);
+        self.cold();
+    }
+
+    /// Code works wherever its page is mapped, by [`x86_core::Cpu::code_page`].
+    pub(super) fn pic(&self) -> bool {
+        self.source.mode.user()
+    }
+
+    pub(super) fn put(&mut self, bytes: Bytes) {
+        self.asm.extend(bytes.as_slice());
+    }
+
+    /// Jumps to a stub with an argument.
+    pub(super) fn hand_over(&mut self, stub: [usize; 2], argument: u32) {
+        let stub = stub[usize::from(self.source.mode.vectors())];
+        dynasm!(self.asm ; .arch x64 ; mov r11d, argument as i32);
+        let from = self.bases.code + self.asm.offset().0 + 5;
+        let distance = (stub as i64 - from as i64) as i32;
+        self.asm.push(0xe9);
+        self.asm.extend(&distance.to_le_bytes());
+    }
+
+    /// Adds a site; its number.
+    pub(super) fn site(&mut self, kind: SiteKind, retry: u32) -> u32 {
+        let step = &self.plan.steps[self.now];
+        let rest = if self.counting { self.counted.saturating_sub(self.now + 1) as u8 } else { 0 };
+        self.out.sites.push(Site { kind, offset: step.offset, rest, retry, next: 0 });
+        self.bases.site + self.out.sites.len() as u32 - 1
+    }
+
+    /// The instruction at hand ends here: where sites that were added since number `first` go on.
+    fn ends_here(&mut self, first: usize) {
+        let here = at(self.asm.offset());
+        let sites = &mut self.out.sites[first..];
+        sites.iter_mut().for_each(|s| s.next = here);
+        if !sites.is_empty() {
+            // Coming back from Rust loads both registers with the guest's values.
+            for held in &mut self.held {
+                if matches!(held, Held::Addend(_)) {
+                    *held = Held::Nothing;
+                }
+            }
+        }
+    }
+
+    /// Adds the instructions up to the next branch to the count.
+    pub(super) fn count_from(&mut self, first: usize) {
+        if !self.counting {
+            return;
+        }
+        let steps = &self.plan.steps[first..];
+        let n = steps.iter().position(|s| s.action.is_branch()).map_or(steps.len(), |n| n + 1);
+        self.counted = first + n;
+        if n > 0 {
+            self.release(1);
+            let place = self.places.instructions();
+            dynasm!(self.asm
+                ; .arch x64
+                ; mov r11, [place]
+                ; lea r11, [r11 + n as i32]
+                ; mov [place], r11
+            );
+        }
+    }
+
+    // ---- R10 and R11 ----
+
+    /// Stores the guest's value if memory does not have it.
+    pub(super) fn spill(&mut self, n: usize) {
+        if self.held[n] == (Held::Guest { dirty: true }) {
+            let r = SCRATCH[n];
+            dynasm!(self.asm ; .arch x64 ; mov [self.places.gpr(r)], Rq(r));
+            self.held[n] = Held::Guest { dirty: false };
+        }
+    }
+
+    pub(super) fn spill_all(&mut self) {
+        self.spill(0);
+        self.spill(1);
+    }
+
+    /// Makes the register free.
+    pub(super) fn release(&mut self, n: usize) {
+        self.spill(n);
+        self.held[n] = Held::Nothing;
+    }
+
+    /// Makes sure the register has the guest's value.
+    pub(super) fn need(&mut self, n: usize) {
+        if !matches!(self.held[n], Held::Guest { .. }) {
+            let r = SCRATCH[n];
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.gpr(r)]);
+            self.held[n] = Held::Guest { dirty: false };
+        }
+    }
+
+    /// Which of the two `r` is.
+    pub(super) fn scratch(r: u8) -> Option<usize> {
+        SCRATCH.iter().position(|s| *s == r)
+    }
+
+    /// `r` as an operand that is read.
+    pub(super) fn need_register(&mut self, r: u8) {
+        if let Some(n) = Self::scratch(r) {
+            self.need(n);
+        }
+    }
+
+    fn wrote(&mut self, step: &Step) {
+        for n in 0..2 {
+            if step.uses[n].write {
+                self.held[n] = Held::Guest { dirty: true };
+            }
+        }
+    }
+
+    // ---- Instructions ----
+
+    fn step(&mut self, step: &Step) {
+        let first = self.out.sites.len();
+        match step.action {
+            Action::Nop => {}
+            Action::Copy => self.copy(step),
+            Action::Memory => self.memory(step),
+            Action::Lea => self.lea(step),
+            Action::Push => self.push(step),
+            Action::Pop => self.pop(step),
+            Action::Leave => self.leave(step),
+            Action::Generic => self.generic(step),
+            _ => self.branch(step),
+        }
+        if !step.action.ends_block() {
+            self.ends_here(first);
+        }
+    }
+
+    fn bytes(&self, step: &Step) -> &'a [u8] {
+        let start = (step.offset - self.source.offset) as usize;
+        &self.source.bytes[start..start + step.ins.len()]
+    }
+
+    fn copy(&mut self, step: &Step) {
+        for n in 0..2 {
+            if step.uses[n].read {
+                self.need(n);
+            }
+        }
+        if step.ins.mnemonic() == Mnemonic::Lea {
+            for r in [step.ins.memory_base(), step.ins.memory_index()] {
+                if r.is_gpr() {
+                    self.need_register(r.full_register().number() as u8);
+                }
+            }
+        }
+        if may_fault(step) {
+            self.may_fault(step);
+        }
+        let bytes = self.bytes(step);
+        self.asm.extend(bytes);
+        self.wrote(step);
+    }
+
+    /// The host instruction that comes next may fault as the guest's would: what memory has must be right.
+    fn may_fault(&mut self, step: &Step) {
+        self.spill_all();
+        self.out.faults.push((at(self.asm.offset()), step.offset));
+    }
+
+    fn memory(&mut self, step: &Step) {
+        let Some(access) = step.operand else { return };
+        let avoid = [step.uses[0].read, step.uses[1].read];
+        let memory = self.access(&access, avoid, step);
+        for (n, avoid) in avoid.into_iter().enumerate() {
+            if avoid {
+                self.need(n);
+            }
+        }
+        if may_fault(step) {
+            self.may_fault(step);
+        }
+        match encode::with_memory(self.bytes(step), memory, names_high_byte(&step.ins)) {
+            Some(bytes) => {
+                self.put(bytes);
+                self.wrote(step);
+            }
+            None => self.generic(step),
+        }
+    }
+
+    /// LEA of an address relative to RIP.
+    fn lea(&mut self, step: &Step) {
+        let to = step.ins.op0_register();
+        let (r, narrow) = (to.full_register().number() as u8, to.size() == 4);
+        let target = step.ins.memory_displacement64();
+        if let Some(n) = Self::scratch(r) {
+            self.held[n] = Held::Guest { dirty: true };
+        }
+        if !self.pic() {
+            let value = if narrow { target & 0xffff_ffff } else { target };
+            self.constant(r, value);
+            return;
+        }
+        let delta = target.wrapping_sub(self.source.page) as i32;
+        dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.code_page]);
+        self.put(encode::lea(r, Memory { base: Some(r), index: None, disp: delta }));
+        if narrow {
+            dynasm!(self.asm ; .arch x64 ; mov Rd(r), Rd(r));
+        }
+    }
+
+    /// `r` = `value`; leaves flags alone.
+    pub(super) fn constant(&mut self, r: u8, value: u64) {
+        if let Ok(value) = u32::try_from(value) {
+            dynasm!(self.asm ; .arch x64 ; mov Rd(r), value as i32);
+        } else if let Ok(value) = i32::try_from(value as i64) {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), value);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), QWORD value as i64);
+        }
+    }
+
+    fn push(&mut self, step: &Step) {
+        let Some(stack) = step.stack else { return };
+        match step.ins.op0_kind() {
+            OpKind::Register => {
+                let r = step.ins.op0_register().number() as u8;
+                let scratch = Self::scratch(r);
+                let avoid = [scratch == Some(0), scratch == Some(1)];
+                let memory = self.access(&stack, avoid, step);
+                self.need_register(r);
+                self.put(encode::store(memory, r));
+            }
+            OpKind::Memory => {
+                let Some(operand) = step.operand else { return };
+                self.load_to_temporary(&operand, step);
+                let memory = self.access(&stack, [true, false], step);
+                self.spill(0);
+                dynasm!(self.asm ; .arch x64 ; mov r10, [self.places.temporary()]);
+                self.held[0] = Held::Nothing;
+                self.put(encode::store(memory, 10));
+            }
+            _ => {
+                let memory = self.access(&stack, [false, false], step);
+                self.put(encode::store_constant(memory, step.ins.immediate(0) as i32));
+            }
+        }
+        self.move_rsp(-8);
+    }
+
+    /// Loads the operand into [`crate::home::Context::temporary`].
+    pub(super) fn load_to_temporary(&mut self, operand: &super::plan::Access, step: &Step) {
+        let memory = self.access(operand, [false, false], step);
+        self.spill(0);
+        self.put(encode::load(10, memory));
+        self.held[0] = Held::Nothing;
+        dynasm!(self.asm ; .arch x64 ; mov [self.places.temporary()], r10);
+    }
+
+    fn pop(&mut self, step: &Step) {
+        let Some(stack) = step.stack else { return };
+        let r = step.ins.op0_register().number() as u8;
+        let memory = self.access(&stack, [false, false], step);
+        self.put(encode::load(r, memory));
+        if r != RSP {
+            self.move_rsp(8);
+        }
+        if let Some(n) = Self::scratch(r) {
+            self.held[n] = Held::Guest { dirty: true };
+        }
+    }
+
+    fn leave(&mut self, step: &Step) {
+        let Some(stack) = step.stack else { return };
+        let memory = self.access(&stack, [false, false], step);
+        dynasm!(self.asm ; .arch x64 ; lea rsp, [rbp + 8]);
+        self.put(encode::load(5, memory));
+    }
+
+    pub(super) fn move_rsp(&mut self, by: i32) {
+        dynasm!(self.asm ; .arch x64 ; lea rsp, [rsp + by]);
+    }
+
+    /// Hands the instruction to x86-core.
+    pub(super) fn generic(&mut self, step: &Step) {
+        self.spill_all();
+        let number = self.bases.generic + self.out.generics.len() as u32;
+        self.out.generics.push(step.ins);
+        let here = at(self.asm.offset());
+        let site = self.site(SiteKind::Generic(number), here);
+        self.hand_over(self.places.stubs.generic, site);
+        // Coming back loads both.
+        self.held = [Held::Guest { dirty: false }; 2];
+    }
+
+    /// RIP = the page's address + `delta`; uses R11.
+    pub(super) fn set_rip(&mut self, delta: i64) {
+        let place = self.places.rip;
+        if self.pic() {
+            dynasm!(self.asm
+                ; .arch x64
+                ; mov r11, [self.places.code_page]
+                ; lea r11, [r11 + delta as i32]
+                ; mov [place], r11
+            );
+            return;
+        }
+        let rip = self.source.page.wrapping_add_signed(delta);
+        match i32::try_from(rip as i64) {
+            Ok(value) => dynasm!(self.asm ; .arch x64 ; mov QWORD [place], value),
+            Err(_) => {
+                self.constant(11, rip);
+                dynasm!(self.asm ; .arch x64 ; mov [place], r11);
+            }
+        }
+    }
+
+    /// A direct jump, to be linked.
+    pub(super) fn link(&mut self, far: bool) -> usize {
+        let field = at(self.asm.offset()) - 4;
+        self.out.links.push(Link { field, ask: 0, far });
+        self.out.links.len() - 1
+    }
+
+    /// What lies behind the block.
+    fn cold(&mut self) {
+        let cold = std::mem::take(&mut self.cold);
+        for item in cold {
+            match item {
+                Cold::Miss { label, site, address, tag, live } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    match address {
+                        // What the check has made of it is taken back.
+                        None => dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]),
+                        Some(address) => dynasm!(self.asm ; .arch x64 ; mov r10, QWORD address),
+                    }
+                    if live {
+                        self.restore_flags();
+                    }
+                    dynasm!(self.asm ; .arch x64 ; mov [self.places.ea()], r10);
+                    self.hand_over(self.places.stubs.miss, site);
+                }
+                Cold::Ask { label, link, delta } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    // Not where the label is first used, so that the field and what it leads to can be told apart.
+                    self.out.links[link].ask = at(self.asm.offset());
+                    self.set_rip(delta);
+                    self.hand_over(self.places.stubs.lookup, self.bases.link + link as u32);
+                }
+                Cold::Far { label, delta, site } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    self.page_relative(10, delta);
+                    self.jump_table(site);
+                }
+                Cold::Unknown { label, site } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov [self.places.rip], r10);
+                    self.hand_over(self.places.stubs.lookup, site | crate::engine::INDIRECT);
+                }
+                Cold::Poll { label, site, live } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    if live {
+                        self.restore_flags();
+                    }
+                    self.hand_over(self.places.stubs.poll, site);
+                }
+            }
+            // Jumps out of cold code have cold code of their own.
+            if !self.cold.is_empty() {
+                self.cold();
+            }
+        }
+    }
+
+    /// `r` = the page's address + `delta`.
+    pub(super) fn page_relative(&mut self, r: u8, delta: i64) {
+        if self.pic() {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.code_page]);
+            self.put(encode::lea(r, Memory { base: Some(r), index: None, disp: delta as i32 }));
+        } else {
+            self.constant(r, self.source.page.wrapping_add_signed(delta));
+        }
+    }
+}
+
+/// Whether the host raises an exception for what the guest is to be told.
+fn may_fault(step: &Step) -> bool {
+    let wide = step.operand.is_some_and(|o| o.size >= 16);
+    // Division errors; and #GP where an operand is not aligned.
+    matches!(step.ins.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) || wide
+}
+
+/// Whether one of the operands is AH, CH, DH or BH.
+pub(super) fn names_high_byte(ins: &iced_x86::Instruction) -> bool {
+    (0..ins.op_count()).any(|n| {
+        ins.op_kind(n) == OpKind::Register
+            && matches!(ins.op_register(n), Register::AH | Register::CH | Register::DH | Register::BH)
+    })
+}
+
+impl Base {
+    /// The linear address itself, if it is known now.
+    pub(super) fn known(self, page: Option<u64>) -> Option<u64> {
+        match self {
+            Self::Register(_) => None,
+            Self::Page => page,
+            Self::None => Some(0),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! From guest code to host code.
+//!
+//! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole.
+//! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
+//!    block.
+//! 3. `encode.rs` takes machine code apart and puts it together.
+
+pub(crate) mod admit;
+mod access;
+mod branch;
+mod emit;
+mod encode;
+mod plan;
+
+use dynasmrt::{AssemblyOffset, DynamicLabel, VecAssembler, x64::X64Relocation};
+use iced_x86::{Decoder, Instruction, InstructionInfoFactory};
+use x86_core::DECODER_OPTIONS;
+
+use self::admit::{Action, Admission};
+use self::emit::Emitter;
+use self::plan::Plan;
+use crate::mode::Mode;
+use crate::places::Places;
+
+/// Most instructions in a block.
+pub(crate) const MAX_INSTRUCTIONS: usize = 40;
+
+pub(crate) type Assembler = VecAssembler<X64Relocation>;
+
+/// The guest code to translate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source<'a> {
+    /// From the first byte to the end of the page, or as much as a block can have.
+    pub bytes: &'a [u8],
+    /// Linear address of the page.
+    pub page: u64,
+    /// Of the first byte in the page.
+    pub offset: u16,
+    pub mode: Mode,
+    /// Each memory access is checked on its own.
+    pub separate: bool,
+}
+
+/// Where translated code hands over to Rust in the middle of a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    pub kind: SiteKind,
+    /// Of the instruction in its page.
+    pub offset: u16,
+    /// Instructions behind it that have been counted already.
+    pub rest: u8,
+    /// Where the access is tried again, and where the next instruction begins; from the start of the block.
+    pub retry: u32,
+    pub next: u32,
+}
+
+/// See [`Site`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SiteKind {
+    /// An access that can be executed by x86-core.
+    Access { size: u16, write: bool },
+    /// Accesses that can be left to the separate form of the block.
+    Group { size: u16, write: bool },
+    /// An instruction, by its index in [`Output::generics`].
+    Generic(u32),
+    /// Goes to the address in RIP, having moved RSP by so much.
+    Indirect { moved: i32 },
+    /// Requests have come.
+    Poll,
+}
+
+/// A jump that can lead to a block once it is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    /// Of the 32-bit distance in the block.
+    pub field: u32,
+    /// Where it leads at first: to the code that asks. From the start of the block.
+    pub ask: u32,
+    /// To another page.
+    pub far: bool,
+}
+
+/// What a translation consists of besides code. Sites and links have the numbers that code hands over.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    pub sites: Vec<Site>,
+    pub links: Vec<Link>,
+    pub generics: Vec<Instruction>,
+    /// Host instructions that may fault, by where they end up in the block, and their guest instructions.
+    pub faults: Vec<(u32, u16)>,
+    /// Where it is entered from its page, and from elsewhere with the address in R10.
+    pub entry: u32,
+    pub far_entry: u32,
+    /// Code that hands itself over to the dispatcher.
+    pub retired: u32,
+    pub instructions: u32,
+    /// Bytes of guest code.
+    pub length: u16,
+    /// Where the code of each instruction begins.
+    pub starts: Vec<(u32, u16)>,
+}
+
+impl Output {
+    fn clear(&mut self) {
+        self.sites.clear();
+        self.links.clear();
+        self.generics.clear();
+        self.faults.clear();
+        self.starts.clear();
+    }
+}
+
+/// What a translation came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    Done,
+    /// The first instruction crosses into another page, or is none.
+    NoInstruction,
+    /// The first instruction uses vector registers, and they are not in the host's.
+    WantsVectors,
+}
+
+/// Numbers that go on from block to block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bases {
+    pub site: u32,
+    pub link: u32,
+    pub generic: u32,
+    /// Offset in the code cache at which the block is going to lie.
+    pub code: usize,
+}
+
+/// Translates; kept between blocks for its allocations.
+pub(crate) struct Translator {
+    asm: Assembler,
+    plan: Plan,
+    info: InstructionInfoFactory,
+    pub output: Output,
+    pub bmi2: bool,
+    /// Instructions are counted.
+    pub counting: bool,
+}
+
+impl Translator {
+    pub(crate) fn new(bmi2: bool, counting: bool) -> Self {
+        Self {
+            asm: Assembler::new_with_capacity(0, 4096, 16, 0, 64, 64, 64),
+            plan: Plan::default(),
+            info: InstructionInfoFactory::new(),
+            output: Output::default(),
+            bmi2,
+            counting,
+        }
+    }
+
+    /// Translates the block at the start of `source` into [`Self::code`] and [`Self::output`].
+    pub(crate) fn translate(
+        &mut self,
+        source: &Source<'_>,
+        admission: &Admission,
+        places: &Places,
+        bases: Bases,
+        limit: usize,
+    ) -> Outcome {
+        self.plan.clear();
+        self.output.clear();
+        let rip = source.page.wrapping_add(u64::from(source.offset));
+        let mut decoder = Decoder::with_ip(64, source.bytes, rip, DECODER_OPTIONS);
+        let mut switch = false;
+        while self.plan.steps.len() < limit && decoder.can_decode() {
+            let ins = decoder.decode();
+            if ins.is_invalid() {
+                break;
+            }
+            let goes_on = self.plan.add(ins, source.page, admission, &mut self.info);
+            let last = self.plan.steps.last();
+            if last.is_some_and(|s| s.vector) && !source.mode.vectors() {
+                self.plan.pop();
+                switch = true;
+                break;
+            }
+            if !goes_on {
+                break;
+            }
+        }
+        let Some(last) = self.plan.steps.last() else {
+            return if switch { Outcome::WantsVectors } else { Outcome::NoInstruction };
+        };
+        self.output.instructions = self.plan.steps.len() as u32;
+        self.output.length = last.next_offset() - source.offset;
+        self.plan.finish(source.separate);
+        Emitter::new(
+            &mut self.asm,
+            &self.plan,
+            places,
+            source,
+            bases,
+            &mut self.output,
+            self.bmi2,
+            self.counting,
+        )
+        .block();
+        Outcome::Done
+    }
+
+    /// The code of the last translation. `None` if it could not be assembled, which is a mistake of ours.
+    pub(crate) fn code(&mut self) -> Option<Vec<u8>> {
+        self.asm.take().ok()
+    }
+}
+
+fn at(offset: AssemblyOffset) -> u32 {
+    offset.0 as u32
+}
+
+/// What lies behind the block's last instruction.
+#[derive(Clone, Copy, Debug)]
+enum Cold {
+    /// An access the soft TLB does not know. `address`: R10 and R11 are the check's; else R10 is to be loaded with it.
+    Miss { label: DynamicLabel, site: u32, address: Option<i64>, tag: i32, live: bool },
+    /// A direct jump that is not linked.
+    Ask { label: DynamicLabel, link: usize, delta: i64 },
+    /// A jump to another page whose place can change.
+    Far { label: DynamicLabel, delta: i64, site: u32 },
+    /// No entry in the jump table.
+    Unknown { label: DynamicLabel, site: u32 },
+    /// Requests have come. `dirty`: which of R10 and R11 are to be stored.
+    Poll { label: DynamicLabel, site: u32, live: bool },
+}
+
+impl Action {
+    fn is_branch(self) -> bool {
+        self.ends_block() || self == Self::Jcc
+    }
+}

@@ -1,0 +1,484 @@
+//! What is to be done for each instruction of a block, before any code is emitted.
+//!
+//! 1. Which arithmetic flags are wanted where: checks of memory accesses are cheap only where none is.
+//! 2. Which accesses lie near one another: registers are followed through additions of constants, pushes and pops, and
+//!    accesses at known distances from one value make a *group*, which is checked as a whole, once. If the check fails the
+//!    block is left for its *separate* form, in which each access is checked on its own.
+
+use iced_x86::{
+    FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+};
+use x86_core::segment_index;
+
+use super::admit::{Action, Admission, uses_vectors};
+use crate::home::SLOTS;
+
+const ARITH: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// Most bytes that one group spans: the more, the likelier it crosses into another page.
+const MAX_SPAN: i64 = 1024;
+
+pub(crate) const RSP: u8 = 4;
+const RBP: u8 = 5;
+/// The two registers that are not the guest's.
+pub(crate) const SCRATCH: [u8; 2] = [10, 11];
+
+/// What an address is relative to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Base {
+    Register(u8),
+    /// The linear address of the block's page.
+    Page,
+    /// Zero.
+    None,
+}
+
+impl Base {
+    /// Where its value is followed.
+    fn slot(self) -> usize {
+        match self {
+            Self::Register(r) => r as usize,
+            Self::Page => 16,
+            Self::None => 17,
+        }
+    }
+}
+
+/// One memory access.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub base: Base,
+    /// Register and log2 of the scale.
+    pub index: Option<(u8, u8)>,
+    pub disp: i32,
+    /// FS or GS, as an index into the vCPU's segments.
+    pub segment: Option<usize>,
+    pub size: u16,
+    pub write: bool,
+    pub group: Option<u8>,
+}
+
+/// How an instruction uses one of the registers that are not in the host's.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Use {
+    pub read: bool,
+    pub write: bool,
+}
+
+/// One instruction.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub ins: Instruction,
+    /// Of its first byte in the page.
+    pub offset: u16,
+    pub action: Action,
+    /// Some arithmetic flag is wanted before it.
+    pub live: bool,
+    /// R10 and R11 as operands; in addresses they count by themselves.
+    pub uses: [Use; 2],
+    /// The operand in memory.
+    pub operand: Option<Access>,
+    /// The access to the stack.
+    pub stack: Option<Access>,
+    pub vector: bool,
+}
+
+impl Step {
+    pub(crate) fn next_offset(&self) -> u16 {
+        self.offset + self.ins.len() as u16
+    }
+}
+
+/// A group of accesses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group {
+    /// Before which step it is checked.
+    pub at: usize,
+    /// What its range is relative to there.
+    pub base: Base,
+    pub low: i32,
+    pub size: u16,
+    pub write: bool,
+    /// Accesses behind the first.
+    pub more: bool,
+}
+
+/// A block to be.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub steps: Vec<Step>,
+    pub groups: Vec<Group>,
+    /// Before which step requests are looked for, if the block may be part of a loop.
+    pub poll: Option<usize>,
+    values: Vec<[Value; 18]>,
+}
+
+/// A value that is not known, plus a constant.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Value {
+    unknown: u32,
+    plus: i32,
+}
+
+impl Plan {
+    pub(crate) fn clear(&mut self) {
+        self.steps.clear();
+        self.groups.clear();
+        self.values.clear();
+        self.poll = None;
+    }
+
+    /// Takes the last instruction back.
+    pub(crate) fn pop(&mut self) {
+        self.steps.pop();
+        self.values.pop();
+    }
+
+    /// Adds an instruction; whether the block goes on behind it.
+    pub(crate) fn add(
+        &mut self,
+        ins: Instruction,
+        page: u64,
+        admission: &Admission,
+        info: &mut InstructionInfoFactory,
+    ) -> bool {
+        let mut action = admission.action(&ins);
+        let offset = (ins.ip().wrapping_sub(page)) as u16;
+        let mut step = Step {
+            ins,
+            offset,
+            action,
+            live: true,
+            uses: [Use::default(); 2],
+            operand: None,
+            stack: None,
+            vector: matches!(action, Action::Copy | Action::Memory) && uses_vectors(&ins),
+        };
+        let mut values = self.values.last().copied().unwrap_or_else(first_values);
+        if let Some(last) = self.steps.last() {
+            follow(&mut values, last, self.steps.len() as u32, info);
+        }
+        step.uses = operands(&ins, info);
+        describe(&mut step, page);
+        if needs_both_scratch(&step) {
+            action = if action.ends_block() { Action::GenericEnd } else { Action::Generic };
+            (step.action, step.operand, step.stack, step.vector) = (action, None, None, false);
+        }
+        if step.operand.is_some_and(|o| o.size == 0) {
+            step.action = if action.ends_block() { Action::GenericEnd } else { Action::Generic };
+            (step.operand, step.stack, step.vector) = (None, None, false);
+        }
+        let goes_on = !step.action.ends_block();
+        self.values.push(values);
+        self.steps.push(step);
+        goes_on
+    }
+
+    /// Looks at the block as a whole. `wanted_after` are flags wanted where it ends without a branch.
+    pub(crate) fn finish(&mut self, separate: bool) {
+        let mut wanted = ARITH;
+        for step in self.steps.iter_mut().rev() {
+            let ins = &step.ins;
+            if ins.flow_control() != FlowControl::Next || matches!(step.action, Action::Generic) {
+                // Elsewhere, and for x86-core's functions, they must all be right.
+                wanted = ARITH;
+            }
+            let sets = ins.rflags_modified() & ARITH;
+            if !conditionally_sets_flags(ins) {
+                // Where the manual calls a flag undefined, processors may leave it alone.
+                wanted &= !sets | ins.rflags_undefined();
+            }
+            wanted |= ins.rflags_read() & ARITH;
+            if matches!(step.action, Action::Generic | Action::GenericEnd) {
+                wanted = ARITH;
+            }
+            step.live = wanted != 0;
+        }
+        if !separate {
+            self.group();
+        }
+        if self.steps.iter().any(may_loop) {
+            self.poll = Some(self.steps.iter().position(|s| !s.live).unwrap_or(0));
+        }
+    }
+
+    fn group(&mut self) {
+        // Accesses in order: step, whether it is the stack's, value it is relative to, range.
+        let mut open: Vec<Cluster> = Vec::new();
+        for at in 0..self.steps.len() {
+            let step = &self.steps[at];
+            let both = [(step.operand, false), (step.stack, true)];
+            for (access, stack) in both {
+                let Some(access) = access else { continue };
+                if access.index.is_some() || access.segment.is_some() {
+                    continue;
+                }
+                let value = self.values[at][access.base.slot()];
+                let Some(low) = value.plus.checked_add(access.disp) else { continue };
+                let high = i64::from(low) + i64::from(access.size);
+                let page = access.base == Base::Page;
+                let fits = |c: &&mut Cluster| {
+                    let (l, h) = (c.low.min(i64::from(low)), c.high.max(high));
+                    let near = if page { l >> 12 == (h - 1) >> 12 } else { h - l <= MAX_SPAN };
+                    c.unknown == value.unknown && near
+                };
+                if page && low >> 12 != ((high - 1) >> 12) as i32 {
+                    continue;
+                }
+                match open.iter_mut().rev().find(fits) {
+                    Some(cluster) => {
+                        cluster.low = cluster.low.min(i64::from(low));
+                        cluster.high = cluster.high.max(high);
+                        cluster.write |= access.write;
+                        cluster.members.push((at, stack));
+                    }
+                    None => open.push(Cluster {
+                        unknown: value.unknown,
+                        low: low.into(),
+                        high,
+                        write: access.write,
+                        base: access.base,
+                        members: vec![(at, stack)],
+                    }),
+                }
+            }
+        }
+        for cluster in open {
+            let (first, _) = cluster.members[0];
+            let more = cluster.members.len() > 1;
+            // On its own an access is better off with a check that can be repeated; unless that would have to keep flags.
+            if self.groups.len() >= SLOTS || !(more || self.steps[first].live) {
+                continue;
+            }
+            let slot = cluster.base.slot();
+            let usable = |at: &usize| {
+                !self.steps[*at].live && self.values[*at][slot].unknown == cluster.unknown
+            };
+            let known = (0..=first).rev().take_while(|at| self.values[*at][slot].unknown == cluster.unknown);
+            let at = known.clone().find(usable);
+            let Some(at) = at.or(more.then_some(first)) else { continue };
+            let id = self.groups.len() as u8;
+            let low = cluster.low - i64::from(self.values[at][slot].plus);
+            let Ok(low) = i32::try_from(low) else { continue };
+            self.groups.push(Group {
+                at,
+                base: cluster.base,
+                low,
+                size: (cluster.high - cluster.low) as u16,
+                write: cluster.write,
+                more: more || at != first,
+            });
+            for (at, stack) in cluster.members {
+                let step = &mut self.steps[at];
+                let access = if stack { &mut step.stack } else { &mut step.operand };
+                if let Some(access) = access {
+                    access.group = Some(id);
+                }
+            }
+        }
+    }
+}
+
+struct Cluster {
+    unknown: u32,
+    low: i64,
+    high: i64,
+    write: bool,
+    base: Base,
+    members: Vec<(usize, bool)>,
+}
+
+fn first_values() -> [Value; 18] {
+    std::array::from_fn(|n| Value { unknown: n as u32, plus: 0 })
+}
+
+/// A branch that could lead back here without anybody looking for requests.
+fn may_loop(step: &Step) -> bool {
+    match step.action {
+        Action::Jump | Action::Jcc | Action::Call => {
+            step.ins.near_branch64() <= step.ins.ip()
+        }
+        Action::Return | Action::JumpIndirect | Action::CallIndirect => true,
+        _ => false,
+    }
+}
+
+/// Shifts by CL and repeated comparisons, which set no flag when the count is zero; and what loads flags from elsewhere.
+fn conditionally_sets_flags(ins: &Instruction) -> bool {
+    let by_cl =
+        (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n) == Register::CL);
+    by_cl || ins.has_rep_prefix() || ins.has_repne_prefix() || rotates(ins.mnemonic())
+}
+
+/// By an immediate, these may leave flags alone, too.
+fn rotates(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(m, Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd)
+}
+
+/// How R10 and R11 are used as operands.
+fn operands(ins: &Instruction, info: &mut InstructionInfoFactory) -> [Use; 2] {
+    let mut uses = [Use::default(); 2];
+    let names = |n: u32, r: u8| {
+        let register = ins.op_register(n);
+        ins.op_kind(n) == OpKind::Register && register.is_gpr() && full(register) == r
+    };
+    if !(0..ins.op_count()).any(|n| names(n, 10) || names(n, 11)) {
+        return uses;
+    }
+    let info = info.info(ins);
+    for (use_, r) in uses.iter_mut().zip(SCRATCH) {
+        for n in (0..ins.op_count()).filter(|n| names(*n, r)) {
+            let narrow = ins.op_register(n).size() < 4;
+            match info.op_access(n) {
+                OpAccess::Read | OpAccess::CondRead => use_.read = true,
+                OpAccess::Write => {
+                    use_.write = true;
+                    use_.read |= narrow;
+                }
+                OpAccess::None | OpAccess::NoMemAccess => {}
+                _ => *use_ = Use { read: true, write: true },
+            }
+        }
+    }
+    uses
+}
+
+/// Number of the 64-bit register that a general register is part of.
+fn full(register: Register) -> u8 {
+    register.full_register().number() as u8
+}
+
+/// Fills in the accesses.
+fn describe(step: &mut Step, page: u64) {
+    let ins = &step.ins;
+    let stack = |disp: i32, write: bool| Access {
+        base: Base::Register(RSP),
+        index: None,
+        disp,
+        segment: None,
+        size: 8,
+        write,
+        group: None,
+    };
+    match step.action {
+        Action::Push => {
+            step.stack = Some(stack(-8, true));
+            if ins.op0_kind() == OpKind::Memory {
+                step.operand = Some(operand(ins, page, false));
+            }
+        }
+        Action::Call => step.stack = Some(stack(-8, true)),
+        Action::CallIndirect => {
+            step.stack = Some(stack(-8, true));
+            if ins.op0_kind() == OpKind::Memory {
+                step.operand = Some(operand(ins, page, false));
+            }
+        }
+        Action::JumpIndirect if ins.op0_kind() == OpKind::Memory => {
+            step.operand = Some(operand(ins, page, false));
+        }
+        Action::Pop | Action::Return => step.stack = Some(stack(0, false)),
+        Action::Leave => step.stack = Some(Access { base: Base::Register(RBP), ..stack(0, false) }),
+        Action::Memory => step.operand = Some(operand(ins, page, writes_memory(ins))),
+        _ => {}
+    }
+}
+
+fn operand(ins: &Instruction, page: u64, write: bool) -> Access {
+    let segment = segment_index(ins.memory_segment()).filter(|s| *s >= x86_core::seg::FS);
+    let displacement = ins.memory_displacement64();
+    let (base, disp) = match ins.memory_base() {
+        Register::RIP => (Base::Page, displacement.wrapping_sub(page) as i64),
+        Register::None => (Base::None, displacement as i64),
+        register => (Base::Register(register.number() as u8), displacement as i64),
+    };
+    let index = match ins.memory_index() {
+        Register::None => None,
+        register => Some((register.number() as u8, ins.memory_index_scale().trailing_zeros() as u8)),
+    };
+    // Size 0 makes it a generic instruction.
+    let fits = i32::try_from(disp).is_ok();
+    let size = if fits { ins.memory_size().size() as u16 } else { 0 };
+    Access { base, index, disp: disp as i32, segment, size, write, group: None }
+}
+
+/// Whether the memory operand is written, too. An access too many as a write is only slower, one too few is wrong.
+fn writes_memory(ins: &Instruction) -> bool {
+    let mut info = InstructionInfoFactory::new();
+    let info = info.info(ins);
+    (0..ins.op_count()).any(|n| {
+        ins.op_kind(n) == OpKind::Memory
+            && !matches!(info.op_access(n), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
+    })
+}
+
+/// Both scratch registers are operands that are read: none is left for the address.
+fn needs_both_scratch(step: &Step) -> bool {
+    step.operand.is_some() && step.uses.iter().all(|u| u.read)
+}
+
+/// What the registers hold behind `step`.
+fn follow(values: &mut [Value; 18], step: &Step, fresh: u32, info: &mut InstructionInfoFactory) {
+    let ins = &step.ins;
+    let add = |value: &mut Value, n: i64, fresh: u32| match i32::try_from(i64::from(value.plus) + n) {
+        Ok(plus) => value.plus = plus,
+        Err(_) => *value = Value { unknown: 32 + fresh * 20 + 19, plus: 0 },
+    };
+    let rsp = RSP as usize;
+    match step.action {
+        Action::Push => return add(&mut values[rsp], -8, fresh),
+        Action::Pop => {
+            add(&mut values[rsp], 8, fresh);
+            let to = full(ins.op0_register());
+            values[to as usize] = Value { unknown: 32 + fresh * 20 + u32::from(to), plus: 0 };
+            return;
+        }
+        Action::Leave => {
+            values[rsp] = values[RBP as usize];
+            values[RBP as usize] = Value { unknown: 32 + fresh * 20 + u32::from(RBP), plus: 0 };
+            return add(&mut values[rsp], 8, fresh);
+        }
+        Action::Copy => {
+            let (to, wide) = (ins.op0_register(), ins.op0_register().is_gpr64());
+            let n = to.number();
+            match ins.mnemonic() {
+                Mnemonic::Lea
+                    if wide && ins.memory_index() == Register::None && ins.memory_base() == to =>
+                {
+                    return add(&mut values[n], ins.memory_displacement64() as i64, fresh);
+                }
+                Mnemonic::Lea
+                    if wide && ins.memory_index() == Register::None && ins.memory_base().is_gpr64() =>
+                {
+                    values[n] = values[ins.memory_base().number()];
+                    return add(&mut values[n], ins.memory_displacement64() as i64, fresh);
+                }
+                Mnemonic::Add if wide && ins.op1_kind() != OpKind::Register => {
+                    return add(&mut values[n], ins.immediate(1) as i64, fresh);
+                }
+                Mnemonic::Sub if wide && ins.op1_kind() != OpKind::Register => {
+                    return add(&mut values[n], (ins.immediate(1) as i64).wrapping_neg(), fresh);
+                }
+                Mnemonic::Mov if wide && ins.op1_register().is_gpr64() => {
+                    values[n] = values[ins.op1_register().number()];
+                    return;
+                }
+                Mnemonic::Cmp | Mnemonic::Test => return,
+                _ => {}
+            }
+        }
+        _ => {}
+    }
+    let info = info.info(ins);
+    for used in info.used_registers() {
+        let register = used.register();
+        if register.is_gpr()
+            && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
+        {
+            let n = full(register);
+            values[n as usize] = Value { unknown: 32 + fresh * 20 + u32::from(n), plus: 0 };
+        }
+    }
+}
