@@ -14,6 +14,7 @@ mod error;
 pub mod host;
 mod html;
 mod jobs;
+mod markdown;
 mod measure;
 mod memory;
 mod options;

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::host::Scratch;
 use crate::html::html;
 use crate::jobs::Kitchen;
+use crate::markdown::markdown;
 use crate::report::{Output, Report};
 use crate::stats::Rounds;
 use crate::subject::{Field, Peer};
@@ -101,6 +102,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 
+    /// Write tables for a document here, in Markdown
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+
     /// Say what is slower, beyond noise, than in this report of an earlier `--json`
     #[arg(long, value_name = "FILE")]
     pub against: Option<PathBuf>,
@@ -160,7 +165,12 @@ impl Options {
     /// Looks whether the files can be written.
     pub(crate) fn outputs(&self) -> Result<Outputs, Error> {
         let check = |path: &Option<PathBuf>| path.as_deref().map(Output::check).transpose();
-        Ok(Outputs { json: check(&self.json)?, csv: check(&self.csv)?, html: check(&self.html)? })
+        Ok(Outputs {
+            json: check(&self.json)?,
+            csv: check(&self.csv)?,
+            html: check(&self.html)?,
+            markdown: check(&self.markdown)?,
+        })
     }
 }
 
@@ -170,6 +180,7 @@ pub(crate) struct Outputs {
     json: Option<Output>,
     csv: Option<Output>,
     html: Option<Output>,
+    markdown: Option<Output>,
 }
 
 impl Outputs {
@@ -183,6 +194,9 @@ impl Outputs {
         }
         if let Some(output) = &self.html {
             output.write(&html(report, changes, floor))?;
+        }
+        if let Some(output) = &self.markdown {
+            output.write(&markdown(report))?;
         }
         Ok(())
     }

@@ -143,8 +143,16 @@ impl fmt::Display for Estimate {
     }
 }
 
-/// Three significant digits, or all before the point.
+/// Three significant digits, or all before the point in groups of three.
 pub fn significant(value: f64) -> String {
+    if value.abs() >= 10_000.0 {
+        let digits = format!("{value:.0}");
+        let group = |(n, c): (usize, char)| {
+            let comma = n > 0 && (digits.len() - n).is_multiple_of(3) && digits.as_bytes()[n - 1] != b'-';
+            comma.then_some(',').into_iter().chain([c])
+        };
+        return digits.chars().enumerate().flat_map(group).collect();
+    }
     let digits = match value.abs() {
         v if v >= 100.0 || v == 0.0 => 0,
         v => (2.0 - v.log10().floor()).clamp(0.0, 6.0) as usize,
@@ -237,7 +245,8 @@ mod tests {
             (1.0, "1.00"),
             (9.996, "10.00"),
             (12.34, "12.3"),
-            (54321.9, "54322"),
+            (54321.9, "54,322"),
+            (1e9, "1,000,000,000"),
         ] {
             assert_eq!(significant(value), text);
         }

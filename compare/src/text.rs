@@ -14,7 +14,7 @@ pub fn text(report: &Report) -> String {
     for line in disagreements(report) {
         let _ = writeln!(out, "{line}");
     }
-    for line in caution(report) {
+    if let Some(line) = caution(report) {
         let _ = writeln!(out, "{line}");
     }
     for (group, rows) in report.groups() {

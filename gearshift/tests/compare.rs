@@ -69,7 +69,7 @@ fn what_cannot_be_is_refused_before_anything_runs() {
     refused(&["start", "--accel", "warp"], ACCELERATOR, &["`warp`", "interp"]);
     refused(&["start", "--accel", "kvm"], ACCELERATOR, &["nothing to compare", "kvm", "/nonexistent/kvm"]);
     refused(&["start", "--cpu", "z80"], CPU, &["z80"]);
-    for option in ["--json", "--csv", "--html"] {
+    for option in ["--json", "--csv", "--html", "--markdown"] {
         refused(
             &["start", option, "/nonexistent/report"],
             REPORT,
