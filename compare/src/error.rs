@@ -81,6 +81,9 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A suite's files cannot be read.
+    #[error(transparent)]
+    Suite(#[from] guests::suite::SuiteError),
     /// A guest of ours does not assemble.
     #[error(transparent)]
     Assembler(#[from] guests::bare::BuildError),

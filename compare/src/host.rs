@@ -114,16 +114,11 @@ impl Drop for Scratch {
     }
 }
 
-/// Root of the source tree this program was built from.
-pub fn source_root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
-
-/// Commit of that source tree as it is now, with `-dirty` behind it if there are changes; empty where there is none.
+/// Commit of the source tree this program was built from, as it is now, with `-dirty` behind it if there are changes; empty where there is none.
 pub(crate) fn commit() -> String {
     let output = Command::new("git")
         .args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
-        .current_dir(source_root())
+        .current_dir(guests::suite::source())
         .output();
     output.map_or_else(|_| String::new(), |o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
 }

@@ -7,9 +7,10 @@ use std::io::Write as _;
 use std::process::Stdio;
 use std::time::Duration;
 
+use common::guest::have;
 use common::pty::Pty;
 use common::{gearshift, stderr, stdout};
-use guests::debian::{self, Flavour};
+use guests::debian::Flavour;
 
 /// A boot takes seconds; this is for a host that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(420);
@@ -17,22 +18,6 @@ const PATIENCE: Duration = Duration::from_secs(420);
 /// Whether the default guest is there.
 fn have_guest() -> bool {
     have(Flavour::Cloud)
-}
-
-/// Whether a guest is there. Fails if it cannot be had, unless told to stay offline.
-fn have(flavour: Flavour) -> bool {
-    if debian::cached(flavour).is_some() {
-        return true;
-    }
-    if std::env::var("GEARSHIFT_OFFLINE").is_ok_and(|value| value == "1") {
-        // Past the harness, which would capture it.
-        std::io::stderr()
-            .write_all(b"SKIPPED: no Debian guest in the cache, and GEARSHIFT_OFFLINE=1\n")
-            .unwrap();
-        return false;
-    }
-    debian::fetch(flavour, &mut |_| {}).expect("the Debian guest (GEARSHIFT_OFFLINE=1 skips this test)");
-    true
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! 3. [`micro`] are such guests for benchmarks, one a class of work, with known results.
 //! 4. [`modes`] are such guests for tests: they use the processor's modes as Linux does not, and check themselves.
 //! 5. [`initramfs`] writes initial RAM file systems for Linux guests.
-//! 6. [`debian`] obtains the default guest: Debian's own kernel with its busybox.
+//! 6. [`debian`] obtains the default guest: Debian's own kernel with its busybox; and libraries of Debian's.
+//! 7. [`suite`] are programs for Linux user space that measure and check classes of work.
 
 mod assembled;
 pub mod bare;
@@ -14,3 +15,13 @@ pub mod embedded;
 pub mod initramfs;
 pub mod micro;
 pub mod modes;
+pub mod suite;
+
+/// Why the guest or class `name` says on its console that it cannot run here, in the line
+/// `RESULT <name> unavailable: <reason>`. That is no failure.
+fn unavailable<'a>(name: &str, console: &'a str) -> Option<&'a str> {
+    console.lines().find_map(|line| {
+        let line = line.trim().strip_prefix("RESULT ")?.strip_prefix(name)?;
+        line.strip_prefix(" unavailable: ")
+    })
+}

@@ -21,6 +21,12 @@ fn benchmark_guests_compute_what_their_models_do() {
         let Some((console, code)) = qemu(program.name, program.elf, &format!("quiet n={n} x")) else {
             return;
         };
+        if let ("avx2", Some(reason)) = (program.name, program.unavailable(&console)) {
+            // QEMU before 7.2.
+            let line = format!("SKIPPED (optional): avx2 on QEMU: {reason}\n");
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
+            continue;
+        }
         let report = micro::Report::find(&console).unwrap_or_else(|| panic!("{}: {console}", program.name));
         assert_eq!((report.name.as_str(), report.iterations), (program.name, n));
         assert_eq!(report.checksum, program.expected(n), "{}", program.name);
@@ -119,7 +125,8 @@ fn debian_runs_scripts_and_powers_off() {
     std::fs::write(&path, own).unwrap();
     let boot = |initrd: &OsStr, more: &str| {
         let files = ["-kernel".as_ref(), guest.kernel.as_os_str(), "-initrd".as_ref(), initrd];
-        run("debian", &files, "256", &format!("console=ttyS0 quiet {more}"))
+        // On a busy host QEMU gets too little time for the kernel's check of the timer, which then panics.
+        run("debian", &files, "256", &format!("console=ttyS0 quiet no_timer_check {more}"))
     };
     let script = boot(path.as_os_str(), "");
     std::fs::remove_file(&path).unwrap();

@@ -2,6 +2,7 @@
 
 mod cargo;
 mod fuzz;
+mod guest_files;
 mod kvm_lab;
 mod lint;
 mod oracle;
@@ -9,7 +10,7 @@ mod test;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use guests::{debian, embedded, micro, modes};
+use guests::debian;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ enum Task {
         #[arg(long, default_value = "cloud")]
         flavour: debian::Flavour,
     },
+    Guests(guest_files::Arguments),
     KvmLab(kvm_lab::Arguments),
     /// Run hostile guests against the interpreter for as long as one wants
     Fuzz(fuzz::Arguments),
@@ -63,6 +65,7 @@ fn main() -> Result<ExitCode> {
                 println!("{what} {}", path.display());
             }
         }
+        Task::Guests(arguments) => guest_files::run(&arguments)?,
         Task::KvmLab(arguments) => return Ok(kvm_lab::run(&arguments)),
         Task::Fuzz(arguments) => fuzz::run(&arguments)?,
         Task::Lint => {
@@ -90,16 +93,9 @@ fn main() -> Result<ExitCode> {
 }
 
 fn guest(name: &str) -> Result<&'static [u8]> {
-    if name == "embedded" {
-        return Ok(embedded::ELF);
-    }
-    let all = || {
-        let micro = micro::all().map(|guest| (guest.name, guest.elf));
-        micro.chain(modes::all().map(|guest| (guest.name, guest.elf)))
-    };
-    let Some((_, elf)) = all().find(|guest| guest.0 == name) else {
-        let names: Vec<_> = all().map(|guest| guest.0).collect();
-        bail!("no guest is called {name:?}; there are embedded, {}", names.join(", "));
+    let Some((_, elf)) = guest_files::bare().find(|guest| guest.0 == name) else {
+        let names: Vec<_> = guest_files::bare().map(|guest| guest.0).collect();
+        bail!("no guest is called {name:?}; there are {}", names.join(", "));
     };
     Ok(elf)
 }

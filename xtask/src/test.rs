@@ -1,6 +1,6 @@
 //! All tests, with all they need, and a count at the end that leaves nothing out.
 //!
-//! 1. The Debian guests are fetched first, where one sees it happen, not within some test. `GEARSHIFT_OFFLINE=1` goes on
+//! 1. The Debian guests and libraries are fetched first, where one sees it happen, not within some test. `GEARSHIFT_OFFLINE=1` goes on
 //!    without them.
 //! 2. `cargo test --workspace` runs; its output passes through and is counted on the way.
 //! 3. A test that skips itself says `SKIPPED: ` and why. Skipped and ignored tests fail the run, unless it is offline.
@@ -73,6 +73,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             })?;
             eprintln!("Debian guest {}: {}", flavour.name(), guest.version);
         }
+        let libraries = debian::fetch_libraries(&mut |line| eprintln!("{line}"));
+        let libraries =
+            libraries.context("no libraries of Debian's (GEARSHIFT_OFFLINE=1 skips what needs them)")?;
+        eprintln!("Debian's libraries: {}", libraries.version);
     }
     let mut child = Command::new(cargo::program())
         .args(["test", "--workspace", "--no-fail-fast"])

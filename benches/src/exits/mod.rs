@@ -193,7 +193,7 @@ pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
 }
 
 fn build(scratch: &Scratch) -> Result<PathBuf, Failure> {
-    let source = host::source_root().join("benches/c/kvm_exits.c");
+    let source = guests::suite::source().join("benches/c/kvm_exits.c");
     let program = scratch.file("kvm_exits", &[])?;
     let mut cc = Command::new("cc");
     cc.args(["-O2", "-pthread", "-o"]).arg(&program).arg(source).stdin(Stdio::null());

@@ -102,8 +102,8 @@ impl Job for Bare {
 
 impl Bare {
     fn read(&self, outcome: Outcome) -> Reading {
-        if let Some(reason) = unavailable(&self.micro, &outcome.console) {
-            return Reading { refusal: Some(reason), ..Reading::default() };
+        if let Some(reason) = self.micro.unavailable(&outcome.console) {
+            return Reading { refusal: Some(format!("the guest says: {reason}")), ..Reading::default() };
         }
         // Where soft-off has another SLP_TYP than on our machine, the guest leaves by this.
         let end = if outcome.end.0 == "debug exit 0" { End("power-off".to_owned()) } else { outcome.end };
@@ -134,13 +134,6 @@ impl Bare {
     }
 }
 
-/// What the guest says its processor lacks, in a line `RESULT <name> unavailable: <reason>`.
-fn unavailable(guest: &Micro, console: &str) -> Option<String> {
-    let start = format!("RESULT {} unavailable:", guest.name);
-    let reason = console.lines().find_map(|line| line.strip_prefix(&start))?;
-    Some(format!("the guest says that its processor cannot: {}", reason.trim()))
-}
-
 /// Cycles an iteration took, if the guest computed the right thing.
 fn cycles(guest: &Micro, console: &str, end: &End) -> Result<f64, String> {
     let line = Report::find(console)
@@ -158,14 +151,6 @@ fn cycles(guest: &Micro, console: &str, end: &End) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_guest_may_say_that_it_cannot() {
-        let guest = micro::find("smc").unwrap();
-        let reason = unavailable(&guest, "x\r\nRESULT smc unavailable: no AVX2\r\n").unwrap();
-        assert!(reason.ends_with(": no AVX2"), "{reason}");
-        assert_eq!(unavailable(&guest, "RESULT sse unavailable: x\n"), None);
-    }
 
     #[test]
     fn wrong_results_are_failures() {

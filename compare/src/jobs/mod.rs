@@ -1,6 +1,6 @@
 //! The guests: what is started, and what of its output is a result.
 //!
-//! 1. A [`Job`] is one process that gives one or several *rows* of the report: a bare-metal guest gives one, the
+//! 1. A [`Job`] is one process that gives one or several *rows* of the report: a bare-metal guest gives one, a
 //!    user-space suite one for each of its classes.
 //! 2. A job's run on a subject gives a [`Reading`] for each row: a number, and the *answer* that must be the same on
 //!    every subject.
@@ -29,9 +29,9 @@ use crate::subject::Subject;
 pub(crate) struct Kitchen<'a> {
     pub(crate) quick: bool,
     pub(crate) offline: bool,
-    /// Milliseconds a class of the user-space suite is repeated for.
+    /// Milliseconds a class of a user-space suite is repeated for.
     pub(crate) millis: u32,
-    /// The user-space suite, if it is not to be built.
+    /// The user-space suite of our own, if it is not to be built.
     pub(crate) suite: Option<&'a Path>,
     /// For kernels that are files.
     pub(crate) initrd: Option<&'a Path>,
@@ -138,12 +138,13 @@ impl Job for Unavailable {
 }
 
 /// Groups of guests, in the order of reports.
-pub(crate) const GROUPS: [(&str, &str); 5] = [
+pub(crate) const GROUPS: [(&str, &str); 6] = [
     ("boot", "Debian's cloud kernel from process start to its first program"),
     ("start", "process start to the guest's first byte, and the memory that takes"),
     ("exits", "what leaving a guest costs: bare-metal guests that do nothing else"),
     ("micro", "bare-metal guests, one a class of work"),
-    ("user", "a Linux program, one row a class of work"),
+    ("user", "a Linux program of our own, one row a class of work"),
+    ("libraries", "a Linux program that drives libraries of Debian's, one row a class of work"),
 ];
 /// The group of kernels that are named by path.
 pub(crate) const FILES: &str = "file";
@@ -172,8 +173,9 @@ impl Selection {
                 None => (word.as_str(), None),
             };
             let known = GROUPS.iter().find(|(name, _)| *name == group).map(|(name, _)| *name);
-            let there_is =
-                |known: &str, guest: &str| known == "user" || micro::names(known).any(|n| n == guest);
+            let there_is = |known: &str, guest: &str| {
+                user::suite_of(known).is_some() || micro::names(known).any(|n| n == guest)
+            };
             match (known, guest) {
                 (Some(known), None) if known != "exits" || micro::names(known).next().is_some() => {
                     selection.wanted.push((known, None));
@@ -239,10 +241,13 @@ pub(crate) fn make(
         match group {
             "boot" => jobs.push(boot::job(guest.get_or_insert_with(debian).as_ref())),
             "start" => jobs.push(start::job(kitchen)?),
-            "user" => {
-                jobs.push(user::job(selection, kitchen, guest.get_or_insert_with(debian).as_ref(), say)?)
-            }
-            group => jobs.extend(micro::jobs(group, selection, kitchen)?),
+            group => match user::suite_of(group) {
+                Some(suite) => {
+                    let guest = guest.get_or_insert_with(debian).as_ref();
+                    jobs.push(user::job(group, suite, selection, kitchen, guest, say)?);
+                }
+                None => jobs.extend(micro::jobs(group, selection, kitchen)?),
+            },
         }
     }
     jobs.extend(selection.files.iter().map(|path| file::job(path, kitchen)));

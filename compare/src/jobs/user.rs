@@ -1,41 +1,45 @@
-//! A Linux program, natively and inside guests.
+//! Linux programs, natively and inside guests.
 //!
-//! `guests/user` is built as one static executable for the baseline x86-64, so that the same machine code runs on the
-//! host and in a guest without AVX (the C library inside chooses its string functions by CPUID, though: the host gets
-//! wider ones). In guests it is started by the script of an initramfs.
+//! `guests::suite` builds them: the same files run on the host and, started by the script of an initramfs, in a guest. One
+//! boot measures all classes that are wanted.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::{env, fs};
+use std::fs;
+use std::path::PathBuf;
 
-use guests::debian::DefaultGuest;
-use guests::initramfs::{Compression, Initramfs};
+use guests::debian::{self, DefaultGuest};
+use guests::initramfs::Compression;
+use guests::suite::{self, Class, Line, Program, Suite};
 
-use super::boot::{CMDLINE_OF_SCRIPTS, INSTRUCTIONS, MEBIBYTES};
+use super::boot::{CMDLINE_OF_SCRIPTS, DONE, INSTRUCTIONS, MEBIBYTES};
 use super::{Job, Kitchen, Reading, Readings, RowSpec, Selection, Unavailable};
 use crate::error::Error;
-use crate::host;
-use crate::process::{End, Outcome, Runner, Watch};
+use crate::process::{End, Outcome, Runner, Watch, last_lines};
 use crate::subject::{GuestRun, Subject};
 
-const GROUP: &str = "user";
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The suite of a group, if it is one of suites.
+pub(super) fn suite_of(group: &str) -> Option<Suite> {
+    match group {
+        "user" => Some(Suite::User),
+        "libraries" => Some(Suite::Libraries),
+        _ => None,
+    }
+}
 
-struct Suite {
+struct Classes {
     rows: Vec<RowSpec>,
-    program: PathBuf,
+    program: Program,
     /// The classes wanted, by name.
     classes: Vec<String>,
     /// For the program, on the host and in guests.
-    arguments: String,
+    arguments: Vec<String>,
     /// Kernel and initial RAM disk with the program in it; or why there is no guest.
     guest: Result<(PathBuf, PathBuf), String>,
 }
 
-fn row(class: &str, about: &str, what: &str) -> RowSpec {
+fn row(group: &'static str, class: &str, about: &str, what: &str) -> RowSpec {
     RowSpec {
-        guest: format!("{GROUP}/{class}"),
-        group: GROUP,
+        guest: format!("{group}/{class}"),
+        group,
         about: about.to_owned(),
         unit: "ns",
         what: what.to_owned(),
@@ -44,52 +48,70 @@ fn row(class: &str, about: &str, what: &str) -> RowSpec {
 
 /// Without the suite, or a Debian guest, the rows are there and say why they have no numbers.
 pub(super) fn job(
+    group: &'static str,
+    suite: Suite,
     selection: &Selection,
     kitchen: &Kitchen<'_>,
     guest: Result<&DefaultGuest, &String>,
     say: &dyn Fn(&str),
 ) -> Result<Box<dyn Job>, Error> {
-    let built = match kitchen.suite {
-        Some(file) => Ok(file.to_owned()),
-        None => build(say),
-    };
-    let known = built.and_then(|program| classes(&program).map(|classes| (program, classes)));
-    let (program, known) = match known {
-        Ok(known) => known,
+    let (program, known) = match program(suite, kitchen, say) {
+        Ok(made) => made,
         Err(reason) => {
-            let names = selection.named(GROUP).unwrap_or_else(|| vec!["suite".to_owned()]);
-            let rows = names.iter().map(|name| row(name, "", "")).collect();
+            let names = selection.named(group).unwrap_or_else(|| vec![suite.name().to_owned()]);
+            let rows = names.iter().map(|name| row(group, name, "", "")).collect();
             return Ok(Box::new(Unavailable { rows, reason }));
         }
     };
-    for name in selection.named(GROUP).unwrap_or_default() {
-        if !known.iter().any(|(class, _)| *class == name) {
-            let known = known.iter().map(|(class, _)| format!("{GROUP}/{class}")).collect();
-            return Err(Error::Guest { name: format!("{GROUP}/{name}"), known });
+    for name in selection.named(group).unwrap_or_default() {
+        if !known.iter().any(|class| class.name == name) {
+            let known = known.iter().map(|class| format!("{group}/{}", class.name)).collect();
+            return Err(Error::Guest { name: format!("{group}/{name}"), known });
         }
     }
-    let wanted: Vec<_> = known.into_iter().filter(|(class, _)| selection.wants(GROUP, class)).collect();
+    let wanted: Vec<_> = known.into_iter().filter(|class| selection.wants(group, &class.name)).collect();
     let what = guest.map_or_else(|_| "no guest".to_owned(), |guest| format!("Debian's {}", guest.version));
-    let classes: Vec<String> = wanted.iter().map(|(class, _)| class.clone()).collect();
-    let arguments = format!("--millis {} {}", kitchen.millis, classes.join(" "));
+    let rows = wanted.iter().map(|class| row(group, &class.name, &class.about, &what)).collect();
+    let classes: Vec<String> = wanted.into_iter().map(|class| class.name).collect();
+    let mut arguments = vec!["--millis".to_owned(), kitchen.millis.to_string()];
+    arguments.extend(classes.iter().cloned());
     let guest = match guest {
-        Ok(guest) => {
-            let busybox = fs::read(&guest.busybox).map_err(Error::file("read", &guest.busybox))?;
-            let bytes = fs::read(&program).map_err(Error::file("read", &program))?;
-            let initrd = Initramfs::new(&busybox)
-                .script(&format!("/bin/user-suite {arguments}\n"))
-                .file("bin/user-suite", 0o755, bytes)
-                .map(|initramfs| initramfs.build(Compression::None))
-                .map_err(|error| Error::Usage(error.to_string()))?;
-            Ok((guest.kernel.clone(), kitchen.scratch.file("user.img", &initrd)?))
-        }
+        Ok(guest) => initramfs(&program, guest, &arguments)
+            .and_then(|initrd| Ok((guest.kernel.clone(), kitchen.scratch.file(suite.name(), &initrd)?)))
+            .map_err(|error| error.to_string()),
         Err(reason) => Err(reason.clone()),
     };
-    let rows = wanted.iter().map(|(class, about)| row(class, about, &what)).collect();
-    Ok(Box::new(Suite { rows, program, classes, arguments, guest }))
+    Ok(Box::new(Classes { rows, program, classes, arguments, guest }))
 }
 
-impl Job for Suite {
+/// The suite and its classes, or why it cannot be had.
+fn program(suite: Suite, kitchen: &Kitchen<'_>, say: &dyn Fn(&str)) -> Result<(Program, Vec<Class>), String> {
+    let needs_libraries = suite == Suite::Libraries && debian::cached_libraries().is_none();
+    let program = match kitchen.suite {
+        Some(executable) if suite == Suite::User => {
+            Program { suite, executable: executable.to_owned(), libraries: None }
+        }
+        _ if needs_libraries && kitchen.offline => {
+            return Err(
+                "Debian's libraries are not in the cache, and --offline forbids to fetch them".to_owned()
+            );
+        }
+        _ => suite::build(suite, suite::source(), &mut |line| say(line)).map_err(|error| one_line(&error))?,
+    };
+    let classes = program.classes().map_err(|error| one_line(&error))?;
+    Ok((program, classes))
+}
+
+fn one_line(error: &dyn std::error::Error) -> String {
+    format!("{}; --suite FILE names a user-suite that is built", last_lines(&error.to_string()))
+}
+
+fn initramfs(program: &Program, guest: &DefaultGuest, arguments: &[String]) -> Result<Vec<u8>, Error> {
+    let busybox = fs::read(&guest.busybox).map_err(Error::file("read", &guest.busybox))?;
+    Ok(program.initramfs(&busybox, &arguments.join(" "))?.build(Compression::None))
+}
+
+impl Job for Classes {
     fn rows(&self) -> &[RowSpec] {
         &self.rows
     }
@@ -114,14 +136,14 @@ impl Job for Suite {
                     initrd: Some(initrd),
                     cmdline: CMDLINE_OF_SCRIPTS,
                     mebibytes: MEBIBYTES,
-                    until: super::boot::DONE,
+                    until: DONE,
                     linux: true,
                 };
                 runner.guest(subject, &guest, &Watch::default())?
             }
             _ => {
-                let mut command = Command::new(&self.program);
-                command.args(self.arguments.split(' ')).stdin(Stdio::null());
+                let mut command = self.program.native();
+                command.args(&self.arguments).stdin(std::process::Stdio::null());
                 runner.native(command)?
             }
         };
@@ -129,107 +151,64 @@ impl Job for Suite {
     }
 }
 
-/// What a class's `RESULT` line says. The suite itself compares checksums. How the machine ends is no matter of a class.
+/// What a class's line says. The suite itself compares checksums. How the machine ends is no matter of a class.
 fn reading(class: &str, outcome: &Outcome) -> Reading {
-    let line = match line(class, &outcome.console) {
-        Ok(line) => line,
-        Err(failure) => return Reading::failed(format!("{failure} ({})", outcome.end.0)),
-    };
-    Reading {
-        refusal: None,
-        value: (!line.wrong).then_some(line.ns),
-        failure: line.wrong.then(|| format!("wrong result: checksum {}", line.checksum)),
-        answer: Some((format!("checksum={}", line.checksum), End(String::new()))),
-        memory: None,
-        counters: None,
-        milestones: Vec::new(),
-    }
-}
-
-/// A line `RESULT <class> iterations=<units> ns=<sum> best=<fastest> checksum=<sum> [WRONG]`.
-#[derive(Debug, PartialEq)]
-struct Line {
-    /// Nanoseconds a unit took.
-    ns: f64,
-    checksum: String,
-    wrong: bool,
-}
-
-fn line(class: &str, console: &str) -> Result<Line, String> {
-    let start = format!("RESULT {class} ");
-    let line = console.lines().map(str::trim_end).find(|line| line.starts_with(&start));
-    let line = line.ok_or("says no result")?;
-    let field =
-        |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-    let number = |name: &str| field(name).and_then(|text| text.parse::<f64>().ok());
-    match (number("iterations"), number("ns"), field("checksum")) {
-        (Some(units), Some(ns), Some(checksum)) if units > 0.0 => {
-            Ok(Line { ns: ns / units, checksum: checksum.to_owned(), wrong: line.ends_with("WRONG") })
+    let answer = |said: &str| Some((said.to_owned(), End(String::new())));
+    match suite::parse(class, &outcome.console) {
+        Some(Line::Measured { units, ns, .. }) => Reading {
+            value: Some(ns as f64 / units as f64),
+            answer: answer("the right checksum"),
+            ..Reading::default()
+        },
+        Some(Line::Unavailable(reason)) => {
+            Reading { refusal: Some(format!("the guest says: {reason}")), ..Reading::default() }
         }
-        _ => Err(format!("is no result: {line}")),
+        Some(Line::Wrong(line)) => Reading {
+            failure: Some(format!("wrong result: {line}")),
+            // The numbers of the line differ from round to round.
+            answer: answer(
+                line.split_whitespace().find(|word| word.starts_with("checksum=")).unwrap_or("WRONG"),
+            ),
+            ..Reading::default()
+        },
+        None => Reading::failed(format!(
+            "no result; last on its console: {}; end: {}",
+            last_lines(&outcome.console),
+            outcome.end.0
+        )),
     }
-}
-
-/// Builds the suite into the workspace's target folder; its path, or why it cannot be.
-fn build(say: &dyn Fn(&str)) -> Result<PathBuf, String> {
-    let root = host::source_root();
-    if !root.join("guests/user/Cargo.toml").is_file() {
-        return Err("the user-space suite is built from gearshift's source tree, which is not on this host; --suite FILE \
-                    names one that is built"
-            .to_owned());
-    }
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let target = target.join("user-suite");
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--release", "--package", "user-suite", "--target", TARGET]);
-    cargo.arg("--target-dir").arg(&target);
-    // The baseline, whatever the user builds other things for; and a file without symbols, as it travels in the
-    // initramfs.
-    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C target-cpu=x86-64 -C strip=symbols");
-    cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").current_dir(root).stdin(Stdio::null());
-    say("building the user-space suite");
-    let reason = match cargo.output() {
-        Ok(output) if output.status.success() => return Ok(target.join(TARGET).join("release/user-suite")),
-        Ok(output) => crate::process::last_lines(&String::from_utf8_lossy(&output.stderr)),
-        Err(error) => error.to_string(),
-    };
-    Err(format!("the user-space suite cannot be built: {reason}; --suite FILE names one that is"))
-}
-
-/// The classes the suite has and what they do, by its usage text.
-fn classes(suite: &Path) -> Result<Vec<(String, String)>, String> {
-    let said = Command::new(suite).arg("--help").stdin(Stdio::null()).output();
-    let output = said.map_err(|error| format!("{} cannot be run: {error}", suite.display()))?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    let lines = text.lines().skip_while(|line| *line != "classes:").skip(1);
-    let split = |line: &str| {
-        let (name, about) = line.trim().split_once(' ')?;
-        Some((name.to_owned(), about.trim().to_owned()))
-    };
-    let classes: Vec<_> = lines.filter_map(split).collect();
-    if classes.is_empty() {
-        return Err(format!("{} is no user-space suite: its --help lists no classes", suite.display()));
-    }
-    Ok(classes)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    #[test]
-    fn lines_of_results() {
-        let console = "INIT\r\nRESULT calls iterations=4 ns=1000 best=200 checksum=00\r\nRESULT x\r\n\
-                       RESULT y iterations=1 ns=1 best=1 checksum=01 WRONG\r\n";
-        let calls = Line { ns: 250.0, checksum: "00".to_owned(), wrong: false };
-        assert_eq!(line("calls", console), Ok(calls));
-        assert!(line("cal", console).is_err() && line("x", console).is_err());
-        assert!(line("y", console).unwrap().wrong);
+    fn read(console: &str) -> Reading {
+        let outcome = Outcome {
+            wall: Duration::ZERO,
+            console: console.to_owned(),
+            milestones: Vec::new(),
+            memory: None,
+            counters: None,
+            end: End("reset".to_owned()),
+        };
+        reading("calls", &outcome)
     }
 
     #[test]
-    fn what_is_no_suite_is_told() {
-        assert!(classes(Path::new("/nonexistent")).unwrap_err().contains("cannot be run"));
-        assert!(classes(Path::new("/bin/true")).unwrap_err().contains("no user-space suite"));
+    fn lines_are_numbers_answers_refusals_or_failures() {
+        let right = read("INIT\r\nRESULT calls iterations=4 ns=1000 best=200 checksum=00\r\n");
+        assert_eq!((right.value, right.failure), (Some(250.0), None));
+        let wrong = read("RESULT calls iterations=4 ns=1000 best=200 checksum=07 WRONG\n");
+        assert_eq!(
+            (wrong.value, wrong.answer.clone().map(|(said, _)| said)),
+            (None, Some("checksum=07".into()))
+        );
+        assert_ne!(wrong.answer, right.answer);
+        assert!(read("RESULT calls unavailable: no AVX2\n").refusal.unwrap().contains("no AVX2"));
+        let none = read("RESULT cal iterations=1\noops\n").failure.unwrap();
+        assert!(none.contains("oops") && none.contains("reset"), "{none}");
     }
 }

@@ -1,6 +1,8 @@
 //! What the tests of the program share: the program, a terminal to run it on, guests that do one thing.
 #![allow(dead_code, unreachable_pub)] // each test program uses a part of it
 
+pub mod accelerators;
+pub mod guest;
 pub mod pty;
 
 use std::process::{Command, Output, Stdio};

@@ -1,6 +1,6 @@
 //! `memory`: a pointer chase with stores over 1 MiB. `string`: REP MOVS, STOS and CMPS.
 
-use super::{LCG_ADD, LCG_MUL, Program};
+use super::{Program, fill_words};
 use crate::bare::{Runtime, layout::WORK};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -52,18 +52,7 @@ const FILL: u64 = WORK + 0x20_000;
 
 /// 8 KiB of a generator's output.
 fn fill_source(a: &mut CodeAssembler, _: &mut Runtime) -> Result<(), IcedError> {
-    let mut top = a.create_label();
-    a.mov(rdi, SOURCE)?;
-    a.mov(ecx, 1024)?;
-    a.mov(rsi, LCG_MUL)?;
-    a.mov(rdx, LCG_ADD)?;
-    a.mov(eax, 1)?;
-    a.set_label(&mut top)?;
-    a.imul_2(rax, rsi)?;
-    a.add(rax, rdx)?;
-    a.stosq()?;
-    a.dec(ecx)?;
-    a.jnz(top)
+    fill_words(a, SOURCE, 1024)
 }
 
 /// An iteration, numbered in r12: copy 4 KiB unaligned, fill 4 KiB, spread 8 bytes by an overlapping copy, copy

@@ -2,14 +2,20 @@
 //!
 //! Every program has the same frame: untimed setup, the count of iterations from the command line (`n=`), the timed
 //! body between two readings of the time-stamp counter, one `RESULT` line, power-off. The body gets its count (at
-//! least 1) in rcx, leaves its checksum in rbx and may use every register but rsp.
+//! least 1) in rcx, leaves its checksum in rbx and may use every register but rsp. A program that the processor lacks
+//! something for ends in its setup, with the line `RESULT <name> unavailable: <reason>`.
 //! `src/micro/model.rs` computes the same checksums in Rust.
 
+mod avx;
 mod control;
+mod device;
+mod generate;
 mod integer;
+mod interrupt;
 mod memory;
 mod sha;
 mod system;
+mod translation;
 mod vector;
 
 use crate::bare::{BuildError, Image, Runtime};
@@ -37,6 +43,23 @@ fn no_setup(_: &mut CodeAssembler, _: &mut Runtime) -> Result<(), IcedError> {
     Ok(())
 }
 
+/// Emits a loop that fills memory from `at` on with `words` outputs of the generator, which starts at 1; rax, rcx, rdi,
+/// r8 and r9 are lost.
+fn fill_words(a: &mut CodeAssembler, at: u64, words: u32) -> Result<(), IcedError> {
+    let mut top = a.create_label();
+    a.mov(r8, LCG_MUL)?;
+    a.mov(r9, LCG_ADD)?;
+    a.mov(eax, 1)?;
+    a.mov(rdi, at)?;
+    a.mov(ecx, words)?;
+    a.set_label(&mut top)?;
+    a.imul_2(rax, r8)?;
+    a.add(rax, r9)?;
+    a.stosq()?;
+    a.dec(ecx)?;
+    a.jnz(top)
+}
+
 /// All programs, in the order of the reports.
 pub const ALL: &[Program] = &[
     integer::INT,
@@ -44,11 +67,21 @@ pub const ALL: &[Program] = &[
     control::INDIRECT,
     memory::MEMORY,
     vector::SSE,
+    avx::AVX2,
     sha::SHA,
     system::SYSCALL,
     system::PAGEFAULT,
     memory::STRING,
     control::SMC,
+    generate::CODEGEN,
+    translation::WALK,
+    translation::CR3,
+    translation::CR3_GLOBAL,
+    device::PORT,
+    device::MMIO,
+    interrupt::INTERRUPT,
+    interrupt::HALT,
+    interrupt::TIMER,
 ];
 
 impl Program {

@@ -1,7 +1,6 @@
-//! The folder of one flavour: files, manifest, lock.
+//! The folder of one set of files, such as a flavour's: files, manifest, lock.
 
 use super::FetchError;
-use super::modules::Module;
 use sha2::{Digest, Sha256};
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -9,9 +8,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub(super) const KERNEL: &str = "vmlinuz";
-pub(super) const BUSYBOX: &str = "busybox";
-pub(super) const INITRD: &str = "initrd.img";
 const MANIFEST: &str = "manifest";
 const LOCK: &str = "lock";
 
@@ -22,30 +18,25 @@ const HEADER: &str = "gearshift debian guest 1";
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Manifest {
     pub(super) version: String,
-    kernel: String,
-    busybox: String,
-    /// File and sum of each module, in the order they load: without its last lines, a manifest is that of an entry with
-    /// fewer modules, which lacks the ones that need the others.
-    modules: Vec<(String, String)>,
+    /// File and sum of each: those that the entry is nothing without, then others, each after those it needs. So
+    /// a manifest without its last lines is that of an entry with less in it.
+    files: Vec<(String, String)>,
 }
 
 impl Manifest {
-    pub(super) fn of(version: &str, kernel: &[u8], busybox: &[u8], modules: &[Module]) -> Self {
-        let modules = modules.iter().map(|m| (m.file_name(), digest(&m.bytes))).collect();
-        Self { version: version.to_owned(), kernel: digest(kernel), busybox: digest(busybox), modules }
+    pub(super) fn of(version: &str, files: &[(&str, &[u8])]) -> Self {
+        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), digest(bytes))).collect();
+        Self { version: version.to_owned(), files }
     }
 
-    /// Files of the modules, in the order they load.
-    pub(super) fn modules(&self) -> impl Iterator<Item = &str> {
-        self.modules.iter().map(|(file, _)| file.as_str())
+    /// Names of the files behind the first `required` ones, in their order.
+    pub(super) fn optional(&self, required: usize) -> impl Iterator<Item = &str> {
+        self.files.iter().skip(required).map(|(file, _)| file.as_str())
     }
 
     fn to_text(&self) -> String {
-        let mut text = format!(
-            "{HEADER}\nversion {}\nsha256 {KERNEL} {}\nsha256 {BUSYBOX} {}\n",
-            self.version, self.kernel, self.busybox
-        );
-        for (file, sum) in &self.modules {
+        let mut text = format!("{HEADER}\nversion {}\n", self.version);
+        for (file, sum) in &self.files {
             text += &format!("sha256 {file} {sum}\n");
         }
         text
@@ -57,18 +48,13 @@ impl Manifest {
             return None;
         }
         let version = lines.next()?.strip_prefix("version ")?.to_owned();
-        let mut sum = |name: &str| {
-            let rest = lines.next()?.strip_prefix("sha256 ")?.strip_prefix(name)?;
-            Some(rest.strip_prefix(' ')?.to_owned())
-        };
-        let (kernel, busybox) = (sum(KERNEL)?, sum(BUSYBOX)?);
-        let module = |line: &str| {
+        let file = |line: &str| {
             let (file, sum) = line.strip_prefix("sha256 ")?.split_once(' ')?;
-            // A name from a file must not lead out of the folder.
-            let plain = file.ends_with(Module::SUFFIX) && !file.contains('/');
+            // A name from a file must not lead out of the folder, nor to the files that this module writes.
+            let plain = !file.starts_with('.') && !file.contains('/') && file != MANIFEST && file != LOCK;
             plain.then(|| (file.to_owned(), sum.to_owned()))
         };
-        Some(Self { version, kernel, busybox, modules: lines.map(module).collect::<Option<_>>()? })
+        Some(Self { version, files: lines.map(file).collect::<Option<_>>()? })
     }
 }
 
@@ -76,21 +62,21 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One flavour's folder.
+/// One set's folder.
 #[derive(Debug)]
 pub(super) struct Cache {
     folder: PathBuf,
 }
 
 impl Cache {
-    pub(super) fn open(flavour: &str) -> Result<Self, FetchError> {
+    pub(super) fn open(name: &str) -> Result<Self, FetchError> {
         let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         // A relative XDG_CACHE_HOME is to be ignored (XDG Base Directory Specification).
         let base = absolute("GEARSHIFT_CACHE")
             .or_else(|| absolute("XDG_CACHE_HOME").map(|path| path.join("gearshift")))
             .or_else(|| absolute("HOME").map(|path| path.join(".cache/gearshift")))
             .ok_or(FetchError::NoCacheFolder)?;
-        Ok(Self::at(base.join("debian").join(flavour)))
+        Ok(Self::at(base.join("debian").join(name)))
     }
 
     fn at(folder: PathBuf) -> Self {
@@ -137,33 +123,27 @@ impl Cache {
         fs::read(self.file(name)).ok()
     }
 
-    /// The manifest and busybox, if manifest and files agree. If only modules do not, it is as if there were none.
-    pub(super) fn verified(&self) -> Option<(Manifest, Vec<u8>)> {
+    /// The manifest, if it begins with the `required` files and they are what it says. If another of its files is not,
+    /// it is as if there were no others.
+    pub(super) fn verified(&self, required: &[&str]) -> Option<Manifest> {
         let mut manifest = Manifest::parse(&String::from_utf8(self.read(MANIFEST)?).ok()?)?;
-        let busybox = self.read(BUSYBOX)?;
-        let whole = digest(&busybox) == manifest.busybox && digest(&self.read(KERNEL)?) == manifest.kernel;
+        let (first, others) = manifest.files.split_at_checked(required.len())?;
         let sound = |(file, sum): &(String, String)| self.read(file).is_some_and(|b| digest(&b) == *sum);
-        if !manifest.modules.iter().all(sound) {
-            manifest.modules.clear();
+        if !first.iter().map(|(file, _)| file).eq(required) || !first.iter().all(sound) {
+            return None;
         }
-        whole.then_some((manifest, busybox))
+        if !others.iter().all(sound) {
+            manifest.files.truncate(required.len());
+        }
+        Some(manifest)
     }
 
     /// Manifest last: until it is there, the new files count as damaged.
-    pub(super) fn store(
-        &self,
-        version: &str,
-        kernel: &[u8],
-        busybox: &[u8],
-        modules: &[Module],
-    ) -> Result<(), FetchError> {
-        self.write(KERNEL, kernel)?;
-        self.write(BUSYBOX, busybox)?;
-        for module in modules {
-            self.write(&module.file_name(), &module.bytes)?;
+    pub(super) fn store(&self, version: &str, files: &[(&str, &[u8])]) -> Result<(), FetchError> {
+        for (name, bytes) in files {
+            self.write(name, bytes)?;
         }
-        let manifest = Manifest::of(version, kernel, busybox, modules);
-        self.write(MANIFEST, manifest.to_text().as_bytes())
+        self.write(MANIFEST, Manifest::of(version, files).to_text().as_bytes())
     }
 
     /// Under a name of its own first, so that no reader sees half a file.
@@ -213,54 +193,48 @@ mod tests {
         (Scratch(path.clone()), Cache::at(path))
     }
 
-    fn module(name: &str) -> Module {
-        Module { name: name.to_owned(), bytes: name.as_bytes().to_vec() }
-    }
-
     #[test]
     fn manifests_read_back() {
-        let modules = [module("irqbypass"), module("kvm")];
-        let manifest = Manifest::of("linux-image-1 1-1", b"kernel", b"busybox", &modules);
-        assert_eq!(manifest.modules().collect::<Vec<_>>(), ["irqbypass.ko", "kvm.ko"]);
+        let manifest = Manifest::of("linux-image-1 1-1", &[("a", b"1"), ("b.ko", b"2"), ("c.ko", b"3")]);
+        assert_eq!(manifest.optional(1).collect::<Vec<_>>(), ["b.ko", "c.ko"]);
         assert_eq!(Manifest::parse(&manifest.to_text()), Some(manifest));
         // SHA-256 of the empty message (FIPS 180-4 example).
         assert!(digest(b"").starts_with("e3b0c44298fc1c149afbf4c8996fb924"));
     }
 
     #[test]
-    fn damaged_manifests_are_none() {
-        let text = Manifest::of("v", b"k", b"b", &[]).to_text();
-        for end in 0..text.len() {
-            assert_eq!(Manifest::parse(&text[..end]), None, "{end}");
+    fn damaged_manifests_are_none_or_have_less() {
+        let files: [(&str, &[u8]); 3] = [("k", b"1"), ("b", b"2"), ("c", b"3")];
+        let all = Manifest::of("v", &files).to_text();
+        let shorter = (0..3).map(|n| Manifest::of("v", &files[..n])).collect::<Vec<_>>();
+        for end in 0..all.len() {
+            let cut = Manifest::parse(&all[..end]);
+            assert_eq!(cut.as_ref(), shorter.iter().find(|m| m.to_text().len() == end), "{end}");
         }
-        // Cut within its modules: nothing, or one without the last of them.
-        let both = Manifest::of("v", b"k", b"b", &[module("irqbypass"), module("kvm")]).to_text();
-        let one = Manifest::of("v", b"k", b"b", &[module("irqbypass")]);
-        for end in text.len() + 1..both.len() {
-            let cut = Manifest::parse(&both[..end]);
-            assert_eq!(cut.as_ref(), (end == one.to_text().len()).then_some(&one), "{end}");
-        }
-        for name in ["../x.ko", "vmlinuz"] {
-            assert_eq!(Manifest::parse(&format!("{text}sha256 {name} 00\n")), None);
+        for name in ["../x.ko", ".x", MANIFEST, LOCK] {
+            assert_eq!(Manifest::parse(&format!("{all}sha256 {name} 00\n")), None);
         }
     }
 
     #[test]
     fn a_damaged_file_counts_as_absent() {
         let (_scratch, cache) = cache("damaged");
-        assert!(cache.verified().is_none());
-        cache.store("v", b"kernel", b"busy", &[module("kvm")]).unwrap();
-        let (manifest, busybox) = cache.verified().unwrap();
-        assert_eq!((manifest.version.as_str(), &busybox[..]), ("v", &b"busy"[..]));
-        assert_eq!(manifest.modules().collect::<Vec<_>>(), ["kvm.ko"]);
+        let required = ["vmlinuz", "busybox"];
+        assert!(cache.verified(&required).is_none());
+        cache.store("v", &[("vmlinuz", b"kernel"), ("busybox", b"busy"), ("kvm.ko", b"kvm")]).unwrap();
+        let manifest = cache.verified(&required).unwrap();
+        assert_eq!(manifest.version, "v");
+        assert_eq!(manifest.optional(2).collect::<Vec<_>>(), ["kvm.ko"]);
+        assert!(cache.verified(&["busybox", "vmlinuz"]).is_none());
+        assert!(cache.verified(&["vmlinuz", "busybox", "kvm.ko", "more.ko"]).is_none());
         fs::write(cache.file("kvm.ko"), b"kvn").unwrap();
-        assert_eq!(cache.verified().unwrap().0.modules().count(), 0);
-        fs::write(cache.file(KERNEL), b"kerne").unwrap();
-        assert!(cache.verified().is_none());
-        cache.write(KERNEL, b"kernel").unwrap();
-        assert!(cache.verified().is_some());
-        fs::remove_file(cache.file(BUSYBOX)).unwrap();
-        assert!(cache.verified().is_none());
+        assert_eq!(cache.verified(&required).unwrap().optional(2).count(), 0);
+        fs::write(cache.file("vmlinuz"), b"kerne").unwrap();
+        assert!(cache.verified(&required).is_none());
+        cache.write("vmlinuz", b"kernel").unwrap();
+        assert!(cache.verified(&required).is_some());
+        fs::remove_file(cache.file("busybox")).unwrap();
+        assert!(cache.verified(&required).is_none());
     }
 
     #[test]

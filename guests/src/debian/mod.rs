@@ -8,19 +8,23 @@
 //! 3. What is kept lies in the user's cache folder (`$GEARSHIFT_CACHE`, else `$XDG_CACHE_HOME/gearshift`,
 //!    else `~/.cache/gearshift`), with a manifest of SHA-256 sums that is checked at every use: a damaged entry counts
 //!    as absent and is fetched again. Files appear by renaming, under a lock, manifest last.
-//! 4. The initramfs is not kept by the manifest: it is [`crate::initramfs`] around the cached busybox, written anew
+//! 4. [`fetch_libraries`] obtains libraries for programs in user space in the same way.
+//! 5. The initramfs is not kept by the manifest: it is [`crate::initramfs`] around the cached busybox, written anew
 //!    whenever it differs from what this version of the library makes.
 
 mod apt;
 mod cache;
 mod deb;
+mod libraries;
 mod modules;
 
 use crate::initramfs::{Compression, Initramfs};
-use apt::{Apt, Lists};
+use apt::{Apt, Lists, Package};
 use cache::Cache;
 use std::io;
 use std::path::PathBuf;
+
+pub use libraries::{LIBRARIES, LOADER, Libraries, cached_libraries, fetch_libraries};
 
 /// Which of Debian's kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -158,34 +162,66 @@ pub fn fetch_with_modules(
     let cache = Cache::open(flavour.name())?;
     let files: Vec<_> = names.iter().map(|name| cache.file(&modules::file_name(name))).collect();
     let complete = |guest: &DefaultGuest| files.iter().all(|file| guest.modules.contains(file));
-    if let Some(guest) = from_cache(&cache).filter(complete) {
-        return Ok(guest);
+    let packages = Packages {
+        architecture: flavour.architecture(),
+        download: |apt: &Apt<'_>, progress: &mut dyn FnMut(&str)| download(apt, flavour, progress),
+        store: |(kernel_deb, busybox_deb, version): (PathBuf, PathBuf, String)| {
+            let kernel = deb::extract(&kernel_deb, &|path| path.starts_with("boot/vmlinuz-"))?;
+            let busybox =
+                deb::extract(&busybox_deb, &|path| path == "bin/busybox" || path == "usr/bin/busybox")?;
+            let modules = modules::extract(&kernel_deb, names)?;
+            let modules: Vec<_> = modules.iter().map(|m| (m.file_name(), &m.bytes[..])).collect();
+            let mut files = vec![(KERNEL, &kernel[..]), (BUSYBOX, &busybox[..])];
+            files.extend(modules.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
+            cache.store(&version, &files)
+        },
+    };
+    obtain(&cache, || from_cache(&cache).filter(complete), packages, progress)
+}
+
+/// What fills a folder of the cache.
+struct Packages<D, S> {
+    architecture: &'static str,
+    /// Gets packages through apt; done again with fresh package lists where the host's may be at fault.
+    download: D,
+    /// Stores what is wanted of them.
+    store: S,
+}
+
+/// What `have` finds in the cache, else in what `packages` put there.
+fn obtain<T, P, D, S>(
+    cache: &Cache,
+    have: impl Fn() -> Option<T>,
+    packages: Packages<D, S>,
+    progress: &mut dyn FnMut(&str),
+) -> Result<T, FetchError>
+where
+    D: Fn(&Apt<'_>, &mut dyn FnMut(&str)) -> Result<P, FetchError>,
+    S: FnOnce(P) -> Result<(), FetchError>,
+{
+    if let Some(found) = have() {
+        return Ok(found);
     }
     cache.create()?;
     let _lock = cache.lock(progress)?;
     // Another process may have fetched it while this one waited.
-    if let Some(guest) = from_cache(&cache).filter(complete) {
-        return Ok(guest);
+    if let Some(found) = have() {
+        return Ok(found);
     }
     let scratch = cache.scratch()?;
-    let mut apt = Apt::new(scratch.path(), flavour.architecture())?;
-    let (kernel_deb, version) = match download(&mut apt, flavour, progress) {
+    let mut apt = Apt::new(scratch.path(), packages.architecture)?;
+    let downloaded = match (packages.download)(&apt, progress) {
         Ok(done) => done,
         Err(error) if !lists_may_be_old(&error) => return Err(error),
         Err(_) => {
             progress("fetching the archive's package lists (into a private folder)");
             apt.update()?;
-            download(&mut apt, flavour, progress)?
+            (packages.download)(&apt, progress)?
         }
     };
     progress("unpacking");
-    let kernel = deb::extract(&kernel_deb, &|path| path.starts_with("boot/vmlinuz-"))?;
-    let busybox =
-        deb::extract(&apt.downloaded(BUSYBOX)?, &|path| path == "bin/busybox" || path == "usr/bin/busybox")?;
-    let modules = modules::extract(&kernel_deb, names)?;
-    cache.store(&version, &kernel, &busybox, &modules)?;
-    write_initrd(&cache, &busybox)?;
-    from_cache(&cache).filter(complete).ok_or_else(|| FetchError::Cache {
+    (packages.store)(downloaded)?;
+    have().ok_or_else(|| FetchError::Cache {
         path: cache.folder().to_owned(),
         source: io::Error::other("what was just written does not read back"),
     })
@@ -201,34 +237,46 @@ fn lists_may_be_old(error: &FetchError) -> bool {
     }
 }
 
-const BUSYBOX: &str = "busybox-static";
+/// Package of the static busybox.
+const BUSYBOX_STATIC: &str = "busybox-static";
 
-/// Kernel package's file and its name with version.
+/// Files of the kernel's and busybox's package, and the kernel's name with version.
 fn download(
-    apt: &mut Apt<'_>,
+    apt: &Apt<'_>,
     flavour: Flavour,
     progress: &mut dyn FnMut(&str),
-) -> Result<(PathBuf, String), FetchError> {
+) -> Result<(PathBuf, PathBuf, String), FetchError> {
     if apt.lists() == Lists::Host {
-        progress(&format!("asking apt for {} and {BUSYBOX}", flavour.package()));
+        progress(&format!("asking apt for {} and {BUSYBOX_STATIC}", flavour.package()));
     }
     let kernel = apt.kernel_behind(flavour.package())?;
-    let busybox = apt.show(BUSYBOX)?;
-    let size = (kernel.size + busybox.size) as f64 / f64::from(1 << 20);
-    progress(&format!("downloading {} {} and {BUSYBOX} ({size:.1} MiB)", kernel.name, kernel.version));
-    apt.download(&[&kernel.name, BUSYBOX])?;
-    Ok((apt.downloaded(&kernel.name)?, format!("{} {}", kernel.name, kernel.version)))
+    let busybox = apt.show(BUSYBOX_STATIC)?;
+    let size = mebibytes(&[&kernel, &busybox]);
+    progress(&format!("downloading {} {} and {BUSYBOX_STATIC} ({size:.1} MiB)", kernel.name, kernel.version));
+    apt.download(&[&kernel.name, BUSYBOX_STATIC])?;
+    let version = format!("{} {}", kernel.name, kernel.version);
+    Ok((apt.downloaded(&kernel.name)?, apt.downloaded(BUSYBOX_STATIC)?, version))
 }
+
+/// Size of packages together.
+fn mebibytes(packages: &[&Package]) -> f64 {
+    packages.iter().map(|package| package.size as f64).sum::<f64>() / f64::from(1 << 20)
+}
+
+const KERNEL: &str = "vmlinuz";
+const BUSYBOX: &str = "busybox";
+const INITRD: &str = "initrd.img";
 
 /// Checks the manifest and brings the initramfs up to date.
 fn from_cache(cache: &Cache) -> Option<DefaultGuest> {
-    let (manifest, busybox) = cache.verified()?;
-    write_initrd(cache, &busybox).ok()?;
+    let required = [KERNEL, BUSYBOX];
+    let manifest = cache.verified(&required)?;
+    write_initrd(cache, &cache.read(BUSYBOX)?).ok()?;
     Some(DefaultGuest {
-        kernel: cache.file(cache::KERNEL),
-        initrd: cache.file(cache::INITRD),
-        busybox: cache.file(cache::BUSYBOX),
-        modules: manifest.modules().map(|file| cache.file(file)).collect(),
+        kernel: cache.file(KERNEL),
+        initrd: cache.file(INITRD),
+        busybox: cache.file(BUSYBOX),
+        modules: manifest.optional(required.len()).map(|file| cache.file(file)).collect(),
         version: manifest.version,
     })
 }
@@ -236,8 +284,8 @@ fn from_cache(cache: &Cache) -> Option<DefaultGuest> {
 /// Not compressed: a guest unpacks two megabytes for nothing else, and unpacking is slow on a software processor.
 fn write_initrd(cache: &Cache, busybox: &[u8]) -> Result<(), FetchError> {
     let archive = Initramfs::new(busybox).build(Compression::None);
-    if cache.read(cache::INITRD).is_some_and(|present| present == archive) {
+    if cache.read(INITRD).is_some_and(|present| present == archive) {
         return Ok(());
     }
-    cache.write(cache::INITRD, &archive)
+    cache.write(INITRD, &archive)
 }

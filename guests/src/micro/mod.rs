@@ -1,9 +1,10 @@
 //! Bare-metal benchmark guests, one a class of work.
 //!
-//! Each is an ELF64 with a PVH entry note that runs on the processor alone: no devices but the serial port for its
+//! Each is an ELF64 with a PVH entry note that runs on the processor alone: of devices, all use the serial port for their
 //! one line of output ([`Report`]) and the power-off port. The command line `n=COUNT` sets the iterations.
 //! What it computes is folded into a checksum, which [`Micro::expected`] computes again in Rust, so a benchmark
-//! of a wrong processor is noticed.
+//! of a wrong processor is noticed. Those about devices and interrupts use what every PC has: the serial port, the IOAPIC
+//! and the local APIC.
 
 mod model;
 
@@ -41,6 +42,12 @@ impl Micro {
     /// The checksum a right processor reports after `iterations` (at least 1, as the guest counts).
     pub fn expected(&self, iterations: u64) -> u64 {
         model::checksum(self.name, iterations.max(1))
+    }
+
+    /// Why the guest says on its console that it cannot run here, if it does: the processor lacks what it is about. Then
+    /// it powers off without a [`Report`], and nothing has failed.
+    pub fn unavailable<'a>(&self, console: &'a str) -> Option<&'a str> {
+        crate::unavailable(self.name, console)
     }
 }
 
@@ -107,6 +114,16 @@ mod tests {
         {
             assert_eq!(line.parse::<Report>(), Err(NotAReport), "{line}");
         }
+    }
+
+    #[test]
+    fn what_cannot_run_says_so() {
+        let avx2 = find("avx2").unwrap();
+        let console = "x\r\nRESULT avx2 unavailable: the processor has no AVX2\r\n";
+        assert_eq!(avx2.unavailable(console), Some("the processor has no AVX2"));
+        assert_eq!(find("int").unwrap().unavailable(console), None);
+        assert_eq!(Report::find(console), None);
+        assert_eq!(avx2.unavailable("RESULT avx2 iterations=1 tsc=2 checksum=3\n"), None);
     }
 
     #[test]

@@ -21,6 +21,16 @@ pub(super) fn about(name: &str) -> &'static str {
         "pagefault" => "page faults on first touch",
         "string" => "REP MOVS, STOS and CMPS",
         "smc" => "self-modifying code",
+        "avx2" => "32-bit integers in vectors of eight",
+        "codegen" => "new functions, each generated and called",
+        "walk" => "page walks of changed translations (INVLPG)",
+        "cr3" => "switches between two address spaces",
+        "cr3-global" => "the same with global pages",
+        "port" => "OUT and IN of a device register",
+        "mmio" => "two stores and a load of device registers",
+        "interrupt" => "interrupts to oneself, with EOI",
+        "halt" => "HLT with an interrupt pending",
+        "timer" => "HLT until the local APIC's timer (20 us at 1 GHz)",
         _ => "",
     }
 }
@@ -37,6 +47,12 @@ pub(super) fn checksum(name: &str, n: u64) -> u64 {
         "pagefault" => pagefault(n),
         "string" => string(n),
         "smc" => smc(n),
+        "avx2" => avx2(n),
+        "codegen" => codegen(n),
+        "walk" => walk(n),
+        "cr3" | "cr3-global" => cr3(n),
+        "port" | "mmio" => registers(n),
+        "interrupt" | "halt" | "timer" => vectors(n),
         _ => 0,
     }
 }
@@ -180,4 +196,95 @@ fn smc(n: u64) -> u64 {
         let immediate = (i as u32).wrapping_mul(0x0100_0193);
         sum.rotate_left(5) ^ u64::from(immediate)
     })
+}
+
+fn avx2(n: u64) -> u64 {
+    let mut state = 1;
+    let mut numbers: Vec<u32> = (0..512)
+        .flat_map(|_| {
+            let word = lcg(&mut state);
+            [word as u32, (word >> 32) as u32]
+        })
+        .collect();
+    let mut sum = 0u64;
+    for i in (1..=n).rev() {
+        for vector in numbers.as_chunks_mut::<8>().0 {
+            for (element, shift) in vector.iter_mut().zip(9..) {
+                let value = element.wrapping_mul(0x0100_0193).wrapping_add(i as u32);
+                *element = value ^ value >> shift;
+            }
+            vector.rotate_right(1);
+        }
+        let at = 2 * (i & 511) as usize;
+        sum = sum.rotate_left(5) ^ (u64::from(numbers[at]) | u64::from(numbers[at + 1]) << 32);
+    }
+    sum
+}
+
+fn codegen(n: u64) -> u64 {
+    let mut state = 1;
+    let mut sum = 0u64;
+    for _ in 0..n {
+        let function: [u64; 6] = std::array::from_fn(|_| lcg(&mut state));
+        let value = (0..4).fold(state, |value, _| function.iter().fold(value, apply));
+        sum = sum.rotate_left(5) ^ value;
+    }
+    sum
+}
+
+/// The generated instruction that the generator's `output` stands for.
+fn apply(value: u64, output: &u64) -> u64 {
+    let constant = i64::from((output >> 24) as i32) as u64;
+    let count = (constant & 63) as u32;
+    match output >> 61 {
+        0 => value.wrapping_add(constant),
+        1 => value ^ constant,
+        2 => value.wrapping_sub(constant),
+        3 => value.wrapping_mul(constant | 1),
+        4 => value.rotate_left(count),
+        5 => value.rotate_right(count),
+        6 => !value,
+        _ => value.swap_bytes(),
+    }
+}
+
+fn walk(n: u64) -> u64 {
+    let mut state = 1;
+    let words: [u64; 256] = std::array::from_fn(|_| lcg(&mut state));
+    let mut shown: Vec<u8> = (0..4096u32).map(|page| (page * 7) as u8).collect();
+    let (mut page, mut sum) = (0, 0u64);
+    for _ in 0..n {
+        page = (5 * page + 4099) % shown.len();
+        shown[page] = shown[page].wrapping_add(1);
+        sum = sum.rotate_left(1) ^ words[usize::from(shown[page])];
+    }
+    sum
+}
+
+fn cr3(n: u64) -> u64 {
+    // Where the pages are, which is what they first hold.
+    let mut spaces: [[u64; 8]; 2] = std::array::from_fn(|space| {
+        std::array::from_fn(|page| (0x41_0000 + 0x1000 * (8 * space + page) as u64) >> 5)
+    });
+    let mut sum = 0u64;
+    for (i, count) in (1..=n).rev().zip(1..) {
+        let pages = &mut spaces[(i & 1) as usize];
+        let page = |load: u64| ((i + 3 * load) >> 1) as usize % 8;
+        for load in 0..4 {
+            sum = sum.rotate_left(1) ^ pages[page(load)];
+        }
+        pages[page(3)] = pages[page(3)].wrapping_add(i);
+        sum = sum.wrapping_add(count);
+    }
+    sum
+}
+
+/// What was written to a register of a byte is read back.
+fn registers(n: u64) -> u64 {
+    (1..=n).rev().fold(0u64, |sum, i| sum.rotate_left(3) ^ (i & 0xff))
+}
+
+/// Eight vectors in turn.
+fn vectors(n: u64) -> u64 {
+    (1..=n).rev().fold(0u64, |sum, i| sum.rotate_left(5) ^ (0x40 + (i & 7)))
 }

@@ -1,7 +1,7 @@
 //! Calls: direct and recursive, and through pointers.
 
-use crate::{Unit, lcg};
 use std::hint::black_box;
+use suite_runner::{Unit, lcg};
 
 pub(crate) fn calls() -> Unit {
     Box::new(|| fib(black_box(21)))

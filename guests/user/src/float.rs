@@ -1,11 +1,11 @@
 //! Floating point: scalar doubles, and packed ones.
 #![allow(unsafe_code)] // SSE2 intrinsics with loads and stores through pointers
 
-use crate::{Unit, lcg};
 use std::arch::x86_64::{
     __m128d, _mm_add_pd, _mm_loadu_pd, _mm_mul_pd, _mm_set1_pd, _mm_setzero_pd, _mm_storeu_pd,
 };
 use std::hint::black_box;
+use suite_runner::{Unit, lcg};
 
 #[derive(Clone, Copy)]
 struct Body {
@@ -54,16 +54,31 @@ fn step(bodies: &mut [Body; 5], dt: f64) {
     }
 }
 
-const N: usize = 48;
+/// Side of the matrices.
+pub(crate) const N: usize = 48;
 
-/// The product of two matrices, two columns at a time. Elements are small integers: sums are exact.
+/// [`fold`] of the product of [`factors`].
+pub(crate) const PRODUCT: u64 = 0x2c23_67f3_c292_c193;
+
+/// Two matrices of small integers, so that the sums are exact in any order.
+pub(crate) fn factors() -> (Vec<f64>, Vec<f64>) {
+    let a = (0..N * N).map(|e| ((3 * (e / N) + 7 * (e % N)) % 11) as f64).collect();
+    let b = (0..N * N).map(|e| ((5 * (e / N) + e % N) % 13) as f64).collect();
+    (a, b)
+}
+
+/// All elements of a matrix in one number.
+pub(crate) fn fold(c: &[f64]) -> u64 {
+    c.iter().fold(0, |sum: u64, x| sum.wrapping_mul(31).wrapping_add(*x as u64))
+}
+
+/// The product of two matrices, two columns at a time.
 pub(crate) fn matrix() -> Unit {
-    let a: Vec<f64> = (0..N * N).map(|e| ((3 * (e / N) + 7 * (e % N)) % 11) as f64).collect();
-    let b: Vec<f64> = (0..N * N).map(|e| ((5 * (e / N) + e % N) % 13) as f64).collect();
+    let (a, b) = factors();
     let mut c = vec![0.0; N * N];
     Box::new(move || {
         multiply(black_box(&a), black_box(&b), &mut c);
-        c.iter().fold(0u64, |sum, x| sum.wrapping_mul(31).wrapping_add(*x as u64))
+        fold(&c)
     })
 }
 

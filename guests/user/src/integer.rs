@@ -1,8 +1,8 @@
 //! Integer work of the kinds that embedded benchmarks mix: a linked list, a matrix of integers, a state machine over
 //! text, and a CRC that folds the results of the others, so none can be left out.
 
-use crate::{Unit, lcg};
 use std::hint::black_box;
+use suite_runner::{Unit, lcg};
 
 pub(crate) fn mix() -> Unit {
     let mut state = 3;

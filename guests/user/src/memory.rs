@@ -1,8 +1,8 @@
 //! Memory: dependent loads, streams, and the C library's string functions.
 #![allow(unsafe_code)] // the C library's string functions take pointers
 
-use crate::{Unit, lcg};
 use std::hint::black_box;
+use suite_runner::{Unit, lcg};
 
 pub(crate) fn chase() -> Unit {
     const NODES: usize = 1 << 19;

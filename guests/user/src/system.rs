@@ -1,9 +1,9 @@
 //! What the operating system does for a program: system calls, processes, pipes, page faults.
 #![allow(unsafe_code)] // fork, exec, pipes and mappings are raw system calls
 
-use crate::Unit;
 use std::hint::black_box;
 use std::ptr;
+use suite_runner::Unit;
 
 /// Argument that makes this program end at once with [`CHILD_STATUS`].
 pub(crate) const CHILD: &str = "--child";

@@ -33,7 +33,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "x86-core",
         ],
     ),
-    ("user-suite", &[]),
+    ("suite-runner", &[]),
+    ("user-suite", &["suite-runner"]),
+    ("library-suite", &["suite-runner"]),
     ("xtask", &["guests", "machine", "testkit"]),
 ];
 

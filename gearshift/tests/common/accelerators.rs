@@ -1,0 +1,54 @@
+//! Guests on every accelerator of this host.
+
+use std::io::{self, Write as _};
+use std::sync::{Arc, Mutex};
+
+use accel_api::{AccelId, Accelerator, Probe, Quality};
+use machine::Registry;
+
+/// Keeps what a guest says.
+#[derive(Clone, Default)]
+pub struct Console(Arc<Mutex<Vec<u8>>>);
+
+impl Console {
+    /// All of it so far.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl io::Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Why an accelerator is not tested, if it is not.
+fn passed_over(probe: &Probe) -> Option<String> {
+    match probe {
+        // A KVM without hardware behind it emulates ring 0, slowly and in parts.
+        Probe::Available(it) if it.quality == Quality::Degraded => Some(format!("degraded: {}", it.detail)),
+        Probe::Available(_) => None,
+        Probe::Absent(it) => Some(it.reason.clone()),
+        broken => panic!("{broken:?}"),
+    }
+}
+
+/// Calls `test` with the name of each accelerator that works here and what makes it; how many those were. Of the others
+/// it says why `what` is not tested on them.
+pub fn each(what: &str, test: impl Fn(AccelId, &dyn Fn() -> Arc<dyn Accelerator>)) -> usize {
+    let registry = Registry::builtin();
+    let usable = registry.list().iter().filter(|descriptor| match passed_over(&(descriptor.probe)()) {
+        Some(reason) => {
+            let line = format!("SKIPPED (optional): {what} on {}: {reason}\n", descriptor.id);
+            io::stderr().write_all(line.as_bytes()).unwrap();
+            false
+        }
+        None => true,
+    });
+    usable.map(|descriptor| test(descriptor.id, &|| (descriptor.create)().unwrap())).count()
+}
