@@ -99,7 +99,7 @@ pub enum Verdict {
 pub fn compare(options: &Options, caller: &Caller<'_>) -> Result<Findings, Error> {
     let outputs = options.outputs()?;
     let old = options.against.as_deref().map(Report::read).transpose()?;
-    let selection = jobs::Selection::parse(&options.guests)?;
+    let selection = jobs::Selection::parse(&options.guests, options.quick)?;
     let field = Field::survey(
         caller.registry,
         &options.accel,

@@ -23,7 +23,7 @@ const LIMIT: u64 = 300;
 const QUICK_LIMIT: u64 = 60;
 /// Milliseconds a class of the user-space suite is repeated for.
 const MILLIS: u32 = 200;
-const QUICK_MILLIS: u32 = 20;
+const QUICK_MILLIS: u32 = 10;
 /// What a kernel named by path is told.
 const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t";
 
@@ -74,7 +74,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME")]
     pub base: Option<String>,
 
-    /// Milliseconds a class of the user-space suite is repeated for [default: 200; quick: 20]
+    /// Milliseconds a class of the user-space suite is repeated for [default: 200; quick: 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub millis: Option<u32>,
 

@@ -40,7 +40,7 @@ pub struct Runner<'a> {
 }
 
 /// What of a process is of interest.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Watch<'a> {
     /// Names, and the texts on the console that they mean.
     pub milestones: &'a [(&'a str, &'a str)],
@@ -48,6 +48,11 @@ pub struct Watch<'a> {
     pub look_at: Option<&'a str>,
     /// The process is ended when this text is reached, as a guest that never ends by itself.
     pub until: Option<&'a str>,
+}
+
+impl Watch<'_> {
+    /// Nothing but the end.
+    pub const EMPTY: Self = Self { milestones: &[], look_at: None, until: None };
 }
 
 /// What a process did.
@@ -155,7 +160,7 @@ impl Runner<'_> {
     /// # Errors
     /// The core cannot be pinned to.
     pub fn native(&self, command: Command) -> Result<Result<Outcome, Broken>, Error> {
-        self.process(command, 0, Convention::Native, &Watch::default())
+        self.process(command, 0, Convention::Native, &Watch::EMPTY)
     }
 
     fn process(
@@ -418,7 +423,7 @@ mod tests {
     #[test]
     fn what_a_worker_says_is_read() {
         let script = format!("echo go; echo '{COUNTERS}{{\"n\":3}}' >&2; echo '{END}power-off' >&2");
-        let outcome = run(&script, 20_000, Convention::Worker, Watch::default()).unwrap();
+        let outcome = run(&script, 20_000, Convention::Worker, Watch::EMPTY).unwrap();
         assert_eq!(outcome.counters, Some(serde_json::json!({ "n": 3 })));
         assert!(outcome.end.is_power_off());
     }
@@ -426,14 +431,14 @@ mod tests {
     #[test]
     fn ends_by_exit_status() {
         let end = |code: u8, convention| {
-            run(&format!("echo x; exit {code}"), 20_000, convention, Watch::default())
+            run(&format!("echo x; exit {code}"), 20_000, convention, Watch::EMPTY)
                 .map(|outcome| outcome.end.0)
         };
         assert_eq!(end(0, Convention::Qemu).unwrap(), "power-off or reset");
         assert_eq!(end(7, Convention::Qemu).unwrap(), "debug exit 3");
         assert_eq!(end(3, Convention::Native).unwrap(), "exit status 3");
         assert!(failure(end(2, Convention::Qemu).map(|_| unreachable!())).contains("exit status 2"));
-        let silent = run("echo bad option >&2; exit 1", 20_000, Convention::Qemu, Watch::default());
+        let silent = run("echo bad option >&2; exit 1", 20_000, Convention::Qemu, Watch::EMPTY);
         assert!(failure(silent).contains("bad option"));
         let off = End("power-off".into());
         assert!(End("power-off or reset".into()).agrees_with(&off) && off.agrees_with(&off));
@@ -442,11 +447,11 @@ mod tests {
 
     #[test]
     fn guests_that_end_early_never_or_talk_without_end_are_broken() {
-        let early = failure(run("echo a; echo why >&2", 20_000, Convention::Worker, Watch::default()));
+        let early = failure(run("echo a; echo why >&2", 20_000, Convention::Worker, Watch::EMPTY));
         assert!(early.contains("exit status 0") && early.contains("why"), "{early}");
-        let never = failure(run("echo b; exec sleep 60", 300, Convention::Worker, Watch::default()));
+        let never = failure(run("echo b; exec sleep 60", 300, Convention::Worker, Watch::EMPTY));
         assert!(never.contains("did not end") && never.contains("--limit") && never.contains("b"), "{never}");
-        let endless = failure(run("exec yes", 20_000, Convention::Worker, Watch::default()));
+        let endless = failure(run("exec yes", 20_000, Convention::Worker, Watch::EMPTY));
         assert!(endless.contains("without end"), "{endless}");
         assert!(runner(300).native(Command::new("/nonexistent")).unwrap().is_err());
     }

@@ -6,7 +6,7 @@ use guests::debian::DefaultGuest;
 
 use super::{Job, Reading, Readings, RowSpec, Unavailable};
 use crate::error::Error;
-use crate::process::{Runner, Watch};
+use crate::process::{Outcome, Runner, Watch, last_lines};
 use crate::subject::{GuestRun, Subject};
 
 /// The same for every subject. The script is what the first program does before it powers off.
@@ -18,7 +18,7 @@ pub(super) const MEBIBYTES: u32 = 512;
 /// What such a boot executes, nearly all of it in ring 0, counted by the interpreter.
 pub(super) const INSTRUCTIONS: f64 = 1.4e9;
 /// Said when the first program runs, when its script is done, and by the kernel at last.
-const INIT: &str = "INIT-REACHED";
+pub(super) const INIT: &str = "INIT-REACHED";
 pub(super) const DONE: &str = "GUEST-DONE status: ";
 const POWER_DOWN: &str = "reboot: Power down";
 /// The milestone that counts.
@@ -30,14 +30,25 @@ struct Boot {
     initrd: PathBuf,
 }
 
-pub(super) fn job(guest: Result<&DefaultGuest, &String>) -> Box<dyn Job> {
-    let row = |what: String| RowSpec {
+/// What its console is watched for, by every job that boots this kernel for its first program's sake.
+pub(super) const WATCH: Watch<'static> = Watch {
+    milestones: &[(REACHED, INIT), ("script", DONE), ("power-off", POWER_DOWN)],
+    look_at: Some(REACHED),
+    until: None,
+};
+
+/// The row of the boot, whichever job makes it.
+pub(super) fn row(what: String) -> RowSpec {
+    RowSpec {
         guest: "boot".to_owned(),
         group: "boot",
         about: "process start to the first program".to_owned(),
         unit: "s",
         what,
-    };
+    }
+}
+
+pub(super) fn job(guest: Result<&DefaultGuest, &String>) -> Box<dyn Job> {
     match guest {
         Ok(guest) => Box::new(Boot {
             rows: vec![row(format!("Debian's {}, busybox; {CMDLINE}", guest.version))],
@@ -70,34 +81,30 @@ impl Job for Boot {
             until: INIT,
             linux: true,
         };
-        let watch = Watch {
-            milestones: &[(REACHED, INIT), ("script", DONE), ("power-off", POWER_DOWN)],
-            look_at: Some(REACHED),
-            until: None,
-        };
-        Ok(runner.guest(subject, &guest, &watch)?.map(|outcome| {
-            let mut milestones = outcome.milestones;
-            let reached = milestones.iter().find(|(name, _)| name == REACHED).map(|(_, seconds)| *seconds);
-            milestones.push(("end of process".to_owned(), outcome.wall.as_secs_f64()));
-            let began = reached.zip(uptime(&outcome.console)).map(|(reached, uptime)| reached - uptime);
-            milestones
-                .extend(began.filter(|began| *began > 0.0).map(|began| ("kernel's clock".to_owned(), began)));
-            milestones.sort_by(|a, b| a.1.total_cmp(&b.1));
-            let said =
-                status(&outcome.console).unwrap_or_else(|| "the first program was not reached".to_owned());
-            let failure = reached.is_none().then(|| {
-                format!("ended before its first program: {}", crate::process::last_lines(&outcome.console))
-            });
-            vec![Reading {
-                refusal: None,
-                value: reached,
-                failure,
-                answer: Some((said, outcome.end)),
-                memory: outcome.memory,
-                counters: outcome.counters,
-                milestones,
-            }]
-        }))
+        Ok(runner.guest(subject, &guest, &WATCH)?.map(|outcome| vec![reading(&outcome)]))
+    }
+}
+
+/// What a run that was watched so says of the boot.
+pub(super) fn reading(outcome: &Outcome) -> Reading {
+    let mut milestones = outcome.milestones.clone();
+    let reached = milestones.iter().find(|(name, _)| name == REACHED).map(|(_, seconds)| *seconds);
+    milestones.push(("end of process".to_owned(), outcome.wall.as_secs_f64()));
+    let began = reached.zip(uptime(&outcome.console)).map(|(reached, uptime)| reached - uptime);
+    milestones.extend(began.filter(|began| *began > 0.0).map(|began| ("kernel's clock".to_owned(), began)));
+    milestones.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let said = status(&outcome.console).unwrap_or_else(|| "the first program was not reached".to_owned());
+    let failure = reached
+        .is_none()
+        .then(|| format!("ended before its first program: {}", last_lines(&outcome.console)));
+    Reading {
+        value: reached,
+        refusal: None,
+        failure,
+        answer: Some((said, outcome.end.clone())),
+        memory: outcome.memory,
+        counters: outcome.counters.clone(),
+        milestones,
     }
 }
 

@@ -95,7 +95,7 @@ impl Job for Bare {
             until: "checksum=",
             linux: false,
         };
-        let outcome = runner.guest(subject, &guest, &Watch::default())?;
+        let outcome = runner.guest(subject, &guest, &Watch::EMPTY)?;
         Ok(outcome.map(|outcome| vec![self.read(outcome)]))
     }
 }

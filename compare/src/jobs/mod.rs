@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use guests::debian::{self, DefaultGuest, Flavour};
+use guests::suite::Suite;
 use serde_json::Value;
 
 use crate::error::Error;
@@ -78,6 +79,9 @@ impl Reading {
 /// A job's readings, one a row.
 pub(crate) type Readings = Result<Vec<Reading>, Broken>;
 
+/// Why the host itself does not run a guest.
+const NO_NATIVE_FORM: &str = "only the user-space suites have a native form";
+
 /// One process, and how its output is read.
 pub(crate) trait Job {
     /// Never empty, and always the same.
@@ -85,7 +89,7 @@ pub(crate) trait Job {
 
     /// Why this subject does not run it, other than by failing.
     fn refusal(&self, subject: &Subject) -> Option<String> {
-        subject.is_native().then(|| "only the user-space suite has a native form".to_owned())
+        subject.is_native().then(|| NO_NATIVE_FORM.to_owned())
     }
 
     /// Roughly how many instructions of an operating system's kernel it executes before it says anything.
@@ -146,6 +150,8 @@ pub(crate) const GROUPS: [(&str, &str); 6] = [
     ("user", "a Linux program of our own, one row a class of work"),
     ("libraries", "a Linux program that drives libraries of Debian's, one row a class of work"),
 ];
+/// Takes a boot of its own: a quick comparison runs it only if it is named.
+const SLOW: &str = "libraries";
 /// The group of kernels that are named by path.
 pub(crate) const FILES: &str = "file";
 
@@ -162,10 +168,11 @@ impl Selection {
     ///
     /// # Errors
     /// A word that is no guest. Classes of the user-space suite are only known when it is built.
-    pub(crate) fn parse(words: &[String]) -> Result<Self, Error> {
+    pub(crate) fn parse(words: &[String], quick: bool) -> Result<Self, Error> {
         let mut selection = Self::default();
         if words.is_empty() {
-            selection.wanted = GROUPS.iter().map(|(group, _)| (*group, None)).collect();
+            let all = GROUPS.iter().filter(|(group, _)| !quick || *group != SLOW);
+            selection.wanted = all.map(|(group, _)| (*group, None)).collect();
         }
         for word in words {
             let (group, guest) = match word.split_once('/') {
@@ -234,17 +241,27 @@ pub(crate) fn make(
     let mut jobs: Vec<Box<dyn Job>> = Vec::new();
     let debian = || debian_guest(kitchen, say);
     let mut guest: Option<Result<DefaultGuest, String>> = None;
+    let with_user = kitchen.quick && selection.wants_some_of("boot") && selection.wants_some_of("user");
     for (group, _) in GROUPS {
         if !selection.wants_some_of(group) {
             continue;
         }
         match group {
+            // A quick comparison boots once for both, as booting is most of what it does.
+            "boot" if with_user => {
+                let guest = guest.get_or_insert_with(debian).as_ref();
+                if guest.is_err() {
+                    jobs.push(boot::job(guest));
+                }
+                jobs.extend(user::jobs("user", Suite::User, selection, kitchen, guest, guest.is_ok(), say)?);
+            }
+            "user" if with_user => {}
             "boot" => jobs.push(boot::job(guest.get_or_insert_with(debian).as_ref())),
             "start" => jobs.push(start::job(kitchen)?),
             group => match user::suite_of(group) {
                 Some(suite) => {
                     let guest = guest.get_or_insert_with(debian).as_ref();
-                    jobs.push(user::job(group, suite, selection, kitchen, guest, say)?);
+                    jobs.extend(user::jobs(group, suite, selection, kitchen, guest, false, say)?);
                 }
                 None => jobs.extend(micro::jobs(group, selection, kitchen)?),
             },
@@ -271,7 +288,7 @@ mod tests {
     use super::*;
 
     fn parse(words: &[&str]) -> Result<Selection, Error> {
-        Selection::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+        Selection::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(), false)
     }
 
     #[test]
@@ -282,6 +299,10 @@ mod tests {
         assert!(some.wants("micro", "int") && !some.wants("micro", "sse") && !some.wants("boot", "boot"));
         assert_eq!(some.named("user"), Some(vec!["calls".to_owned()]));
         assert_eq!(all.named("user"), None);
+        let quick = Selection::parse(&[], true).unwrap();
+        assert!(
+            all.wants("libraries", "any") && quick.wants("user", "any") && !quick.wants("libraries", "any")
+        );
     }
 
     #[test]

@@ -10,8 +10,8 @@ use guests::debian::{self, DefaultGuest};
 use guests::initramfs::Compression;
 use guests::suite::{self, Class, Line, Program, Suite};
 
-use super::boot::{CMDLINE_OF_SCRIPTS, DONE, INSTRUCTIONS, MEBIBYTES};
-use super::{Job, Kitchen, Reading, Readings, RowSpec, Selection, Unavailable};
+use super::boot::{self, CMDLINE_OF_SCRIPTS, DONE, INIT, INSTRUCTIONS, MEBIBYTES};
+use super::{Job, Kitchen, NO_NATIVE_FORM, Reading, Readings, RowSpec, Selection, Unavailable};
 use crate::error::Error;
 use crate::process::{End, Outcome, Runner, Watch, last_lines};
 use crate::subject::{GuestRun, Subject};
@@ -27,6 +27,8 @@ pub(super) fn suite_of(group: &str) -> Option<Suite> {
 
 struct Classes {
     rows: Vec<RowSpec>,
+    /// The first row is that of the boot.
+    with_boot: bool,
     program: Program,
     /// The classes wanted, by name.
     classes: Vec<String>,
@@ -46,21 +48,24 @@ fn row(group: &'static str, class: &str, about: &str, what: &str) -> RowSpec {
     }
 }
 
-/// Without the suite, or a Debian guest, the rows are there and say why they have no numbers.
-pub(super) fn job(
+/// Without the suite, or a Debian guest, the rows are there and say why they have no numbers. `with_boot` makes the boot a
+/// row too, and a job of its own where this one cannot be.
+pub(super) fn jobs(
     group: &'static str,
     suite: Suite,
     selection: &Selection,
     kitchen: &Kitchen<'_>,
     guest: Result<&DefaultGuest, &String>,
+    with_boot: bool,
     say: &dyn Fn(&str),
-) -> Result<Box<dyn Job>, Error> {
+) -> Result<Vec<Box<dyn Job>>, Error> {
     let (program, known) = match program(suite, kitchen, say) {
         Ok(made) => made,
         Err(reason) => {
             let names = selection.named(group).unwrap_or_else(|| vec![suite.name().to_owned()]);
             let rows = names.iter().map(|name| row(group, name, "", "")).collect();
-            return Ok(Box::new(Unavailable { rows, reason }));
+            let unavailable: Box<dyn Job> = Box::new(Unavailable { rows, reason });
+            return Ok(with_boot.then(|| boot::job(guest)).into_iter().chain([unavailable]).collect());
         }
     };
     for name in selection.named(group).unwrap_or_default() {
@@ -71,7 +76,11 @@ pub(super) fn job(
     }
     let wanted: Vec<_> = known.into_iter().filter(|class| selection.wants(group, &class.name)).collect();
     let what = guest.map_or_else(|_| "no guest".to_owned(), |guest| format!("Debian's {}", guest.version));
-    let rows = wanted.iter().map(|class| row(group, &class.name, &class.about, &what)).collect();
+    let mut rows = Vec::new();
+    if with_boot {
+        rows.push(boot::row(format!("{what}, busybox and {}; {CMDLINE_OF_SCRIPTS}", suite.name())));
+    }
+    rows.extend(wanted.iter().map(|class| row(group, &class.name, &class.about, &what)));
     let classes: Vec<String> = wanted.into_iter().map(|class| class.name).collect();
     let mut arguments = vec!["--millis".to_owned(), kitchen.millis.to_string()];
     arguments.extend(classes.iter().cloned());
@@ -81,7 +90,7 @@ pub(super) fn job(
             .map_err(|error| error.to_string()),
         Err(reason) => Err(reason.clone()),
     };
-    Ok(Box::new(Classes { rows, program, classes, arguments, guest }))
+    Ok(vec![Box::new(Classes { rows, with_boot, program, classes, arguments, guest })])
 }
 
 /// The suite and its classes, or why it cannot be had.
@@ -136,10 +145,10 @@ impl Job for Classes {
                     initrd: Some(initrd),
                     cmdline: CMDLINE_OF_SCRIPTS,
                     mebibytes: MEBIBYTES,
-                    until: DONE,
+                    until: if self.with_boot { INIT } else { DONE },
                     linux: true,
                 };
-                runner.guest(subject, &guest, &Watch::default())?
+                runner.guest(subject, &guest, if self.with_boot { &boot::WATCH } else { &Watch::EMPTY })?
             }
             _ => {
                 let mut command = self.program.native();
@@ -147,7 +156,13 @@ impl Job for Classes {
                 runner.native(command)?
             }
         };
-        Ok(outcome.map(|outcome| self.classes.iter().map(|class| reading(class, &outcome)).collect()))
+        Ok(outcome.map(|outcome| {
+            let boot = self.with_boot.then(|| match subject.is_native() {
+                true => Reading { refusal: Some(NO_NATIVE_FORM.to_owned()), ..Reading::default() },
+                false => boot::reading(&outcome),
+            });
+            boot.into_iter().chain(self.classes.iter().map(|class| reading(class, &outcome))).collect()
+        }))
     }
 }
 
