@@ -95,8 +95,6 @@ fn with_memory(out: &mut String, report: &Report, rows: &[&Row]) {
         ["", &format!("median, {unit}"), "spread", &format!("x {base}"), "RSS, MiB", "peak RSS", "overhead"];
     line(out, head.map(str::to_owned));
     rule(out, 7);
-    let mib =
-        |bytes: Option<f64>| bytes.map_or("-".to_owned(), |bytes| significant(bytes / f64::from(1 << 20)));
     for cell in rows.iter().flat_map(|row| &row.cells) {
         let (Some(spread), true) =
             (cell.spread, report.subjects.iter().any(|subject| subject.name == cell.subject))
@@ -110,9 +108,9 @@ fn with_memory(out: &mut String, report: &Report, rows: &[&Row]) {
                 significant(spread.median),
                 format!("{} to {}", significant(spread.min), significant(spread.max)),
                 ratio(cell),
-                mib(cell.memory(|memory| Some(memory.resident))),
-                mib(cell.memory(|memory| Some(memory.peak))),
-                mib(cell.memory(crate::memory::Memory::overhead)),
+                text::mebibytes(cell.memory(|memory| Some(memory.resident))),
+                text::mebibytes(cell.memory(|memory| Some(memory.peak))),
+                text::mebibytes(cell.memory(crate::memory::Memory::overhead)),
             ],
         );
     }

@@ -35,6 +35,11 @@ pub(crate) fn about(group: &str) -> &'static str {
     GROUPS.iter().find(|(name, _)| *name == group).map_or("kernels named by path", |(_, about)| about)
 }
 
+/// Bytes for people, in MiB.
+pub(crate) fn mebibytes(bytes: Option<f64>) -> String {
+    bytes.map_or("-".to_owned(), |bytes| significant(bytes / f64::from(1 << 20)))
+}
+
 /// What makes all numbers doubtful: others were at work, and a process that shares its core is slowed down by as much as
 /// it is long.
 pub(crate) fn caution(report: &Report) -> Option<String> {
@@ -103,12 +108,9 @@ fn group_table(report: &Report, rows: &[&Row]) -> String {
                 interval,
             ];
             if memory {
-                let mib = |bytes: Option<f64>| {
-                    bytes.map_or("-".to_owned(), |b| significant(b / f64::from(1 << 20)))
-                };
-                line.push(mib(cell.memory(|memory| Some(memory.resident))));
-                line.push(mib(cell.memory(|memory| Some(memory.peak))));
-                line.push(mib(cell.memory(crate::memory::Memory::overhead)));
+                line.push(mebibytes(cell.memory(|memory| Some(memory.resident))));
+                line.push(mebibytes(cell.memory(|memory| Some(memory.peak))));
+                line.push(mebibytes(cell.memory(crate::memory::Memory::overhead)));
             }
             table.row(line);
             name = "";

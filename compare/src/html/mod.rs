@@ -235,15 +235,12 @@ fn table(out: &mut String, report: &Report, group: &str, rows: &[&Row]) {
                 significant(spread.max)
             );
             if memory {
-                let mib = |bytes: Option<f64>| {
-                    bytes.map_or("-".to_owned(), |b| significant(b / f64::from(1 << 20)))
-                };
                 let _ = write!(
                     out,
                     "<td>{}</td><td>{}</td><td>{}</td>",
-                    mib(cell.memory(|memory| Some(memory.resident))),
-                    mib(cell.memory(|memory| Some(memory.peak))),
-                    mib(cell.memory(crate::memory::Memory::overhead))
+                    text::mebibytes(cell.memory(|memory| Some(memory.resident))),
+                    text::mebibytes(cell.memory(|memory| Some(memory.peak))),
+                    text::mebibytes(cell.memory(crate::memory::Memory::overhead))
                 );
             }
             let _ = writeln!(out, "</tr>");
