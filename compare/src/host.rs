@@ -82,7 +82,7 @@ pub(crate) fn load() -> String {
 }
 
 /// A folder for files of one experiment, removed with everything in it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Scratch(PathBuf);
 
 impl Scratch {

@@ -10,6 +10,8 @@
 //! 5. [`text`], [`csv`] and [`html`] show a report; [`against`] compares it with an older one.
 
 mod against;
+mod bochs;
+mod disk;
 mod error;
 pub mod host;
 mod html;

@@ -133,6 +133,8 @@ enum Convention {
     Worker,
     /// QEMU's: 0, or what the guest wrote to its debug-exit port.
     Qemu,
+    /// Bochs's: 1 after a power-off, whatever came before.
+    Bochs,
     /// A program of the host.
     Native,
 }
@@ -148,10 +150,15 @@ impl Runner<'_> {
         guest: &GuestRun<'_>,
         watch: &Watch<'_>,
     ) -> Result<Result<Outcome, Broken>, Error> {
-        let Some(command) = subject.command(guest) else {
-            return Ok(Err(Broken::Failed("a guest needs a machine".to_owned())));
+        let command = match subject.command(guest) {
+            Ok(command) => command,
+            Err(reason) => return Ok(Err(Broken::Failed(reason))),
         };
-        let convention = if subject.is_ours() { Convention::Worker } else { Convention::Qemu };
+        let convention = match subject {
+            ours if ours.is_ours() => Convention::Worker,
+            bochs if bochs.is_linux_only() => Convention::Bochs,
+            _ => Convention::Qemu,
+        };
         self.process(command, u64::from(guest.mebibytes) << 20, convention, watch)
     }
 
@@ -298,6 +305,7 @@ impl<'a> Seen<'a> {
         let text = match (convention, status.code()) {
             (Convention::Worker, _) => self.end.clone(),
             (Convention::Qemu, Some(0)) => Some(End::OFF_OR_RESET.to_owned()),
+            (Convention::Bochs, Some(1)) if !self.console.is_empty() => Some(End::OFF_OR_RESET.to_owned()),
             // Its own failures are 1 as well; they come before the guest's first word.
             (Convention::Qemu, Some(1)) if self.console.is_empty() => None,
             (Convention::Qemu, Some(code)) if code & 1 == 1 => Some(format!("debug exit {}", code >> 1)),

@@ -6,12 +6,15 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use clap::ValueEnum;
 use machine::{AccelChoice, ChooseError, MachineError, Needs, Registry};
 
-use crate::error::Error;
 use accel_api::Probe;
+
+use crate::bochs;
+use crate::error::Error;
 
 /// Other programs that can run the same guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -20,26 +23,44 @@ pub enum Peer {
     QemuTcg,
     /// QEMU on KVM
     QemuKvm,
+    /// Bochs; Linux guests only, booted from a disk
+    Bochs,
 }
 
-/// The program that is QEMU.
+/// The programs.
 const QEMU: &str = "qemu-system-x86_64";
+const BOCHS: &str = "bochs";
 
 impl Peer {
     fn name(self) -> &'static str {
         match self {
             Self::QemuTcg => "qemu-tcg",
             Self::QemuKvm => "qemu-kvm",
+            Self::Bochs => "bochs",
         }
     }
 
-    /// Options for accelerator, processor and machine. For Linux on KVM it is QEMU's smallest machine, for want of which
-    /// it would be slower than it can be; a guest of ours needs the power-off port of a PC.
-    fn options(self, linux: bool) -> [&'static str; 6] {
-        match self {
-            Self::QemuTcg => ["-accel", "tcg", "-cpu", "max", "-M", "q35"],
-            Self::QemuKvm => ["-accel", "kvm", "-cpu", "host", "-M", if linux { "microvm" } else { "q35" }],
-        }
+    fn program(self) -> &'static str {
+        if self == Self::Bochs { BOCHS } else { QEMU }
+    }
+
+    /// What it calls its version.
+    fn version(self) -> Option<String> {
+        let argument = if self == Self::Bochs { "--help" } else { "--version" };
+        let output = Command::new(self.program()).arg(argument).stdin(Stdio::null()).output().ok()?;
+        // Bochs writes to either, within a frame.
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.lines().map(str::trim).find(|line| line.contains(char::is_numeric)).map(str::to_owned)
+    }
+}
+
+/// Options of QEMU for accelerator, processor and machine. For Linux on KVM it is its smallest machine, for want of which it
+/// would be slower than it can be; a guest of ours needs the power-off port of a PC.
+fn qemu_options(kvm: bool, linux: bool) -> [&'static str; 6] {
+    match kvm {
+        false => ["-accel", "tcg", "-cpu", "max", "-M", "q35"],
+        true => ["-accel", "kvm", "-cpu", "host", "-M", if linux { "microvm" } else { "q35" }],
     }
 }
 
@@ -47,7 +68,8 @@ impl Peer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Ours { worker: Vec<OsString>, cpu: String },
-    Peer(Peer),
+    Qemu { kvm: bool },
+    Bochs(Arc<bochs::Bochs>),
     Native,
 }
 
@@ -178,10 +200,10 @@ impl Field {
     }
 
     fn add_peer(&mut self, peer: Peer) {
-        let name = peer.name().to_owned();
         let missing = |reason: String| Missing { name: peer.name().to_owned(), reason };
-        let Some(version) = qemu_version() else {
-            let reason = format!("{QEMU} is not installed (Debian: apt install qemu-system-x86)");
+        let Some(version) = peer.version() else {
+            let package = if peer == Peer::Bochs { "bochs" } else { "qemu-system-x86" };
+            let reason = format!("{} is not installed (Debian: apt install {package})", peer.program());
             return self.missing.push(missing(reason));
         };
         if peer == Peer::QemuKvm
@@ -190,17 +212,24 @@ impl Field {
             return self.missing.push(missing(format!("/dev/kvm cannot be opened: {error}")));
         }
         // What our probe of the same KVM found holds for it too.
-        let kvm = match peer {
-            Peer::QemuKvm => self.subjects.iter().find(|other| other.name == "kvm").cloned(),
-            Peer::QemuTcg => None,
+        let kvm = self.subjects.iter().find(|other| peer == Peer::QemuKvm && other.name == "kvm").cloned();
+        let (kind, options) = match peer {
+            Peer::Bochs => match bochs::Bochs::new() {
+                Ok(bochs) => (Kind::Bochs(Arc::new(bochs)), "boots from a disk".to_owned()),
+                Err(error) => return self.missing.push(missing(error.to_string())),
+            },
+            _ => {
+                let kvm = peer == Peer::QemuKvm;
+                (Kind::Qemu { kvm }, qemu_options(kvm, true).join(" "))
+            }
         };
         self.subjects.push(Subject {
-            name,
-            about: format!("{version}, {}", peer.options(true).join(" ")),
+            name: peer.name().to_owned(),
+            about: format!("{version}, {options}"),
             provider: kvm.as_ref().and_then(|kvm| kvm.provider.clone()),
             quality: None,
             ring0_ns: kvm.and_then(|kvm| kvm.ring0_ns),
-            kind: Kind::Peer(peer),
+            kind,
         });
     }
 }
@@ -231,20 +260,34 @@ impl Subject {
         matches!(self.kind, Kind::Ours { .. })
     }
 
+    /// It boots Linux, and nothing else.
+    pub(crate) fn is_linux_only(&self) -> bool {
+        matches!(self.kind, Kind::Bochs(_))
+    }
+
+    /// A guest's clock tells the host's time, so that what it measures itself is a time.
+    pub(crate) fn keeps_time(&self) -> bool {
+        !matches!(self.kind, Kind::Bochs(_))
+    }
+
     /// `backend`, `peer` or `native`.
     pub fn kind(&self) -> &'static str {
         match self.kind {
             Kind::Ours { .. } => "backend",
-            Kind::Peer(_) => "peer",
+            Kind::Qemu { .. } | Kind::Bochs(_) => "peer",
             Kind::Native => "native",
         }
     }
 
-    /// The process that runs the guest with its console on standard output. Nothing natively: a guest needs a machine.
-    pub fn command(&self, guest: &GuestRun<'_>) -> Option<Command> {
+    /// The process that runs the guest with its console on standard output.
+    ///
+    /// # Errors
+    /// Why it cannot: the host itself, for one, is no machine for a guest.
+    pub fn command(&self, guest: &GuestRun<'_>) -> Result<Command, String> {
         let memory = guest.mebibytes.to_string();
         let mut command = match &self.kind {
-            Kind::Native => return None,
+            Kind::Native => return Err("a guest needs a machine".to_owned()),
+            Kind::Bochs(bochs) => return bochs.command(guest),
             Kind::Ours { worker, cpu } => {
                 // This very file, even if it has been replaced since.
                 let mut command = Command::new("/proc/self/exe");
@@ -263,9 +306,9 @@ impl Subject {
                 }
                 command
             }
-            Kind::Peer(peer) => {
+            Kind::Qemu { kvm } => {
                 let mut command = Command::new(QEMU);
-                command.args(peer.options(guest.linux)).args(["-m", &memory]);
+                command.args(qemu_options(*kvm, guest.linux)).args(["-m", &memory]);
                 command.args(["-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"]);
                 command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
                 command.arg("-append").arg(guest.cmdline).arg("-kernel").arg(guest.kernel);
@@ -276,13 +319,6 @@ impl Subject {
             }
         };
         command.stdin(Stdio::null());
-        Some(command)
+        Ok(command)
     }
-}
-
-/// First line of `qemu-system-x86_64 --version`, if it is installed.
-fn qemu_version() -> Option<String> {
-    let output = Command::new(QEMU).arg("--version").output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().next().map(str::to_owned).filter(|line| !line.is_empty())
 }

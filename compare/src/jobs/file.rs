@@ -37,6 +37,11 @@ impl Job for Kernel {
         &self.rows
     }
 
+    /// It may be: one that is not, fails.
+    fn is_linux(&self) -> bool {
+        true
+    }
+
     fn is_cheap(&self) -> bool {
         false
     }

@@ -89,7 +89,16 @@ pub(crate) trait Job {
 
     /// Why this subject does not run it, other than by failing.
     fn refusal(&self, subject: &Subject) -> Option<String> {
-        subject.is_native().then(|| NO_NATIVE_FORM.to_owned())
+        if subject.is_native() {
+            return Some(NO_NATIVE_FORM.to_owned());
+        }
+        let bare = subject.is_linux_only() && !self.is_linux();
+        bare.then(|| "boots Linux from a disk, and this is a bare-metal guest".to_owned())
+    }
+
+    /// Its kernel is Linux's.
+    fn is_linux(&self) -> bool {
+        false
     }
 
     /// Roughly how many instructions of an operating system's kernel it executes before it says anything.

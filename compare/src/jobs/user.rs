@@ -16,6 +16,9 @@ use crate::error::Error;
 use crate::process::{End, Outcome, Runner, Watch, last_lines};
 use crate::subject::{GuestRun, Subject};
 
+/// Why what a guest measures itself is no number.
+const NO_TIME: &str = "its clock counts instructions, so what a guest measures there is no time";
+
 /// The suite of a group, if it is one of suites.
 pub(super) fn suite_of(group: &str) -> Option<Suite> {
     match group {
@@ -126,7 +129,11 @@ impl Job for Classes {
     }
 
     fn refusal(&self, subject: &Subject) -> Option<String> {
-        if subject.is_native() { None } else { self.guest.as_ref().err().cloned() }
+        match &self.guest {
+            Err(reason) if !subject.is_native() => Some(reason.clone()),
+            _ if !subject.keeps_time() && !self.with_boot => Some(NO_TIME.to_owned()),
+            _ => None,
+        }
     }
 
     fn kernel_instructions(&self) -> f64 {
@@ -159,9 +166,14 @@ impl Job for Classes {
         Ok(outcome.map(|outcome| {
             let boot = self.with_boot.then(|| match subject.is_native() {
                 true => Reading { refusal: Some(NO_NATIVE_FORM.to_owned()), ..Reading::default() },
-                false => boot::reading(&outcome),
+                false => boot::reading(subject, &outcome),
             });
-            boot.into_iter().chain(self.classes.iter().map(|class| reading(class, &outcome))).collect()
+            boot.into_iter()
+                .chain(self.classes.iter().map(|class| match subject.keeps_time() {
+                    true => reading(class, &outcome),
+                    false => Reading { refusal: Some(NO_TIME.to_owned()), ..Reading::default() },
+                }))
+                .collect()
         }))
     }
 }
