@@ -75,7 +75,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                 } else if argument != NOTHING {
                     engine.remember(cpu.rip, code);
                 }
-                return code;
+                return engine.entry(code);
             }
             Ok(Found::Single) => {
                 if let Err(fault) = engine.single(cpu) {
@@ -121,7 +121,9 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
     engine.stats.tlb_misses += 1;
     let (number, site) = engine.blocks.sites[site as usize];
-    let (SiteKind::Access { size, write } | SiteKind::Group { size, write }) = site.kind else { return LEAVE };
+    let (SiteKind::Access { size, write } | SiteKind::Group { size, write }) = site.kind else {
+        return LEAVE;
+    };
     // SAFETY: our home; translated code does not run.
     let ea = unsafe { (*engine.home).context.ea };
     // D bits are set by the stores themselves, which a group's check may be well before.
@@ -176,7 +178,14 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
 }
 
 /// Goes on behind an instruction that x86-core has executed; `next` is what follows it.
-fn executed(cpu: &mut Cpu, engine: &mut Engine, number: u32, site: &Site, next: u64, done: Exec) -> *const u8 {
+fn executed(
+    cpu: &mut Cpu,
+    engine: &mut Engine,
+    number: u32,
+    site: &Site,
+    next: u64,
+    done: Exec,
+) -> *const u8 {
     if let Err(fault) = done {
         engine.count(-1 - i64::from(site.rest));
         engine.fault = Some(fault);
@@ -223,7 +232,9 @@ unsafe extern "sysv64" fn fault(cpu: *mut Cpu, engine: *mut Engine, _: u32) -> *
         let block = engine.blocks.at_code(at)?;
         let distance = at as u32 - block.code;
         let known = block.faults.iter().find(|(host, _)| *host == distance);
-        known.map(|(_, guest)| (if block.mode.user() { cpu.code_page } else { block.page }) + u64::from(*guest))
+        known.map(|(_, guest)| {
+            (if block.mode.user() { cpu.code_page } else { block.page }) + u64::from(*guest)
+        })
     });
     // The signal handler has made sure of it.
     let Some(rip) = offset else { std::process::abort() };

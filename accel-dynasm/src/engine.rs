@@ -69,7 +69,7 @@ pub struct Engine {
 
 /// What there is to run.
 pub(crate) enum Found {
-    Code(*const u8),
+    Code(u32),
     /// An instruction that no block can hold.
     Single,
     /// Translations have changed meanwhile.
@@ -114,7 +114,7 @@ impl Engine {
             self.fleeting |= !mode.user() && !page.global;
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
-            return Ok(Found::Code(self.cache.address(self.blocks.get(number).entry as usize)));
+            return Ok(Found::Code(number));
         }
     }
 
@@ -255,16 +255,13 @@ impl Engine {
         self.cache.truncate(self.places.stubs.end);
     }
 
-    /// The block that [`Self::find`] found last, by the address it gave.
-    fn number_at(&self, code: *const u8) -> Option<u32> {
-        let at = self.cache.offset(code as u64)?;
-        let block = self.blocks.at_code(at)?;
-        self.blocks.find(block.key)
+    /// Where block `number` is entered.
+    pub(crate) fn entry(&self, number: u32) -> *const u8 {
+        self.cache.address(self.blocks.get(number).entry as usize)
     }
 
     /// Makes the jump with number `link` lead to the block that was found for it.
-    pub(crate) fn link(&mut self, link: u32, code: *const u8) {
-        let Some(to) = self.number_at(code) else { return };
+    pub(crate) fn link(&mut self, link: u32, to: u32) {
         let Some(&(from, record)) = self.links.get(link as usize) else { return };
         let (from, to) = (self.blocks.get(from), self.blocks.get(to));
         // Circumstances may have changed on the way.
@@ -279,8 +276,7 @@ impl Engine {
     }
 
     /// Enters the block that was found for `address` into the jump table.
-    pub(crate) fn remember(&mut self, address: u64, code: *const u8) {
-        let Some(to) = self.number_at(code) else { return };
+    pub(crate) fn remember(&mut self, address: u64, to: u32) {
         let block = self.blocks.get(to);
         if block.mode.is_separate() {
             return;
@@ -425,7 +421,7 @@ impl Executor for Engine {
                 (*context).engine = std::ptr::from_mut(self).addr() as u64;
                 let before = (*context).instructions;
                 let enter: Enter = std::mem::transmute(self.cache.address(self.places.stubs.enter));
-                enter(code, cpu);
+                enter(self.entry(code), cpu);
                 cpu.budget -= (*context).instructions.wrapping_sub(before) as i64;
             }
             return match self.fault.take() {

@@ -28,7 +28,8 @@ mod translate;
 use std::sync::Arc;
 
 use accel_api::{
-    Absent, AbsentKind, AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Available, Probe, Quality, VmSpec,
+    Absent, AbsentKind, AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Available, Probe, Quality,
+    VmSpec,
 };
 use x86_core::soft::{MAX_VCPUS, SoftVm, features};
 
@@ -48,8 +49,8 @@ pub fn probe() -> Probe {
 }
 
 fn check() -> Result<(), AccelError> {
-    let low = home::map_low(4096)
-        .map_err(|source| AccelError::Host { what: "map memory below 2 GiB", source })?;
+    let low =
+        home::map_low(4096).map_err(|source| AccelError::Host { what: "map memory below 2 GiB", source })?;
     home::unmap(low, 4096);
     cache::CodeCache::new(4096).map(drop)
 }

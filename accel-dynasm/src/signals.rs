@@ -47,7 +47,11 @@ static HIGHEST: AtomicUsize = AtomicUsize::new(0);
 pub(crate) struct Registration(usize);
 
 /// Makes code in `cache` known. `stubs` are where a fault goes on, without and with vector registers.
-pub(crate) fn register(cache: Range<usize>, stubs: [usize; 2], home: *mut Home) -> Result<Registration, AccelError> {
+pub(crate) fn register(
+    cache: Range<usize>,
+    stubs: [usize; 2],
+    home: *mut Home,
+) -> Result<Registration, AccelError> {
     install();
     let _guard = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
     let free = CACHES.iter().position(|slot| slot.end.load(Ordering::Relaxed) == 0);
@@ -76,7 +80,8 @@ impl Drop for Registration {
 }
 
 /// What the signals did before.
-static PREVIOUS: [Mutex<Option<libc::sigaction>>; SIGNALS.len()] = [const { Mutex::new(None) }; SIGNALS.len()];
+static PREVIOUS: [Mutex<Option<libc::sigaction>>; SIGNALS.len()] =
+    [const { Mutex::new(None) }; SIGNALS.len()];
 
 fn install() {
     static ONCE: Once = Once::new();
@@ -168,11 +173,8 @@ pub(crate) fn prepare_thread() {
     PREPARED.with(|prepared| {
         prepared.get_or_init(|| {
             let mut stack = HandlerStack(Box::new_uninit_slice(STACK));
-            let new = libc::stack_t {
-                ss_sp: stack.0.as_mut_ptr().cast(),
-                ss_flags: SS_AUTODISARM,
-                ss_size: STACK,
-            };
+            let new =
+                libc::stack_t { ss_sp: stack.0.as_mut_ptr().cast(), ss_flags: SS_AUTODISARM, ss_size: STACK };
             let mut blocked = !0u64;
             for signal in SIGNALS.into_iter().chain([libc::SIGILL, libc::SIGTRAP]) {
                 blocked &= !(1 << (signal - 1));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::accelerators::{Console, each};
+use common::accelerators::{Console, each, end};
 use guests::micro::{self, Micro, Report};
 use machine::{GuestEnd, Machine, Source};
 
@@ -16,8 +16,7 @@ fn run(guest: &Micro, machine: machine::MachineBuilder, n: u64) -> String {
         .console(console.clone())
         .start()
         .unwrap();
-    let end = machine.wait();
-    drop(machine);
+    let end = end(&machine);
     assert!(matches!(end, GuestEnd::PowerOff), "{}: {end}\n{}", guest.name, console.text());
     console.text()
 }

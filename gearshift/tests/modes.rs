@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::accelerators::{Console, each};
+use common::accelerators::{Console, each, end};
 use guests::modes;
 use machine::{GuestEnd, Machine, Source};
 
@@ -19,8 +19,7 @@ fn every_mode_on_every_accelerator() {
                 .console(console.clone())
                 .start()
                 .unwrap();
-            let end = machine.wait();
-            drop(machine);
+            let end = end(&machine);
             let GuestEnd::DebugExit(value) = end else { panic!("{} on {name}: {end}", guest.name) };
             assert_eq!(guest.verdict(value), Ok(()), "on {name}");
         }

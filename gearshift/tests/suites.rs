@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::accelerators::{Console, each};
+use common::accelerators::{Console, each, end};
 use common::guest::{have, have_libraries};
 use guests::debian::{self, Flavour};
 use guests::initramfs::Compression;
@@ -34,8 +34,7 @@ fn boot(suite: Suite) {
             .console(console.clone())
             .start()
             .unwrap();
-        let end = machine.wait();
-        drop(machine);
+        let end = end(&machine);
         let text = console.text();
         assert!(matches!(end, GuestEnd::PowerOff), "{name}: {end}\n{text}");
         assert!(text.contains("GUEST-DONE status: 0"), "{name}: {text}");

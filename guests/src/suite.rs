@@ -253,6 +253,8 @@ pub enum Line {
         ns: u64,
         /// Nanoseconds the fastest took.
         best: u64,
+        /// What every unit computed.
+        checksum: u64,
     },
     /// `RESULT <class> unavailable: <reason>`: the processor or the system lacks what the class needs. No failure.
     Unavailable(String),
@@ -270,11 +272,13 @@ pub fn parse(class: &str, console: &str) -> Option<Line> {
     if line.ends_with(" WRONG") {
         return Some(Line::Wrong(line.to_owned()));
     }
-    let field = |name: &str| {
-        line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+    let field = |name: &str, radix| {
+        let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
+        u64::from_str_radix(value, radix).ok()
     };
-    let (units, ns, best) = (field("iterations")?, field("ns")?, field("best")?);
-    (units > 0).then_some(Line::Measured { units, ns, best })
+    let (units, ns, best) = (field("iterations", 10)?, field("ns", 10)?, field("best", 10)?);
+    let checksum = field("checksum", 16)?;
+    (units > 0).then_some(Line::Measured { units, ns, best, checksum })
 }
 
 #[cfg(test)]
@@ -283,11 +287,12 @@ mod tests {
 
     #[test]
     fn lines_are_told_apart() {
-        let console = "INIT\r\nRESULT a iterations=4 ns=1000 best=200 checksum=0000000000000001\r\n\
+        let console = "INIT\r\nRESULT a iterations=4 ns=1000 best=200 checksum=000000000000001a\r\n\
             RESULT ab unavailable: the processor has no AVX2\r\n\
             RESULT c iterations=4 ns=1000 best=200 checksum=0000000000000001 WRONG\r\n\
             RESULT d iterations=0 ns=1 best=1 checksum=00\r\nRESULT e iterations=1\r\n";
-        assert_eq!(parse("a", console), Some(Line::Measured { units: 4, ns: 1000, best: 200 }));
+        let measured = Line::Measured { units: 4, ns: 1000, best: 200, checksum: 0x1a };
+        assert_eq!(parse("a", console), Some(measured));
         assert_eq!(parse("ab", console), Some(Line::Unavailable("the processor has no AVX2".to_owned())));
         assert!(matches!(parse("c", console), Some(Line::Wrong(line)) if line.starts_with("RESULT c ")));
         for none in ["b", "d", "e", "INIT"] {

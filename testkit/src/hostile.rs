@@ -95,6 +95,23 @@ pub fn run(accel: &Arc<dyn Accelerator>, seed: u64, time: Duration) -> Report {
     report
 }
 
+/// [`run`] for as long as HOSTILE_SECONDS says (15 if it says nothing), from seed HOSTILE_SEED; there must be something to
+/// see of what was to be tested.
+///
+/// # Panics
+/// As [`run`]; if nothing was tested; if one of the variables is no number.
+pub fn suite(accel: &Arc<dyn Accelerator>) {
+    let number = |name| setting(name).unwrap_or(if name == "HOSTILE_SEED" { 1 } else { 15 });
+    let report = run(accel, number("HOSTILE_SEED"), Duration::from_secs(number("HOSTILE_SECONDS")));
+    assert!(report.cases > 100 && report.kicked > 0 && report.bus > 0, "nothing was tested: {report:?}");
+    assert!(report.refused * 2 < report.cases, "too few states are loaded: {report:?}");
+}
+
+/// A number from the environment.
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
 /// All that `accel` has.
 fn model(accel: &Arc<dyn Accelerator>, vcpus: u32) -> CpuModel {
     let mut model = CpuModel::named("host", vcpus, crate::rig::tsc_khz()).expect("model");

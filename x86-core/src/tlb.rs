@@ -7,6 +7,7 @@
 //!   `4096 - size` checks tag, permission and page crossing at once.
 //! * A write tag stands only once the page's D bit and `DIRTY` flag are set and nobody holds decoded code of the page.
 
+use std::collections::HashMap;
 use std::mem::offset_of;
 
 /// Entries in each table; a power of two.
@@ -76,6 +77,9 @@ pub struct Tlb {
     /// A table in which nothing ever hits.
     nothing: Box<[TlbEntry; TLB_ENTRIES]>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
+    /// Pages that code was fetched from since their translations were last taken back, and whether those are global:
+    /// executors remember such translations for longer than the fetch table does.
+    fetched: HashMap<u64, bool>,
     /// Slots that hold, or held, translations that go with a CR3 load.
     filled: Filled,
     /// Slots that hold, or held, global ones.
@@ -163,6 +167,7 @@ impl Default for Tlb {
             data: [table; MODES],
             nothing: Box::new(table),
             fetch: Box::new([none; FETCH_ENTRIES]),
+            fetched: HashMap::new(),
             filled: Filled::new(),
             filled_global: Filled::new(),
             large: (u64::MAX, 0),
@@ -223,6 +228,8 @@ impl Tlb {
     /// Remembers a fetch translation.
     pub fn fill_fetch(&mut self, address: u64, user: bool, to: &Translation) {
         let tag = address & PAGE_MASK | user as u64;
+        let global = self.fetched.entry(address & PAGE_MASK).or_default();
+        *global |= to.global;
         self.fetch[fetch_index(address, user)] =
             FetchEntry { tag, host: to.host, page: to.page, global: to.global };
         if to.large {
@@ -267,7 +274,15 @@ impl Tlb {
                 table[index] = empty(index);
             }
         }
-        self.flush_fetch(true);
+        if let Some(&global) = self.fetched.get(&base) {
+            for user in [false, true] {
+                let entry = &mut self.fetch[fetch_index(base, user)];
+                if entry.tag & PAGE_MASK == base {
+                    entry.tag = u64::MAX;
+                }
+            }
+            self.flush_fetch(global);
+        }
     }
 
     /// Makes every store ask again.
@@ -304,6 +319,7 @@ impl Tlb {
                 entry.tag = u64::MAX;
             }
         }
+        self.fetched.retain(|_, is_global| *is_global && !global);
         self.fetch_generation += 1;
         self.global_fetch_generation += u64::from(global);
     }

@@ -81,7 +81,15 @@ impl Emitter<'_> {
     }
 
     /// Checks the access to `size` bytes at a known address and leaves the addend in `r`. False if it has no short form.
-    fn check_known(&mut self, r: u8, address: u64, size: u16, write: bool, kind: SiteKind, live: bool) -> bool {
+    fn check_known(
+        &mut self,
+        r: u8,
+        address: u64,
+        size: u16,
+        write: bool,
+        kind: SiteKind,
+        live: bool,
+    ) -> bool {
         let Ok(page) = i32::try_from((address & !0xfff) as i64) else { return false };
         if (address & 0xfff) as i32 + i32::from(size) > PAGE {
             return false;
@@ -210,10 +218,8 @@ impl Emitter<'_> {
                 return Memory { base: Some(r), index: None, disp };
             }
         }
-        let registers = [
-            if let Base::Register(r) = access.base { Some(r) } else { None },
-            access.index.map(|(r, _)| r),
-        ];
+        let registers =
+            [if let Base::Register(r) = access.base { Some(r) } else { None }, access.index.map(|(r, _)| r)];
         for r in registers.into_iter().flatten() {
             self.need_register(r);
         }

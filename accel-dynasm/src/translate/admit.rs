@@ -58,7 +58,9 @@ impl Admission {
         match ins.flow_control() {
             FlowControl::Next => self.straight(ins),
             FlowControl::ConditionalBranch if ins.is_jcc_short_or_near() => Action::Jcc,
-            FlowControl::UnconditionalBranch if matches!(ins.code(), Code::Jmp_rel8_64 | Code::Jmp_rel32_64) => {
+            FlowControl::UnconditionalBranch
+                if matches!(ins.code(), Code::Jmp_rel8_64 | Code::Jmp_rel32_64) =>
+            {
                 Action::Jump
             }
             FlowControl::Call if ins.code() == Code::Call_rel32_64 => Action::Call,
@@ -81,7 +83,9 @@ impl Admission {
     fn straight(&self, ins: &Instruction) -> Action {
         use Mnemonic as M;
         match ins.mnemonic() {
-            M::Nop | M::Endbr64 | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Action::Nop,
+            M::Nop | M::Endbr64 | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => {
+                Action::Nop
+            }
             M::Push => match ins.code() {
                 Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => Action::Push,
                 Code::Push_rm64 => match ins.op0_kind() {

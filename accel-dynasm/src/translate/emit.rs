@@ -14,7 +14,9 @@ use crate::places::Places;
 pub(super) enum Held {
     Nothing,
     /// The guest's value; memory has it too unless it is dirty.
-    Guest { dirty: bool },
+    Guest {
+        dirty: bool,
+    },
     /// Of a group.
     Addend(u8),
 }

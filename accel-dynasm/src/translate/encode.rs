@@ -120,7 +120,10 @@ struct Parts<'a> {
 }
 
 enum Kind<'a> {
-    Legacy { rex: Option<u8>, opcode: &'a [u8] },
+    Legacy {
+        rex: Option<u8>,
+        opcode: &'a [u8],
+    },
     /// Second and third byte of the three-byte form, and the opcode.
     Vex(u8, u8, u8),
 }
@@ -245,14 +248,8 @@ mod tests {
     fn operands_are_replaced() {
         // mov eax,[rdi+rcx*4+12345678h]; lock xadd fs:[eax],rdx; add word [rip+1],1234h
         assert_eq!(changed(&[0x8b, 0x84, 0x8f, 0x78, 0x56, 0x34, 0x12], R11), "mov eax,[rbx+r11+10h]");
-        assert_eq!(
-            changed(&[0x64, 0x67, 0xf0, 0x48, 0x0f, 0xc1, 0x10], R11),
-            "lock xadd [rbx+r11+10h],rdx"
-        );
-        assert_eq!(
-            changed(&[0x66, 0x81, 0x05, 1, 0, 0, 0, 0x34, 0x12], R11),
-            "add word [rbx+r11+10h],1234h"
-        );
+        assert_eq!(changed(&[0x64, 0x67, 0xf0, 0x48, 0x0f, 0xc1, 0x10], R11), "lock xadd [rbx+r11+10h],rdx");
+        assert_eq!(changed(&[0x66, 0x81, 0x05, 1, 0, 0, 0, 0x34, 0x12], R11), "add word [rbx+r11+10h],1234h");
         // mov [1122334455667788h],al
         assert_eq!(
             changed(&[0xa2, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11], R11),
@@ -269,7 +266,10 @@ mod tests {
         // vaddps ymm9,ymm1,[rax]; vpermd ymm1,ymm2,[rsp+8]
         assert_eq!(changed(&[0xc5, 0x74, 0x58, 0x08], R11), "vaddps ymm9,ymm1,[rbx+r11+10h]");
         assert_eq!(
-            changed(&[0xc4, 0xe2, 0x6d, 0x36, 0x4c, 0x24, 8], Memory { base: Some(11), index: None, disp: -1 }),
+            changed(
+                &[0xc4, 0xe2, 0x6d, 0x36, 0x4c, 0x24, 8],
+                Memory { base: Some(11), index: None, disp: -1 }
+            ),
             "vpermd ymm1,ymm2,[r11-1]"
         );
     }

@@ -5,8 +5,8 @@
 //!    block.
 //! 3. `encode.rs` takes machine code apart and puts it together.
 
-pub(crate) mod admit;
 mod access;
+pub(crate) mod admit;
 mod branch;
 mod emit;
 mod encode;

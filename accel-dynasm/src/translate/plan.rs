@@ -198,8 +198,9 @@ impl Plan {
         if !separate {
             self.group();
         }
-        if self.steps.iter().any(may_loop) {
-            self.poll = Some(self.steps.iter().position(|s| !s.live).unwrap_or(0));
+        if let Some(first) = self.steps.iter().position(may_loop) {
+            // Not behind it: a loop may never come there.
+            self.poll = Some(self.steps[..=first].iter().position(|s| !s.live).unwrap_or(0));
         }
     }
 
@@ -252,9 +253,8 @@ impl Plan {
                 continue;
             }
             let slot = cluster.base.slot();
-            let usable = |at: &usize| {
-                !self.steps[*at].live && self.values[*at][slot].unknown == cluster.unknown
-            };
+            let usable =
+                |at: &usize| !self.steps[*at].live && self.values[*at][slot].unknown == cluster.unknown;
             let known = (0..=first).rev().take_while(|at| self.values[*at][slot].unknown == cluster.unknown);
             let at = known.clone().find(usable);
             let Some(at) = at.or(more.then_some(first)) else { continue };
@@ -296,9 +296,7 @@ fn first_values() -> [Value; 18] {
 /// A branch that could lead back here without anybody looking for requests.
 fn may_loop(step: &Step) -> bool {
     match step.action {
-        Action::Jump | Action::Jcc | Action::Call => {
-            step.ins.near_branch64() <= step.ins.ip()
-        }
+        Action::Jump | Action::Jcc | Action::Call => step.ins.near_branch64() <= step.ins.ip(),
         Action::Return | Action::JumpIndirect | Action::CallIndirect => true,
         _ => false,
     }
@@ -444,9 +442,7 @@ fn follow(values: &mut [Value; 18], step: &Step, fresh: u32, info: &mut Instruct
             let (to, wide) = (ins.op0_register(), ins.op0_register().is_gpr64());
             let n = to.number();
             match ins.mnemonic() {
-                Mnemonic::Lea
-                    if wide && ins.memory_index() == Register::None && ins.memory_base() == to =>
-                {
+                Mnemonic::Lea if wide && ins.memory_index() == Register::None && ins.memory_base() == to => {
                     return add(&mut values[n], ins.memory_displacement64() as i64, fresh);
                 }
                 Mnemonic::Lea
@@ -474,8 +470,7 @@ fn follow(values: &mut [Value; 18], step: &Step, fresh: u32, info: &mut Instruct
     let info = info.info(ins);
     for used in info.used_registers() {
         let register = used.register();
-        if register.is_gpr()
-            && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
+        if register.is_gpr() && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
         {
             let n = full(register);
             values[n as usize] = Value { unknown: 32 + fresh * 20 + u32::from(n), plus: 0 };

@@ -1,10 +1,31 @@
 //! Guests on every accelerator of this host.
 
 use std::io::{self, Write as _};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use accel_api::{AccelId, Accelerator, Probe, Quality};
-use machine::Registry;
+use machine::{GuestEnd, Machine, Registry};
+
+/// A guest takes seconds; this is for a host that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(420);
+
+/// How the guest ends. One that does not is stopped, which is no end that a test accepts.
+pub fn end(machine: &Machine) -> GuestEnd {
+    let (done, waiting) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                machine.stop();
+            }
+        });
+        let end = machine.wait();
+        drop(done);
+        end
+    })
+}
 
 /// Keeps what a guest says.
 #[derive(Clone, Default)]

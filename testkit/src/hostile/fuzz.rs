@@ -377,6 +377,34 @@ pub struct Campaign {
     pub device_accesses: u64,
 }
 
+/// Inputs of each target in a [`suite`] that is not told how long to run.
+const SUITE_INPUTS: u64 = 20_000;
+
+/// A [`campaign`] of a fixed number of inputs for every target under a fixed seed. FUZZ_SECONDS, FUZZ_SEED and FUZZ_TARGET
+/// make it go on for longer (`cargo xtask fuzz` sets them).
+///
+/// # Panics
+/// As [`campaign`]; if no input of a target could be loaded; if there is no such target.
+pub fn suite(accel: &Arc<dyn Accelerator>) {
+    let only = std::env::var("FUZZ_TARGET").ok();
+    let chosen: Vec<_> =
+        TARGETS.iter().filter(|target| only.as_ref().is_none_or(|name| name == target.name)).collect();
+    assert!(!chosen.is_empty(), "no target is called {only:?}");
+    let seed = super::setting("FUZZ_SEED").unwrap_or(1);
+    for target in &chosen {
+        let (time, most) = match super::setting("FUZZ_SECONDS") {
+            Some(seconds) => (Duration::from_secs(seconds) / chosen.len() as u32, u64::MAX),
+            None => (Duration::from_secs(120), SUITE_INPUTS),
+        };
+        let report = campaign(accel, target, seed, time, most);
+        #[allow(clippy::print_stderr)] // for whoever runs it for hours
+        {
+            eprintln!("{} (seed {seed}): {report:?}", target.name);
+        }
+        assert!(report.inputs > report.refused, "{}: no state is loaded", target.name);
+    }
+}
+
 /// Runs inputs of `target` made from `seed` until `time` has passed or `most` have run. Input `n` depends on the seed and
 /// `n` alone; a panic names it.
 ///

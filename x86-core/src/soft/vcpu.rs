@@ -80,7 +80,8 @@ impl<E: Executor> SoftVcpu<E> {
             // The shadow is over after one instruction. If something waits for that, it must not have to wait for the rest
             // of the slice: code that leaves only behind its next STI would never be interrupted.
             let shadow = std::mem::take(&mut cpu.shadow);
-            let waiting = shadow && (E::POLLS || cpu.nmi_pending || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
+            let waiting =
+                shadow && (E::POLLS || cpu.nmi_pending || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
             let stepping = waiting || self.plan.single_step || !self.plan.breakpoints.is_empty();
             let result = if cpu.virtual_interrupt_due() {
                 Err(Fault::GP0)

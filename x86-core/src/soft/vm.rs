@@ -86,7 +86,8 @@ impl<E: Executor> AccelVm for SoftVm<E> {
         let lapic = Lapic::new(self.apic.clone(), cfg.id as usize, config, host);
         let (true, Some(lapic)) = (free, lapic) else { return Err(AccelError::BadVcpu(cfg.id)) };
         let cpu = Cpu::new(cfg.id, self.shared.clone(), self.spec.model.clone(), bus, lapic);
-        let made = E::place(cpu).and_then(|mut cpu| E::new(&mut cpu, &self.config).map(|executor| (cpu, executor)));
+        let made =
+            E::place(cpu).and_then(|mut cpu| E::new(&mut cpu, &self.config).map(|executor| (cpu, executor)));
         let (cpu, executor) =
             made.inspect_err(|_| self.bound[cfg.id as usize].store(false, Ordering::Release))?;
         Ok(Box::new(SoftVcpu::new(cpu, executor, self.alarm.clone(), self.bound.clone())))

@@ -1,0 +1,7 @@
+//! The fuzz targets against the translator: a fixed number of inputs under a fixed seed, or as [`testkit::hostile::fuzz::suite`] is
+//! told.
+
+#[test]
+fn hostile_states_do_no_harm() {
+    testkit::hostile::fuzz::suite(&accel_dynasm::create().expect("this host lets us translate"));
+}
