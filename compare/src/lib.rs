@@ -208,7 +208,11 @@ impl Findings {
                     Some(gap) => {
                         let line = format!("{} failed on {}: {}", gap.guests[0], gap.subject, gap.reason);
                         let count = failed.iter().map(|gap| gap.guests.len()).sum();
-                        Some(format!("{}; --accel without {} leaves it out", first(count, line), gap.subject))
+                        Some(format!(
+                            "{}; without {} the others can be compared",
+                            first(count, line),
+                            gap.subject
+                        ))
                     }
                     None => {
                         let why = gaps.first().map_or("nothing was asked for", |gap| gap.reason);

@@ -278,7 +278,7 @@ fn one_line(message: &str) -> String {
             parts.push(text.trim_start_matches("error: ").to_owned());
         }
     }
-    parts.push("`gearshift run --help` tells more".to_owned());
+    parts.push("`gearshift help COMMAND` tells more".to_owned());
     parts.join("; ")
 }
 
