@@ -196,7 +196,8 @@ fn executed(
     if engine.timer_moved(cpu) || engine.note_waiting(cpu) {
         cpu.leave = true;
     }
-    let same = cpu.tlb_mode() as usize == engine.blocks.get(number).mode.tlb() && !cpu.strict;
+    let mode = engine.blocks.get(number).mode;
+    let same = mode.holds(cpu) && !cpu.strict;
     if cpu.leave || !same || engine.moved(cpu) || site.next == 0 || cpu.rip != next {
         engine.count(-i64::from(site.rest));
         return go_on(cpu, engine, NOTHING);

@@ -28,6 +28,11 @@ impl Mode {
         )
     }
 
+    /// Whether code for these circumstances may go on as `cpu` is now.
+    pub(crate) fn holds(self, cpu: &Cpu) -> bool {
+        Self::of(cpu, self.vectors()).0 == self.0 & !SEPARATE
+    }
+
     /// Each memory access is checked on its own.
     pub(crate) fn separate(self) -> Self {
         Self(self.0 | SEPARATE)

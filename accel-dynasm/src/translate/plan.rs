@@ -311,7 +311,10 @@ fn first_values() -> [Value; 18] {
 /// A branch that could lead back here without anybody looking for requests.
 fn may_loop(step: &Step) -> bool {
     match step.action {
-        Action::Jump | Action::Jcc | Action::Call => step.ins.near_branch64() <= step.ins.ip(),
+        // By its distance: around the end of the addresses, what is lower may lie ahead.
+        Action::Jump | Action::Jcc | Action::Call => {
+            step.ins.near_branch64().wrapping_sub(step.ins.ip()).cast_signed() <= 0
+        }
         Action::Return | Action::JumpIndirect | Action::CallIndirect => true,
         _ => false,
     }
