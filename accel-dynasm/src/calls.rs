@@ -70,7 +70,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
         return LEAVE;
     }
     loop {
-        engine.take_stale_pages(cpu);
+        engine.take_stale_code(cpu);
         if cpu.leave && !settle(cpu, engine) || cpu.shared.requested() != 0 {
             return LEAVE;
         }
@@ -84,6 +84,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                 } else if argument != NOTHING {
                     engine.remember(cpu.rip, code);
                 }
+                engine.note_waiting(cpu);
                 return engine.entry(code);
             }
             Ok(Found::Single) => {
@@ -94,7 +95,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                 // What was to be linked is not this.
                 return go_on(cpu, engine, NOTHING);
             }
-            Ok(Found::Again | Found::Interpret | Found::Excluded(_)) => return LEAVE,
+            Ok(Found::Again | Found::Interpret | Found::Restless | Found::Excluded(_)) => return LEAVE,
             Err(fault) => {
                 engine.fault = Some(fault);
                 return LEAVE;
@@ -114,7 +115,7 @@ fn settle(cpu: &mut Cpu, engine: &mut Engine) -> bool {
             engine.fault = Some(fault);
             return false;
         }
-        engine.take_stale_pages(cpu);
+        engine.take_stale_code(cpu);
     }
     if engine.timer_moved(cpu) || !cpu.undisturbed() {
         return false;
@@ -204,10 +205,11 @@ fn executed(
         return LEAVE;
     }
     cpu.rip = cpu.next_rip;
-    if engine.timer_moved(cpu) {
+    if engine.timer_moved(cpu) || engine.note_waiting(cpu) {
         cpu.leave = true;
     }
-    let same = cpu.tlb_mode() as usize == engine.blocks.get(number).mode.tlb() && !cpu.strict;
+    let mode = engine.blocks.get(number).mode;
+    let same = mode.holds(cpu) && !cpu.strict;
     if cpu.leave || !same || engine.moved(cpu) || site.next == 0 || cpu.rip != next {
         engine.count(-i64::from(site.rest));
         return go_on(cpu, engine, NOTHING);

@@ -49,6 +49,8 @@ pub(crate) struct Context {
     pub instructions: u64,
     /// A value on its way between the two halves of an instruction.
     pub temporary: u64,
+    /// Not 0: an interrupt waits for IF, or an NMI.
+    pub waiting: u64,
     /// Addends of groups of accesses.
     pub slots: [u64; SLOTS],
 }

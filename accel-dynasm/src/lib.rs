@@ -25,6 +25,7 @@ mod mode;
 mod perf;
 mod places;
 mod report;
+mod restless;
 mod show;
 mod signals;
 mod stats;

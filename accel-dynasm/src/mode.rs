@@ -1,5 +1,6 @@
 //! What of the vCPU's state code is translated for.
 
+use x86_core::bits::CR4_TSD;
 use x86_core::{Cpu, TlbMode};
 
 /// A set of circumstances; part of a block's key.
@@ -10,6 +11,7 @@ const VECTORS: u16 = 1 << 2;
 const SSE_READY: u16 = 1 << 3;
 const AVX_READY: u16 = 1 << 4;
 const UNMASKED: u16 = 1 << 5;
+const TSC_DISABLED: u16 = 1 << 7;
 pub(crate) const SEPARATE: u16 = 1 << 6;
 
 impl Mode {
@@ -21,8 +23,14 @@ impl Mode {
                 | on(vectors, VECTORS)
                 | on(cpu.sse_ready, SSE_READY)
                 | on(cpu.avx_ready, AVX_READY)
-                | on(cpu.sse_unmasked, UNMASKED),
+                | on(cpu.sse_unmasked, UNMASKED)
+                | on(cpu.cr4 & CR4_TSD != 0, TSC_DISABLED),
         )
+    }
+
+    /// Whether code for these circumstances may go on as `cpu` is now.
+    pub(crate) fn holds(self, cpu: &Cpu) -> bool {
+        Self::of(cpu, self.vectors()).0 == self.0 & !SEPARATE
     }
 
     /// Each memory access is checked on its own.
@@ -52,6 +60,11 @@ impl Mode {
         self.0 & UNMASKED != 0
     }
 
+    /// User code may not read the time-stamp counter.
+    pub(crate) fn tsc_disabled(self) -> bool {
+        self.0 & TSC_DISABLED != 0
+    }
+
     /// Which table of the soft TLB data accesses go through.
     pub(crate) fn tlb(self) -> usize {
         (self.0 & 3) as usize
@@ -69,7 +82,7 @@ impl Mode {
 
     /// What code of the same class can differ in.
     pub(crate) fn circumstances(self) -> u16 {
-        self.0 & (SSE_READY | AVX_READY | UNMASKED)
+        self.0 & (SSE_READY | AVX_READY | UNMASKED | TSC_DISABLED)
     }
 
     pub(crate) fn bits(self) -> u16 {

@@ -2,6 +2,7 @@
 
 use std::mem::offset_of;
 
+use accel_api::Segment;
 use x86_core::{Cpu, TlbEntry, TlbMode};
 
 use crate::home::{CLASSES, Context, Home, JumpTable};
@@ -15,6 +16,13 @@ pub(crate) struct Places {
     pub rip: i32,
     pub code_page: i32,
     pub system_flags: i32,
+    pub kernel_gs_base: i32,
+    pub tsc_offset: i32,
+    pub tsc_aux: i32,
+    pub cr0: i32,
+    pub cr2: i32,
+    pub cr3: i32,
+    pub cr4: i32,
     context: i32,
     jumps: i32,
     tlb: [i32; 3],
@@ -53,6 +61,13 @@ impl Places {
             rip: cpu + offset_of!(Cpu, rip) as i32,
             code_page: cpu + offset_of!(Cpu, code_page) as i32,
             system_flags: cpu + offset_of!(Cpu, system_flags) as i32,
+            kernel_gs_base: cpu + offset_of!(Cpu, msrs.kernel_gs_base) as i32,
+            tsc_offset: cpu + offset_of!(Cpu, tsc_offset) as i32,
+            tsc_aux: cpu + offset_of!(Cpu, msrs.tsc_aux) as i32,
+            cr0: cpu + offset_of!(Cpu, cr0) as i32,
+            cr2: cpu + offset_of!(Cpu, cr2) as i32,
+            cr3: cpu + offset_of!(Cpu, cr3) as i32,
+            cr4: cpu + offset_of!(Cpu, cr4) as i32,
             context: cpu + offset_of!(Home, context) as i32,
             jumps: cpu + offset_of!(Home, jumps) as i32,
             tlb: [tlb(TlbMode::Supervisor), tlb(TlbMode::User), tlb(TlbMode::SupervisorOnly)],
@@ -61,7 +76,7 @@ impl Places {
         }
     }
 
-    context_fields! { host_rsp target vectors rax ea engine fault_pc instructions temporary }
+    context_fields! { host_rsp target vectors rax ea engine instructions temporary waiting }
 
     pub(crate) fn gpr(&self, index: u8) -> i32 {
         self.cpu + Cpu::gpr_offset(index as usize) as i32
@@ -73,6 +88,10 @@ impl Places {
 
     pub(crate) fn segment_base(&self, index: usize) -> i32 {
         self.cpu + Cpu::seg_base_offset(index) as i32
+    }
+
+    pub(crate) fn selector(&self, index: usize) -> i32 {
+        self.segment_base(index) - offset_of!(Segment, base) as i32 + offset_of!(Segment, selector) as i32
     }
 
     pub(crate) fn slot(&self, index: u8) -> i32 {

@@ -36,7 +36,7 @@ pub struct Registers {
 /// Why a trial ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum TrialEnd {
-    /// As many instructions as were asked for, or the run loop has to look at something.
+    /// As many instructions as were asked for.
     #[default]
     Over,
     /// The next instruction raises this fault; for #PF, of this linear address.
@@ -125,6 +125,9 @@ impl Cpu {
 
     fn try_out(&mut self, limit: usize, into: &mut Rehearsal) -> TrialEnd {
         while into.states.len() <= limit {
+            // Whoever looks at requests does so elsewhere; a shadow is over after one instruction.
+            self.leave = false;
+            self.shadow = false;
             let done = self.decode_at(self.rip).and_then(|ins| {
                 into.instructions.push(ins);
                 if !can_be_tried(&ins) {
@@ -155,9 +158,6 @@ impl Cpu {
             }
             let state = self.registers();
             into.states.push(state);
-            if self.leave {
-                return TrialEnd::Over;
-            }
         }
         TrialEnd::Over
     }

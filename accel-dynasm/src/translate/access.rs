@@ -35,7 +35,7 @@ impl Emitter<'_> {
     }
 
     /// Keeps the arithmetic flags in AX.
-    fn save_flags(&mut self) {
+    pub(super) fn save_flags(&mut self) {
         dynasm!(self.asm ; .arch x64 ; mov [self.places.rax()], rax ; lahf ; seto al);
     }
 

@@ -19,6 +19,8 @@ pub(crate) enum Action {
     Push,
     Pop,
     Leave,
+    /// On the vCPU's state in memory: see [`super::system`].
+    System,
     Jump,
     Jcc,
     Call,
@@ -110,7 +112,10 @@ impl Admission {
             m => {
                 let vector = uses_vectors(ins);
                 let fits = if vector { self.vector(ins) } else { integer(m) };
-                if !fits || !self.has_features(ins.code()) || !plain_registers(ins) {
+                if !fits
+                    || !(self.has_features(ins.code()) || self.ignores_prefix(ins))
+                    || !plain_registers(ins)
+                {
                     return Action::Generic;
                 }
                 let memory = (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Memory);
@@ -140,6 +145,32 @@ impl Admission {
                 if bit_string || !plain_address(ins) { Action::Generic } else { Action::Memory }
             }
         }
+    }
+
+    /// Whether it is one of those in [`super::system`], and cannot fault.
+    fn system(&self, ins: &Instruction) -> bool {
+        let kernel = !self.mode.user();
+        match ins.code() {
+            Code::Cli | Code::Sti | Code::Swapgs => kernel,
+            Code::Cld => true,
+            Code::Pushfq => true,
+            Code::Rdtsc => kernel || !self.mode.tsc_disabled(),
+            Code::Rdtscp => (kernel || !self.mode.tsc_disabled()) && self.features.has(Feature::Rdtscp),
+            Code::Mov_r64_cr => {
+                kernel
+                    && matches!(
+                        ins.op1_register(),
+                        Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4
+                    )
+            }
+            Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => ins.op0_kind() == OpKind::Register,
+            _ => false,
+        }
+    }
+
+    /// TZCNT without BMI1 is BSF: the guest's processor ignores the prefix, the host's does not.
+    pub(crate) fn ignores_prefix(&self, ins: &Instruction) -> bool {
+        matches!(ins.code(), Code::Tzcnt_r32_rm32 | Code::Tzcnt_r64_rm64) && !self.features.has(Feature::Bmi1)
     }
 
     fn vector(&self, ins: &Instruction) -> bool {

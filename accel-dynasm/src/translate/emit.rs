@@ -211,7 +211,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn wrote(&mut self, step: &Step) {
+    pub(super) fn wrote(&mut self, step: &Step) {
         for n in 0..2 {
             if step.uses[n].write {
                 self.held[n] = Held::Guest { dirty: true };
@@ -232,6 +232,7 @@ impl<'a> Emitter<'a> {
             Action::Pop => self.pop(step),
             Action::Leave => self.leave(step),
             Action::Generic => self.generic(step),
+            Action::System => self.system(step),
             _ => self.branch(step),
         }
         if !step.action.ends_block() {
@@ -241,7 +242,12 @@ impl<'a> Emitter<'a> {
 
     fn bytes(&self, step: &Step) -> &'a [u8] {
         let start = (step.offset - self.source.offset) as usize;
-        &self.source.bytes[start..start + step.ins.len()]
+        let bytes = &self.source.bytes[start..start + step.ins.len()];
+        match bytes {
+            // The host would take the prefix for TZCNT.
+            [0xf3, rest @ ..] if step.ignores_prefix => rest,
+            _ => bytes,
+        }
     }
 
     fn copy(&mut self, step: &Step) {
@@ -389,13 +395,18 @@ impl<'a> Emitter<'a> {
     /// Hands the instruction to x86-core.
     pub(super) fn generic(&mut self, step: &Step) {
         self.spill_all();
-        let number = self.bases.generic + self.out.generics.len() as u32;
-        self.out.generics.push(step.ins);
+        let number = self.generic_number(step);
         let here = at(self.asm.offset());
         let site = self.site(SiteKind::Generic(number), here);
         self.hand_over(self.places.stubs.generic, site);
         // Coming back loads both.
         self.held = [Held::Guest { dirty: false }; 2];
+    }
+
+    /// Keeps the instruction for x86-core.
+    pub(super) fn generic_number(&mut self, step: &Step) -> u32 {
+        self.out.generics.push(step.ins);
+        self.bases.generic + self.out.generics.len() as u32 - 1
     }
 
     /// RIP = the page's address + `delta`; uses R11.
@@ -460,6 +471,13 @@ impl<'a> Emitter<'a> {
                 Cold::Unknown { label, site } => {
                     dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov [self.places.rip], r10);
                     self.hand_over(self.places.stubs.lookup, site | crate::engine::INDIRECT);
+                }
+                Cold::Generic { label, site, live } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    if live {
+                        self.restore_flags();
+                    }
+                    self.hand_over(self.places.stubs.generic, site);
                 }
                 Cold::Poll { label, site, live } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);

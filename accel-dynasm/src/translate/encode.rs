@@ -159,10 +159,17 @@ fn split<'a>(code: &'a [u8], prefixes: &'a mut Bytes) -> Option<Parts<'a>> {
             let rex = (first & 0xf0 == 0x40).then_some(first);
             at += usize::from(rex.is_some());
             let start = at;
+            // REX in front of another prefix means nothing.
+            if matches!(code.get(at)?, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            {
+                return None;
+            }
             if let Some(n @ 0xa0..=0xa3) = code.get(at) {
-                // MOV between the accumulator and an address, which has a form with ModRM.
+                // MOV between the accumulator and an address, which has a form with ModRM. Its register is no other
+                // whatever REX.R says.
                 const WITH_MODRM: [u8; 4] = [0x8a, 0x8b, 0x88, 0x89];
                 let opcode = &WITH_MODRM[(n - 0xa0) as usize..][..1];
+                let rex = rex.map(|rex| rex & !4);
                 let kind = Kind::Legacy { rex, opcode };
                 return Some(Parts { prefixes: prefixes.as_slice(), kind, modrm: 0, immediate: &[] });
             }
@@ -194,7 +201,7 @@ fn split<'a>(code: &'a [u8], prefixes: &'a mut Bytes) -> Option<Parts<'a>> {
 }
 
 /// The instruction `code` with its memory operand replaced; `high_byte` says that it names AH, CH, DH or BH. `None` if it
-/// cannot be encoded: those four exist only without a REX prefix.
+/// cannot be encoded: those four exist only without a REX prefix, and with many prefixes it can become too long.
 pub(crate) fn with_memory(code: &[u8], memory: Memory, high_byte: bool) -> Option<Bytes> {
     let mut prefixes = Bytes::default();
     let parts = split(code, &mut prefixes)?;
@@ -221,7 +228,7 @@ pub(crate) fn with_memory(code: &[u8], memory: Memory, high_byte: bool) -> Optio
     }
     memory.put(&mut out, parts.modrm >> 3);
     out.extend(parts.immediate);
-    Some(out)
+    (out.len <= x86_core::MAX_INSTRUCTION).then_some(out)
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole.
 //! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
 //!    block.
-//! 3. `encode.rs` takes machine code apart and puts it together.
+//! 3. `system.rs` has what kernels do to the vCPU's other state.
+//! 4. `encode.rs` takes machine code apart and puts it together.
 
 mod access;
 pub(crate) mod admit;
@@ -11,6 +12,7 @@ mod branch;
 mod emit;
 mod encode;
 mod plan;
+mod system;
 
 use dynasmrt::{AssemblyOffset, DynamicLabel, VecAssembler, x64::X64Relocation};
 use iced_x86::{Decoder, Instruction, InstructionInfoFactory};
@@ -168,7 +170,7 @@ impl Translator {
         let rip = source.page.wrapping_add(u64::from(source.offset));
         let mut decoder = Decoder::with_ip(64, source.bytes, rip, DECODER_OPTIONS);
         let mut switch = false;
-        while self.plan.steps.len() < limit && decoder.can_decode() {
+        while (self.plan.steps.len() < limit || self.plan.holds_interrupts()) && decoder.can_decode() {
             let ins = decoder.decode();
             if ins.is_invalid() {
                 break;
@@ -225,7 +227,9 @@ enum Cold {
     Far { label: DynamicLabel, delta: i64, site: u32 },
     /// No entry in the jump table.
     Unknown { label: DynamicLabel, site: u32 },
-    /// Requests have come. `dirty`: which of R10 and R11 are to be stored.
+    /// An instruction that x86-core has to execute after all.
+    Generic { label: DynamicLabel, site: u32, live: bool },
+    /// Requests have come.
     Poll { label: DynamicLabel, site: u32, live: bool },
 }
 

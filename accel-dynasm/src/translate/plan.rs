@@ -6,7 +6,7 @@
 //!    block is left for its *separate* form, in which each access is checked on its own.
 
 use iced_x86::{
-    FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 use x86_core::segment_index;
 
@@ -82,6 +82,8 @@ pub(crate) struct Step {
     /// The access to the stack.
     pub stack: Option<Access>,
     pub vector: bool,
+    /// TZCNT, LZCNT or POPCNT as processors execute it that have only what it is without its prefix.
+    pub ignores_prefix: bool,
 }
 
 impl Step {
@@ -154,6 +156,7 @@ impl Plan {
             operand: None,
             stack: None,
             vector: matches!(action, Action::Copy | Action::Memory) && uses_vectors(&ins),
+            ignores_prefix: admission.ignores_prefix(&ins),
         };
         let mut values = self.values.last().copied().unwrap_or_else(first_values);
         if let Some(last) = self.steps.last() {
@@ -175,8 +178,18 @@ impl Plan {
         goes_on
     }
 
-    /// Looks at the block as a whole. `wanted_after` are flags wanted where it ends without a branch.
+    /// The last instruction keeps interrupts from the next, which therefore has to be in the block.
+    pub(crate) fn holds_interrupts(&self) -> bool {
+        self.steps.last().is_some_and(|s| s.action == Action::System && s.ins.code() == Code::Sti)
+    }
+
+    /// Looks at the block as a whole.
     pub(crate) fn finish(&mut self, separate: bool) {
+        if self.holds_interrupts()
+            && let Some(last) = self.steps.last_mut()
+        {
+            last.action = Action::Generic;
+        }
         let mut wanted = ARITH;
         for step in self.steps.iter_mut().rev() {
             let ins = &step.ins;
@@ -199,8 +212,10 @@ impl Plan {
             self.group();
         }
         if let Some(first) = self.steps.iter().position(may_loop) {
-            // Not behind it: a loop may never come there.
-            self.poll = Some(self.steps[..=first].iter().position(|s| !s.live).unwrap_or(0));
+            // Not behind it: a loop may never come there. And not between STI and the instruction it shields.
+            let shielded = |n: usize| n > 0 && self.steps[n - 1].ins.code() == Code::Sti;
+            let good = |n: &usize| !self.steps[*n].live && !shielded(*n);
+            self.poll = Some((0..=first).find(good).unwrap_or(0));
         }
     }
 
@@ -296,7 +311,10 @@ fn first_values() -> [Value; 18] {
 /// A branch that could lead back here without anybody looking for requests.
 fn may_loop(step: &Step) -> bool {
     match step.action {
-        Action::Jump | Action::Jcc | Action::Call => step.ins.near_branch64() <= step.ins.ip(),
+        // By its distance: around the end of the addresses, what is lower may lie ahead.
+        Action::Jump | Action::Jcc | Action::Call => {
+            step.ins.near_branch64().wrapping_sub(step.ins.ip()).cast_signed() <= 0
+        }
         Action::Return | Action::JumpIndirect | Action::CallIndirect => true,
         _ => false,
     }
@@ -361,6 +379,7 @@ fn describe(step: &mut Step, page: u64) {
         group: None,
     };
     match step.action {
+        Action::System if ins.code() == Code::Pushfq => step.stack = Some(stack(-8, true)),
         Action::Push => {
             step.stack = Some(stack(-8, true));
             if ins.op0_kind() == OpKind::Memory {
@@ -427,6 +446,7 @@ fn follow(values: &mut [Value; 18], step: &Step, fresh: u32, info: &mut Instruct
     let rsp = RSP as usize;
     match step.action {
         Action::Push => return add(&mut values[rsp], -8, fresh),
+        Action::System if ins.code() == Code::Pushfq => return add(&mut values[rsp], -8, fresh),
         Action::Pop => {
             add(&mut values[rsp], 8, fresh);
             let to = full(ins.op0_register());

@@ -1,0 +1,146 @@
+//! Instructions that kernels execute by the thousand and that concern the vCPU's state outside its registers.
+//!
+//! They are admitted only where they cannot fault: at CPL 0, or with what guards them a part of [`crate::mode::Mode`].
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Code, Register};
+use x86_core::alu::flag;
+use x86_core::{seg, segment_index};
+
+use super::emit::{Emitter, Held};
+use super::encode;
+use super::plan::Step;
+use super::{Cold, SiteKind, at};
+
+impl Emitter<'_> {
+    pub(super) fn system(&mut self, step: &Step) {
+        match step.ins.code() {
+            Code::Cli => self.clear_system_flag(step, flag::IF),
+            Code::Cld => self.clear_system_flag(step, flag::DF),
+            Code::Sti => self.sti(step),
+            Code::Swapgs => self.swapgs(),
+            Code::Rdtsc | Code::Rdtscp => self.rdtsc(step),
+            Code::Pushfq => self.pushf(step),
+            _ => self.read_special(step),
+        }
+    }
+
+    fn clear_system_flag(&mut self, step: &Step, bit: u64) {
+        if step.live {
+            self.save_flags();
+        }
+        dynasm!(self.asm ; .arch x64 ; and DWORD [self.places.system_flags], !(bit as i32));
+        if step.live {
+            self.restore_flags();
+        }
+    }
+
+    /// No look at requests follows before the next instruction is over; an interrupt that waits already takes the long
+    /// way.
+    fn sti(&mut self, step: &Step) {
+        self.spill_all();
+        self.held = [Held::Nothing; 2];
+        if step.live {
+            self.save_flags();
+        }
+        let label = self.asm.new_dynamic_label();
+        dynasm!(self.asm
+            ; .arch x64
+            ; cmp DWORD [self.places.waiting()], 0
+            ; jne =>label
+            ; or DWORD [self.places.system_flags], flag::IF as i32
+        );
+        if step.live {
+            self.restore_flags();
+        }
+        let number = self.generic_number(step);
+        let here = at(self.asm.offset());
+        let site = self.site(SiteKind::Generic(number), here);
+        self.cold.push(Cold::Generic { label, site, live: step.live });
+    }
+
+    fn swapgs(&mut self) {
+        self.spill_all();
+        self.held = [Held::Nothing; 2];
+        let (base, other) = (self.places.segment_base(seg::GS), self.places.kernel_gs_base);
+        dynasm!(self.asm
+            ; .arch x64
+            ; mov r10, [base]
+            ; mov r11, [other]
+            ; mov [base], r11
+            ; mov [other], r10
+        );
+    }
+
+    fn rdtsc(&mut self, step: &Step) {
+        if step.live {
+            dynasm!(self.asm ; .arch x64 ; lahf ; seto al ; mov [self.places.temporary()], ax);
+        }
+        dynasm!(self.asm
+            ; .arch x64
+            ; rdtsc
+            ; shl rdx, 32
+            ; or rax, rdx
+            ; add rax, [self.places.tsc_offset]
+            ; mov rdx, rax
+            ; shr rdx, 32
+            ; mov eax, eax
+        );
+        if step.ins.code() == Code::Rdtscp {
+            dynasm!(self.asm ; .arch x64 ; mov ecx, [self.places.tsc_aux]);
+        }
+        if step.live {
+            dynasm!(self.asm
+                ; .arch x64
+                ; mov [self.places.rax()], rax
+                ; movzx eax, WORD [self.places.temporary()]
+            );
+            self.restore_flags();
+        }
+    }
+
+    fn pushf(&mut self, step: &Step) {
+        let Some(stack) = step.stack else { return };
+        self.spill_all();
+        self.held[0] = Held::Nothing;
+        if matches!(self.held[1], Held::Guest { .. }) {
+            self.held[1] = Held::Nothing;
+        }
+        let memory = self.access(&stack, [true, false], step);
+        // RFLAGS from where its parts are: what LAHF and SETO give, and the vCPU's own. RF and VM are clear.
+        self.held[0] = Held::Nothing;
+        self.save_flags();
+        let temporary = self.places.temporary();
+        dynasm!(self.asm
+            ; .arch x64
+            ; mov [temporary], ax
+            ; movzx r10d, al
+            ; shl r10d, 11
+            ; mov al, [temporary + 1]
+            ; and eax, 0xd5
+            ; or r10d, eax
+            ; or r10, [self.places.system_flags]
+            ; or r10d, 2
+            ; movzx eax, WORD [temporary]
+        );
+        self.restore_flags();
+        self.put(encode::store(memory, 10));
+        self.move_rsp(-8);
+    }
+
+    /// MOV of a control register or a selector to a general register.
+    fn read_special(&mut self, step: &Step) {
+        let to = step.ins.op0_register().full_register().number() as u8;
+        match step.ins.op1_register() {
+            Register::CR2 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.places.cr2]),
+            Register::CR3 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.places.cr3]),
+            Register::CR0 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.places.cr0]),
+            Register::CR4 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.places.cr4]),
+            register => {
+                let place = self.places.selector(segment_index(register).unwrap_or(seg::DS));
+                dynasm!(self.asm ; .arch x64 ; movzx Rd(to), WORD [place]);
+            }
+        }
+        self.wrote(step);
+    }
+}
