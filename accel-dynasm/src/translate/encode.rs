@@ -160,7 +160,8 @@ fn split<'a>(code: &'a [u8], prefixes: &'a mut Bytes) -> Option<Parts<'a>> {
             at += usize::from(rex.is_some());
             let start = at;
             // REX in front of another prefix means nothing.
-            if matches!(code.get(at)?, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3) {
+            if matches!(code.get(at)?, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            {
                 return None;
             }
             if let Some(n @ 0xa0..=0xa3) = code.get(at) {
