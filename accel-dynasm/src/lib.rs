@@ -23,6 +23,8 @@ mod places;
 mod signals;
 mod stats;
 mod stubs;
+#[cfg(test)]
+mod tests;
 mod translate;
 
 use std::sync::Arc;

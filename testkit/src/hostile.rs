@@ -109,7 +109,9 @@ pub fn suite(accel: &Arc<dyn Accelerator>) {
 
 /// A number from the environment.
 fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
 /// All that `accel` has.
