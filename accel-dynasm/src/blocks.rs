@@ -158,10 +158,6 @@ impl Blocks {
         dropped
     }
 
-    pub(crate) fn has_page(&self, page: usize) -> bool {
-        self.by_page.contains_key(&page)
-    }
-
     /// The block whose code is at offset `at` of the cache.
     pub(crate) fn at_code(&self, at: usize) -> Option<&Block> {
         // Code is only ever appended.

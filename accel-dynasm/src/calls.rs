@@ -65,7 +65,7 @@ fn address(block: &Block, site: &Site, cpu: &Cpu) -> u64 {
 fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
     loop {
         engine.stats.lookups += 1;
-        engine.take_stale_pages(cpu);
+        engine.take_stale_code(cpu);
         if cpu.leave && !settle(cpu, engine) || cpu.shared.requested() != 0 {
             return LEAVE;
         }
@@ -87,7 +87,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
                 // What was to be linked is not this.
                 argument = NOTHING;
             }
-            Ok(Found::Again | Found::Interpret) => return LEAVE,
+            Ok(Found::Again | Found::Interpret | Found::Restless) => return LEAVE,
             Err(fault) => {
                 engine.fault = Some(fault);
                 return LEAVE;
@@ -107,7 +107,7 @@ fn settle(cpu: &mut Cpu, engine: &mut Engine) -> bool {
             engine.fault = Some(fault);
             return false;
         }
-        engine.take_stale_pages(cpu);
+        engine.take_stale_code(cpu);
     }
     if engine.timer_moved(cpu) || !cpu.undisturbed() {
         return false;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use accel_api::{PAGE_SIZE, PageFlag};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
-use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, exec, lines};
+use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, StaleCode, exec, lines};
 
 use crate::blocks::{Block, Blocks, Generic, Key};
 use crate::cache::CodeCache;
@@ -17,6 +17,7 @@ use crate::home::{self, Home};
 use crate::jumps::Jumps;
 use crate::mode::Mode;
 use crate::places::Places;
+use crate::restless::Restless;
 use crate::stats::Stats;
 use crate::stubs::{self, Enter};
 use crate::translate::admit::Admission;
@@ -31,6 +32,8 @@ pub(crate) const INDIRECT: u32 = 1 << 31;
 const MAX_GROUP_MISSES: u32 = 32;
 /// More than one block can take.
 const MAX_CODE: usize = 64 << 10;
+/// Instructions of restless code that are interpreted before another look.
+const RESTLESS_BUDGET: i64 = 64;
 
 /// The translator of one vCPU.
 pub struct Engine {
@@ -52,6 +55,12 @@ pub struct Engine {
     was_user: bool,
     /// The next block is to check each access on its own.
     pub(crate) separate: bool,
+    /// What was found lately, while `stamp` is what it was.
+    recent: Box<[Recent; RECENT]>,
+    stamp: u64,
+    /// Pages that stores have been made to ask for.
+    watched: HashSet<usize>,
+    restless: Restless,
     /// Blocks whose groups have failed too often.
     ungrouped: HashSet<Key>,
     /// Why translated code was left.
@@ -67,6 +76,22 @@ pub struct Engine {
     _registered: signals::Registration,
 }
 
+/// Entries of [`Engine::recent`].
+const RECENT: usize = 1024;
+
+/// A block by linear address and circumstances.
+#[derive(Clone, Copy)]
+struct Recent {
+    address: u64,
+    mode: Mode,
+    stamp: u64,
+    block: u32,
+}
+
+fn recent_index(address: u64) -> usize {
+    (address ^ address >> 10) as usize % RECENT
+}
+
 /// What there is to run.
 pub(crate) enum Found {
     Code(u32),
@@ -76,6 +101,8 @@ pub(crate) enum Found {
     Again,
     /// Not for the translator.
     Interpret,
+    /// Code that changes too often to be worth a translation.
+    Restless,
 }
 
 impl Engine {
@@ -87,6 +114,13 @@ impl Engine {
         self.follow(cpu);
         let rip = cpu.rip;
         cpu.code_page = rip & !(PAGE_SIZE - 1);
+        let recent = &self.recent[recent_index(rip)];
+        let now = Mode::of(cpu, self.vectors);
+        if recent.address == rip && recent.mode == now && recent.stamp == self.stamp && !self.separate {
+            // SAFETY: our home lives as long as we do, and no code runs.
+            unsafe { (*self.home).context.vectors = now.vectors().into() };
+            return Ok(Found::Code(recent.block));
+        }
         let Some(page) = cpu.code_page_at(rip)? else { return Ok(Found::Single) };
         let separate = std::mem::take(&mut self.separate);
         loop {
@@ -101,6 +135,7 @@ impl Engine {
                     self.separate = separate;
                     return Ok(Found::Again);
                 }
+                None if self.restless.is(key) => return Ok(Found::Restless),
                 None => match self.translate(cpu, key, mode, page.host)? {
                     (Outcome::Done, number) => number,
                     (Outcome::NoInstruction, _) => return Ok(Found::Single),
@@ -112,6 +147,9 @@ impl Engine {
                 },
             };
             self.fleeting |= !mode.user() && !page.global;
+            if !separate {
+                self.recent[recent_index(rip)] = Recent { address: rip, mode, stamp: self.stamp, block: number };
+            }
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
             return Ok(Found::Code(number));
@@ -136,6 +174,7 @@ impl Engine {
         self.fetch_generation = cpu.tlb.fetch_generation;
         self.global_fetch_generation = cpu.tlb.global_fetch_generation;
         self.user_vectors = false;
+        self.stamp += 1;
         self.jumps.clear(self.home, |class| kernel || class % 3 == x86_core::TlbMode::User as usize);
         if kernel {
             self.fleeting = false;
@@ -235,7 +274,7 @@ impl Engine {
     /// meanwhile.
     #[cold]
     fn watch(&mut self, cpu: &mut Cpu, page: usize) -> bool {
-        if self.blocks.has_page(page) && cpu.vm.flags.get(page).contains(PageFlag::CODE) {
+        if !self.watched.insert(page) && cpu.vm.flags.get(page).contains(PageFlag::CODE) {
             return false;
         }
         cpu.vm.flags.set(page, PageFlag::CODE);
@@ -247,8 +286,10 @@ impl Engine {
     /// Drops everything. No translated code may be going to be returned to.
     fn flush(&mut self) {
         self.stats.flushes += 1;
+        self.stamp += 1;
         self.blocks.clear();
         self.ungrouped.clear();
+        self.restless.clear();
         self.links.clear();
         self.far.clear();
         self.jumps.clear(self.home, |_| true);
@@ -292,6 +333,7 @@ impl Engine {
         block.misses += 1;
         if block.misses == MAX_GROUP_MISSES {
             self.stats.separated += 1;
+            self.stamp += 1;
             block.dropped = true;
             self.ungrouped.insert(block.key);
             let block = self.blocks.get(number);
@@ -350,9 +392,9 @@ impl Engine {
     }
 
     /// Takes what the vCPU itself has written to its code.
-    pub(crate) fn take_stale_pages(&mut self, cpu: &mut Cpu) {
-        while let Some(page) = cpu.stale_pages.pop() {
-            self.code_stale(page);
+    pub(crate) fn take_stale_code(&mut self, cpu: &mut Cpu) {
+        while let Some(stale) = cpu.stale_code.pop() {
+            self.code_stale(stale);
         }
     }
 }
@@ -389,6 +431,10 @@ impl Executor for Engine {
             user_vectors: false,
             was_user: false,
             separate: false,
+            recent: Box::new([Recent { address: 0, mode: Mode::of(cpu, false), stamp: 0, block: 0 }; RECENT]),
+            stamp: 1,
+            watched: HashSet::new(),
+            restless: Restless::default(),
             ungrouped: HashSet::new(),
             fault: None,
             deadline: None,
@@ -418,6 +464,13 @@ impl Executor for Engine {
                     continue;
                 }
                 Found::Interpret => return self.interpreter.execute(cpu),
+                Found::Restless => {
+                    let rest = cpu.budget - RESTLESS_BUDGET;
+                    cpu.budget = RESTLESS_BUDGET;
+                    let result = self.interpreter.execute(cpu);
+                    cpu.budget += rest;
+                    return result;
+                }
             };
             self.fault = None;
             self.note_waiting(cpu);
@@ -440,10 +493,17 @@ impl Executor for Engine {
         }
     }
 
-    fn code_stale(&mut self, page: usize) {
-        self.stats.dropped_pages += 1;
-        self.interpreter.code_stale(page);
-        for number in self.blocks.drop_page(page, |_| true) {
+    fn code_stale(&mut self, stale: StaleCode) {
+        self.stats.invalidations += 1;
+        self.stamp += 1;
+        self.interpreter.code_stale(stale);
+        let hit = |b: &Block| lines(b.key.offset() as usize, b.length.into()) & stale.lines != 0;
+        let dropped = self.blocks.drop_page(stale.page, hit);
+        self.restless.dropped(stale.page, dropped.iter().map(|n| self.blocks.get(*n).key));
+        if stale.lines == u64::MAX {
+            self.watched.remove(&stale.page);
+        }
+        for number in dropped {
             let block = self.blocks.get(number);
             self.cache.put_jump(block.entry as usize, block.retired as usize);
         }

@@ -20,6 +20,7 @@ mod host;
 mod jumps;
 mod mode;
 mod places;
+mod restless;
 mod signals;
 mod stats;
 mod stubs;

@@ -15,7 +15,7 @@ pub(crate) struct Stats {
     pub generic_calls: u64,
     pub single_steps: u64,
     pub host_faults: u64,
-    pub dropped_pages: u64,
+    pub invalidations: u64,
     pub flushes: u64,
 }
 
@@ -34,7 +34,7 @@ impl Stats {
             ("generic_calls", self.generic_calls),
             ("single_steps", self.single_steps),
             ("host_faults", self.host_faults),
-            ("code_pages_dropped", self.dropped_pages),
+            ("code_invalidations", self.invalidations),
             ("cache_flushes", self.flushes),
         ]
     }

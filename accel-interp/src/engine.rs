@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::soft::Executor;
-use x86_core::{Cpu, Exec, Fault, exec, lines};
+use x86_core::{Cpu, Exec, Fault, StaleCode, exec, lines};
 use x86_core::{Mode, seg};
 
 use crate::lower::{self, Lowered};
@@ -259,10 +259,10 @@ impl Executor for Engine {
         Ok(())
     }
 
-    fn code_stale(&mut self, page: usize) {
+    fn code_stale(&mut self, stale: StaleCode) {
         self.stats.dropped_pages += 1;
         self.link = std::ptr::null_mut();
-        self.store.drop_page(page, |first| {
+        self.store.drop_page(stale.page, |first| {
             // SAFETY: a block of the store; no chain runs. Links into it stay and meet this handler.
             unsafe { (*first).handler = crate::handlers::retired };
         });

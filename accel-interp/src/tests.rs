@@ -114,8 +114,8 @@ fn by_steps(cpu: &mut Cpu, end: u64) -> Option<Result<(), Fault>> {
 /// Runs as blocks up to `end`, where an endless loop lies.
 fn by_blocks(cpu: &mut Cpu, engine: &mut Engine, end: u64) -> Result<(), Fault> {
     for _ in 0..1000 {
-        for page in std::mem::take(&mut cpu.stale_pages) {
-            engine.code_stale(page);
+        for stale in std::mem::take(&mut cpu.stale_code) {
+            engine.code_stale(stale);
         }
         cpu.leave = false;
         cpu.budget = 1;
@@ -250,7 +250,7 @@ fn the_store_of_blocks_is_bounded() {
             cpu.rip = 0x2000 + offset;
             by_blocks(&mut cpu, &mut engine, 0x2ff0).unwrap();
         }
-        engine.code_stale(2);
+        engine.code_stale(x86_core::StaleCode::page(2));
     }
     let counters = engine.counters();
     let flushes = counters.iter().find(|(name, _)| *name == "cache_flushes").unwrap().1;

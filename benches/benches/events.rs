@@ -3,32 +3,39 @@
 
 mod rig;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use iced_x86::code_asm::*;
 use machine::memory_map::DEVICE_HOLE;
-use rig::Rig;
+use rig::{NOTHING, for_each_rig, on_each};
 
 /// To a bus that does nothing: the backend's share of an access.
 fn accesses(c: &mut Criterion) {
-    let mut port = Rig::new("interp", |_, _| Ok(()), |a, _| a.out(0x80, al));
-    c.bench_function("port write", |b| b.iter_custom(|rounds| port.rounds(rounds)));
-    let mut device = Rig::new(
-        "interp",
-        |_, _| Ok(()),
-        |a, _| {
-            a.mov(esi, DEVICE_HOLE as u32)?;
-            a.mov(eax, dword_ptr(rsi))
-        },
-    );
-    c.bench_function("device memory read", |b| b.iter_custom(|rounds| device.rounds(rounds)));
+    let mut group = c.benchmark_group("exit");
+    on_each(&mut group, "port write", NOTHING, &|a, _| a.out(0x80, al));
+    on_each(&mut group, "port read", NOTHING, &|a, _| a.in_(al, 0x80));
+    on_each(&mut group, "device memory write", NOTHING, &|a, _| {
+        a.mov(esi, DEVICE_HOLE as u32)?;
+        a.mov(dword_ptr(rsi), eax)
+    });
+    on_each(&mut group, "device memory read", NOTHING, &|a, _| {
+        a.mov(esi, DEVICE_HOLE as u32)?;
+        a.mov(eax, dword_ptr(rsi))
+    });
+    on_each(&mut group, "CPUID", NOTHING, &|a, _| {
+        a.xor(eax, eax)?;
+        a.cpuid()
+    });
+    group.finish();
 }
 
 /// UD2 and a handler that steps over it: delivery through the IDT at the same privilege level, and IRETQ.
 fn exceptions(c: &mut Criterion) {
     const UD: u32 = 6;
-    let mut rig = Rig::new(
-        "interp",
-        |a, rt| {
+    let mut group = c.benchmark_group("event");
+    on_each(
+        &mut group,
+        "exception and IRETQ",
+        &|a, rt| {
             let (mut over, mut handler) = (a.create_label(), a.create_label());
             a.mov(edi, UD)?;
             a.lea(rsi, ptr(handler))?;
@@ -40,17 +47,21 @@ fn exceptions(c: &mut Criterion) {
             a.set_label(&mut over)?;
             a.nop()
         },
-        |a, _| a.ud2(),
+        &|a, _| a.ud2(),
     );
-    c.bench_function("exception and IRETQ", |b| b.iter_custom(|rounds| rig.rounds(rounds)));
+    group.finish();
 }
 
 /// A kick and a new `run`.
 fn entry(c: &mut Criterion) {
-    let mut rig = Rig::new("interp", |_, _| Ok(()), |a, _| a.nop());
-    c.bench_function("leave by a kick and enter", |b| {
-        b.iter_custom(|times| (0..times).map(|_| rig.rounds(1)).sum());
+    const NAME: &str = "leave by a kick and enter";
+    let mut group = c.benchmark_group("entry");
+    for_each_rig(NAME, NOTHING, &|a, _| a.nop(), |backend, mut rig| {
+        group.bench_function(BenchmarkId::new(NAME, backend), |b| {
+            b.iter_custom(|times| (0..times).map(|_| rig.rounds(1)).sum());
+        });
     });
+    group.finish();
 }
 
 criterion_group! {

@@ -37,6 +37,19 @@ Examples:
   gearshift probe --json
           What works on this host, for programs";
 
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  gearshift compare --peer qemu-tcg --native --html page.html
+          Everything that works here, QEMU's translator and the host beside each other, as a page
+  gearshift compare --quick
+          About half a minute
+  gearshift compare micro user/sha256 --accel kvm,interp
+          Some guests on some backends
+  gearshift compare boot --json new.json --against old.json
+          What has become slower beyond noise
+  gearshift compare ./kernel.elf --cmdline n=5
+          A kernel of your own, on every backend";
+
 const KEYS: &str = "\
 Keys, when standard input is a terminal (which is then in raw mode, so that Ctrl-c goes to the guest):
   Ctrl-a x  quit
@@ -70,6 +83,16 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run the same guests on every backend, beside peers and the host, and show times, ratios and disagreements
+    ///
+    /// Each run is a process pinned to one core; rounds are interleaved (A B C A B C) after a warm-up. A ratio comes with
+    /// its 95 % confidence interval. What could not run is marked with the reason. Ctrl-c ends the measuring, and what
+    /// there is is shown and written.
+    #[command(after_help = after_compare_help())]
+    Compare(Box<compare::Options>),
+    /// Run one guest of a comparison; what `compare` starts
+    #[command(name = crate::compare::WORKER, hide = true)]
+    CompareGuest(compare::worker::Options),
     /// Print a completion script, for example `gearshift completions bash`
     Completions {
         /// The shell it is for
@@ -147,6 +170,10 @@ fn exit_codes() -> String {
 
 fn after_help() -> String {
     [EXAMPLES, &exit_codes(), FILES].join("\n\n")
+}
+
+fn after_compare_help() -> String {
+    [COMPARE_EXAMPLES, &exit_codes(), FILES].join("\n\n")
 }
 
 fn after_run_help() -> String {
@@ -251,7 +278,7 @@ fn one_line(message: &str) -> String {
             parts.push(text.trim_start_matches("error: ").to_owned());
         }
     }
-    parts.push("`gearshift run --help` tells more".to_owned());
+    parts.push("`gearshift help COMMAND` tells more".to_owned());
     parts.join("; ")
 }
 

@@ -31,7 +31,7 @@ fn render(text: &mut Vec<u8>) -> std::io::Result<()> {
     page.render_name_section(text)?;
     page.render_synopsis_section(text)?;
     page.render_description_section(text)?;
-    for part in command.get_subcommands().filter(|part| part.get_name() != "help") {
+    for part in command.get_subcommands().filter(|part| part.get_name() != "help" && !part.is_hide_set()) {
         let name = part.get_name().to_uppercase();
         let mut options = Vec::new();
         Man::new(part.clone()).render_options_section(&mut options)?;
@@ -64,7 +64,7 @@ mod tests {
         let of = |c: &clap::Command| {
             c.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned).collect::<Vec<_>>()
         };
-        let flags: Vec<_> = command.get_subcommands().flat_map(of).collect();
+        let flags: Vec<_> = command.get_subcommands().filter(|c| !c.is_hide_set()).flat_map(of).collect();
         assert!(flags.len() >= 11, "{flags:?}");
         flags
     }

@@ -4,9 +4,11 @@
 //!    that tells why it gives up.
 //! 2. [`run`] runs a guest, the default one from [`default_guest`], with [`console`] between the guest and standard
 //!    input, and [`terminal`] and [`signals`] to leave the terminal as it was.
-//! 3. [`probe`] and [`documents`] print what is asked for.
+//! 3. [`compare`] runs guests on everything that can, and shows the numbers.
+//! 4. [`probe`] and [`documents`] print what is asked for.
 
 mod cli;
+mod compare;
 mod console;
 mod default_guest;
 mod documents;
@@ -51,6 +53,8 @@ fn execute(parsed: Parsed) -> Result<ExitCode, Failure> {
         Parsed::Show(text) => stdio::print(text)?,
         Parsed::Do(Cli { command: Command::Run(args) }) => return run::run(args),
         Parsed::Do(Cli { command: Command::Probe { json } }) => probe::probe(json)?,
+        Parsed::Do(Cli { command: Command::Compare(options) }) => return compare::run(&options),
+        Parsed::Do(Cli { command: Command::CompareGuest(options) }) => return Ok(compare::work(&options)),
         Parsed::Do(Cli { command: Command::Completions { shell } }) => {
             stdio::print(documents::completions(shell))?;
         }

@@ -10,7 +10,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use machine::Machine;
 use signal_hook::consts::{SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
@@ -22,12 +22,12 @@ use crate::terminal;
 /// Signals that end the guest.
 const ENDS: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
-/// The signal that stopped the guest, or 0.
+/// The signal that stopped the guest, or a comparison, or 0.
 #[derive(Debug, Default)]
 pub(crate) struct Caught(AtomicI32);
 
 impl Caught {
-    /// Dies by the signal that stopped the guest, if one did.
+    /// Dies by that signal, if there was one.
     pub(crate) fn die(&self) {
         let signal = self.0.load(Ordering::SeqCst);
         if signal != 0 {
@@ -65,6 +65,28 @@ pub(crate) fn watch(machine: Arc<Machine>) -> io::Result<Arc<Caught>> {
         }
     })?;
     Ok(caught)
+}
+
+/// For what has no machine to stop: the first signal of [`ENDS`] sets a flag, a second one ends the process.
+///
+/// # Errors
+/// The host has no thread or pipe to give.
+pub(crate) fn ask_to_stop() -> io::Result<(Arc<AtomicBool>, Arc<Caught>)> {
+    let (stop, caught) = (Arc::new(AtomicBool::new(false)), Arc::new(Caught::default()));
+    let ignored = ignored();
+    let mut signals = Signals::new(ENDS.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0))?;
+    std::thread::Builder::new().name("signals".into()).spawn({
+        let (stop, caught) = (stop.clone(), caught.clone());
+        move || {
+            for signal in signals.forever() {
+                if caught.0.swap(signal, Ordering::SeqCst) != 0 {
+                    die_by(signal);
+                }
+                stop.store(true, Ordering::SeqCst);
+            }
+        }
+    })?;
+    Ok((stop, caught))
 }
 
 fn die_by(signal: i32) {

@@ -14,6 +14,22 @@ pub struct CodeMap {
     chunks: Box<[OnceLock<Box<[AtomicU64; CHUNK]>>]>,
 }
 
+/// Decoded code that has been written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StaleCode {
+    /// RAM page index.
+    pub page: usize,
+    /// Its lines, one bit each.
+    pub lines: u64,
+}
+
+impl StaleCode {
+    /// All of a page.
+    pub const fn page(page: usize) -> Self {
+        Self { page, lines: u64::MAX }
+    }
+}
+
 /// The lines that `len` bytes at page offset `offset` touch, one bit each; a range beyond the page is cut off.
 pub fn lines(offset: usize, len: usize) -> u64 {
     let first = (offset / 64).min(63);
@@ -42,10 +58,10 @@ impl CodeMap {
         self.word(page).map_or(0, |w| w.load(Ordering::Acquire))
     }
 
-    /// Forgets `page`.
-    pub fn clear(&self, page: usize) {
+    /// Forgets `lines` of `page`.
+    pub fn remove(&self, page: usize, lines: u64) {
         if let Some(word) = self.word(page) {
-            word.store(0, Ordering::Release);
+            word.fetch_and(!lines, Ordering::AcqRel);
         }
     }
 
@@ -72,7 +88,7 @@ mod tests {
         let map = CodeMap::new(1000);
         map.add(999, 5);
         assert_eq!((map.get(999), map.get(998), map.get(5000)), (5, 0, 0));
-        map.clear(999);
-        assert_eq!(map.get(999), 0);
+        map.remove(999, 4 | 2);
+        assert_eq!(map.get(999), 1);
     }
 }

@@ -9,7 +9,7 @@ use crate::alu::{ArithFlags, flag};
 use crate::lapic::{Lapic, Now};
 use crate::mode::{Mode, bits};
 use crate::shared::{VcpuShared, VmShared, request};
-use crate::{FpuRegs, MemoryMap, Tlb, TlbEntry, TlbMode};
+use crate::{FpuRegs, MemoryMap, StaleCode, Tlb, TlbEntry, TlbMode};
 
 /// Indices into [`Cpu::segs`], in encoding order.
 #[allow(missing_docs)] // the registers' own names
@@ -118,8 +118,8 @@ pub struct Cpu {
     pub avx_ready: bool,
     /// An event taken and not yet delivered.
     pub injected: Option<InjectedEvent>,
-    /// Pages whose decoded code this vCPU itself has overwritten; the executor takes them.
-    pub stale_pages: Vec<usize>,
+    /// Decoded code that this vCPU itself has overwritten; the executor takes it.
+    pub stale_code: Vec<StaleCode>,
     /// Instructions executed.
     pub instructions: u64,
 
@@ -203,7 +203,7 @@ impl Cpu {
             nmi_masked: false,
             nmi_pending: false,
             injected: None,
-            stale_pages: Vec::new(),
+            stale_code: Vec::new(),
             instructions: 0,
             tlb: Tlb::default(),
             map: vm.map(),
@@ -353,7 +353,7 @@ impl Cpu {
     #[inline]
     pub fn undisturbed(&mut self) -> bool {
         self.shared.requested() == 0
-            && self.stale_pages.is_empty()
+            && self.stale_code.is_empty()
             && self.mp == MpState::Running
             && self.injected.is_none()
             && self.pending_debug == 0

@@ -13,7 +13,7 @@ use accel_api::{PAGE_SIZE, PageFlag};
 
 use crate::alu::{Word, flag};
 use crate::mode::Mode;
-use crate::{AccessKind, Cpu, Exec, Fault, TlbMode, Translation, lines};
+use crate::{AccessKind, Cpu, Exec, Fault, StaleCode, TlbMode, Translation, lines};
 
 /// A linear address about to be accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -347,9 +347,11 @@ impl Cpu {
     #[cold]
     fn wrote_code(&mut self, page: usize, offset: usize, len: usize) {
         self.vm.code_writes.fetch_add(1, Ordering::SeqCst);
-        if self.vm.code.get(page) & lines(offset, len) != 0 {
-            self.vm.code_stale(page, Some(self.id as usize));
-            self.stale_pages.push(page);
+        let lines = lines(offset, len);
+        if self.vm.code.get(page) & lines != 0 {
+            let stale = StaleCode { page, lines };
+            self.vm.code_stale(stale, Some(self.id as usize));
+            self.stale_code.push(stale);
             self.leave = true;
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use accel_api::{CodeObserver, Kick, PageFlag, PageFlags};
 
-use crate::{CodeMap, MemoryMap};
+use crate::{CodeMap, MemoryMap, StaleCode};
 
 /// Bits of a vCPU's request word.
 pub mod request {
@@ -17,7 +17,7 @@ pub mod request {
     pub const KICK: u32 = 1;
     /// The interrupt inbox has something new.
     pub const INTERRUPT: u32 = 2;
-    /// Pages of decoded code were written: [`super::VcpuShared::take_stale_pages`].
+    /// Pages of decoded code were written: [`super::VcpuShared::take_stale_code`].
     pub const CODE: u32 = 4;
     /// Somebody decodes new code, stores to which must ask from now on: [`super::VcpuShared::take_watched_pages`].
     pub const WRITES: u32 = 8;
@@ -33,7 +33,7 @@ pub mod request {
 #[derive(Debug, Default)]
 pub struct VcpuShared {
     requests: AtomicU32,
-    stale_pages: Mutex<Vec<usize>>,
+    stale_code: Mutex<Vec<StaleCode>>,
     watched_pages: Mutex<Vec<usize>>,
     /// In guest code, so that requests take effect only once it looks.
     running: AtomicBool,
@@ -95,9 +95,9 @@ impl VcpuShared {
         }
     }
 
-    /// Pages whose decoded form is stale, since the last call.
-    pub fn take_stale_pages(&self) -> Vec<usize> {
-        std::mem::take(&mut *self.stale_pages.lock().unwrap_or_else(PoisonError::into_inner))
+    /// What has become stale of decoded code, since the last call.
+    pub fn take_stale_code(&self) -> Vec<StaleCode> {
+        std::mem::take(&mut *self.stale_code.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Pages that somebody else decoded, since the last call: stores to them must ask.
@@ -105,12 +105,12 @@ impl VcpuShared {
         std::mem::take(&mut *self.watched_pages.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn push(&self, list: &Mutex<Vec<usize>>, page: usize, bit: u32) {
-        let mut pages = list.lock().unwrap_or_else(PoisonError::into_inner);
-        if pages.last() != Some(&page) {
-            pages.push(page);
+    fn push<T: PartialEq>(&self, list: &Mutex<Vec<T>>, item: T, bit: u32) {
+        let mut items = list.lock().unwrap_or_else(PoisonError::into_inner);
+        if items.last() != Some(&item) {
+            items.push(item);
         }
-        drop(pages);
+        drop(items);
         self.post(bit);
     }
 }
@@ -176,13 +176,16 @@ impl VmShared {
         self.vcpus.iter().for_each(|v| v.post(bits));
     }
 
-    /// Decoded code of `page` is stale: forgets the page and tells every vCPU but `writer`, which looks after itself.
-    pub fn code_stale(&self, page: usize, writer: Option<usize>) {
-        self.flags.clear(page, PageFlag::CODE);
-        self.code.clear(page);
+    /// Decoded code is stale: forgets it and tells every vCPU but `writer`, which looks after itself. Stores to other lines of
+    /// the page go on to ask.
+    pub fn code_stale(&self, stale: StaleCode, writer: Option<usize>) {
+        if stale.lines == u64::MAX {
+            self.flags.clear(stale.page, PageFlag::CODE);
+        }
+        self.code.remove(stale.page, stale.lines);
         for (id, vcpu) in self.vcpus.iter().enumerate() {
             if Some(id) != writer {
-                vcpu.push(&vcpu.stale_pages, page, request::CODE);
+                vcpu.push(&vcpu.stale_code, stale, request::CODE);
             }
         }
     }
@@ -205,7 +208,7 @@ impl VmShared {
 
 impl CodeObserver for VmShared {
     fn code_written(&self, page: usize) {
-        self.code_stale(page, None);
+        self.code_stale(StaleCode::page(page), None);
     }
 }
 
@@ -244,7 +247,7 @@ mod tests {
         flags.mark_written(3 * 4096, 1);
         for vcpu in &vm.vcpus {
             assert_eq!(vcpu.take(u32::MAX), request::CODE);
-            assert_eq!(vcpu.take_stale_pages(), [3]);
+            assert_eq!(vcpu.take_stale_code(), [StaleCode::page(3)]);
         }
         assert_eq!(vm.code.get(3), 0);
     }

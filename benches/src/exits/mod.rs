@@ -15,14 +15,13 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use compare::host::{self, Scratch};
+use compare::stats::{Rounds, Samples};
+use compare::{Error, Output, Table};
+use machine::{AccelChoice, Registry};
+use serde::Serialize;
 
-use crate::error::Failure;
-use crate::host::{self, Scratch};
-use crate::report::{Experiment, Report};
-use crate::run::{Broken, Runner};
-use crate::subject::Subject;
-use crate::table::Table;
-use crate::{Setup, say};
+use crate::say;
 
 /// Why a guest is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -74,65 +73,127 @@ impl Event {
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// Our backends, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "kvm")]
+    accel: Vec<String>,
     /// Use this program instead of building benches/c/kvm_exits.c
     #[arg(long, value_name = "F")]
     ioctl: Option<PathBuf>,
+    /// Rounds that count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Rounds before them
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warm_up: u32,
+    /// Core that everything measured is pinned to; else the last one this process may use
+    #[arg(long, value_name = "N")]
+    core: Option<usize>,
+    /// Only these events, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum)]
+    only: Vec<Event>,
+    /// Seconds after which a batch of events has failed
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    limit: u64,
+    /// Write all samples here, as JSON
+    #[arg(long, value_name = "F")]
+    json: Option<PathBuf>,
 }
 
-/// The experiment with these options.
-pub(crate) fn experiment(options: &Options) -> impl Fn(&Setup, &mut Report) -> Result<Vec<String>, Failure> {
-    move |setup, report| run(setup, options, report)
+/// What keeps the experiment from running.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Compare(#[from] Error),
+    #[error(transparent)]
+    Accelerator(#[from] machine::ChooseError),
+    #[error(transparent)]
+    Assembler(#[from] guests::bare::BuildError),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("the ioctl program cannot be built ({command}):\n{output}")]
+    Build { command: String, output: String },
 }
 
-fn run(setup: &Setup, options: &Options, report: &mut Report) -> Result<Vec<String>, Failure> {
-    let names: Vec<String> = EVENTS.map(|event| event.name().to_owned()).to_vec();
-    let events: Vec<Event> = EVENTS.into_iter().filter(|event| setup.wants(event.name())).collect();
-    if events.is_empty() {
-        return Ok(names);
+/// Why there is no number.
+type Broken = String;
+
+/// All samples, in nanoseconds an event.
+#[derive(Debug, Serialize)]
+struct Report {
+    columns: Vec<String>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    event: &'static str,
+    cells: Vec<Cell>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Cell {
+    samples: Samples,
+    failure: Option<Broken>,
+}
+
+/// Measures, prints, writes; whether all went well.
+pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
+    let registry = Registry::builtin();
+    for name in &options.accel {
+        // Names are checked before anything runs.
+        registry.choose(&name.parse::<AccelChoice>()?)?;
     }
+    let output = options.json.as_deref().map(Output::check).transpose()?;
+    let core = host::choose_core(options.core)?;
     let scratch = Scratch::new("exits")?;
     let program = match &options.ioctl {
         Some(file) => file.clone(),
         None => build(&scratch)?,
     };
-    let accels: Vec<&str> = setup.subjects.iter().filter_map(Subject::accel).collect();
-    let columns = accels.iter().copied().chain([IOCTL]).map(str::to_owned).collect();
-    let rows = events.iter().map(|event| event.name().to_owned());
-    let guest = "bare-metal loops of benches::exits".to_owned();
-    let mut experiment = Experiment::new("exits", "ns per event", guest, columns, rows);
-    for (event, row) in events.iter().zip(&mut experiment.rows) {
-        say(&format!("exits: {}", row.name));
-        let guest = scratch.file(event.name(), &code::guest(*event)?)?;
+    let limit = Duration::from_secs(options.limit);
+    let wanted = |event: &Event| options.only.is_empty() || options.only.contains(event);
+    let columns = options.accel.iter().map(String::as_str).chain([IOCTL]).map(str::to_owned).collect();
+    let mut report = Report { columns, rows: Vec::new() };
+    for event in EVENTS.into_iter().filter(wanted) {
+        say(&format!("exits: {}", event.name()));
+        let guest = scratch.file(event.name(), &code::guest(event)?)?;
         let mut sides = Vec::new();
-        for accel in &accels {
+        for accel in &options.accel {
             let mut command = Command::new("/proc/self/exe");
             command.args(["exits-guest", "--accel", accel, event.name()]).arg(&guest);
-            sides.push(Side::start(&setup.pinned, command)?);
+            sides.push(Side::start(core, limit, command)?);
         }
         let mut command = Command::new(&program);
         command.arg(event.name()).arg(&guest);
-        sides.push(Side::start(&setup.pinned, command)?);
-        for counts in setup.rounds.each() {
-            for (side, cell) in sides.iter_mut().zip(&mut row.cells) {
+        sides.push(Side::start(core, limit, command)?);
+        let mut cells: Vec<Cell> = sides.iter().map(|_| Cell::default()).collect();
+        for counts in (Rounds { warm_up: options.warm_up, repeat: options.repeat }).each() {
+            for (side, cell) in sides.iter_mut().zip(&mut cells) {
                 let measured = match side {
-                    Ok(side) => side.measure(*event),
+                    Ok(side) => side.measure(event),
                     Err(broken) => Err(broken.clone()),
                 };
                 match measured {
-                    Err(broken) => cell.fail(broken),
+                    Err(broken) => {
+                        cell.samples = Samples::default();
+                        cell.failure.get_or_insert(broken);
+                    }
                     Ok(ns) if counts && cell.failure.is_none() => cell.samples.push(ns),
                     Ok(_) => {}
                 }
             }
         }
+        report.rows.push(Row { event: event.name(), cells });
     }
-    print(&experiment);
-    report.add(experiment);
-    Ok(names)
+    print(&report);
+    if let Some(output) = output {
+        output.write(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    Ok(report.rows.iter().flat_map(|row| &row.cells).all(|cell| cell.failure.is_none()))
 }
 
 fn build(scratch: &Scratch) -> Result<PathBuf, Failure> {
-    let source = host::source_root().join("benches/c/kvm_exits.c");
+    let source = guests::suite::source().join("benches/c/kvm_exits.c");
     let program = scratch.file("kvm_exits", &[])?;
     let mut cc = Command::new("cc");
     cc.args(["-O2", "-pthread", "-o"]).arg(&program).arg(source).stdin(Stdio::null());
@@ -141,7 +202,7 @@ fn build(scratch: &Scratch) -> Result<PathBuf, Failure> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    Err(Failure::Build { what: "the ioctl program", command: format!("{cc:?}"), output })
+    Err(Failure::Build { command: format!("{cc:?}"), output })
 }
 
 /// One of the two, waiting to be asked.
@@ -155,9 +216,9 @@ struct Side {
 }
 
 impl Side {
-    fn start(pinned: &Runner, mut command: Command) -> Result<Result<Self, Broken>, Failure> {
+    fn start(core: usize, limit: Duration, mut command: Command) -> Result<Result<Self, Broken>, Error> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = match host::pinned(pinned.core, || command.spawn())? {
+        let mut child = match host::pinned(core, || command.spawn())? {
             Ok(child) => child,
             Err(error) => return Ok(Err(format!("does not start: {error}"))),
         };
@@ -169,7 +230,7 @@ impl Side {
         std::thread::spawn(move || {
             BufReader::new(answers).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        Ok(Ok(Self { child, questions, answers: receiver, limit: pinned.limit, last: FIRST_GUESS }))
+        Ok(Ok(Self { child, questions, answers: receiver, limit, last: FIRST_GUESS }))
     }
 
     /// Nanoseconds of one event: the mean of a batch.
@@ -196,22 +257,31 @@ impl Drop for Side {
     }
 }
 
-fn print(experiment: &Experiment) {
-    let ioctl = experiment.columns.len() - 1;
+#[expect(clippy::print_stdout, reason = "the report")]
+fn print(report: &Report) {
+    let ioctl = report.columns.len() - 1;
     let mut head = vec!["event".to_owned()];
-    head.extend(experiment.columns.iter().map(|column| format!("{column} ns")));
-    head.extend(experiment.columns[..ioctl].iter().map(|column| format!("{column} x {IOCTL}")));
-    let mut table = Table::new(head);
-    let text = |spread: Option<crate::samples::Spread>| spread.map_or("-".to_owned(), |s| s.to_string());
-    for row in &experiment.rows {
-        let mut line = vec![row.name.clone()];
-        line.extend(row.cells.iter().map(|cell| text(cell.samples.spread())));
-        line.extend((0..ioctl).map(|n| text(row.ratio(n, ioctl))));
+    head.extend(report.columns.iter().map(|column| format!("{column} ns")));
+    head.extend(report.columns[..ioctl].iter().map(|column| format!("{column} x {IOCTL} [95 % interval]")));
+    let mut table = Table::new(1, head);
+    for Row { event, cells } in &report.rows {
+        let mut line = vec![(*event).to_owned()];
+        line.extend(cells.iter().map(|cell| cell.samples.spread().map_or("-".to_owned(), |s| s.to_string())));
+        line.extend(cells[..ioctl].iter().map(|cell| {
+            let ratio = cell.samples.ratios(&cells[ioctl].samples).estimate();
+            ratio.map_or("-".to_owned(), |ratio| ratio.to_string())
+        }));
         table.row(line);
     }
-    table.print(&format!(
-        "Leaving the guest: ns an event, median (min .. max); goal: at most {GOAL} x {IOCTL}"
-    ));
+    println!("\nLeaving the guest: ns an event, median (min .. max); goal: at most {GOAL} x {IOCTL}\n");
+    println!("{}", table.text());
+    for Row { event, cells } in &report.rows {
+        for (cell, column) in cells.iter().zip(&report.columns) {
+            if let Some(failure) = &cell.failure {
+                println!("FAILED: {event} on {column}: {failure}");
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -229,18 +299,19 @@ mod tests {
 
     #[test]
     fn a_side_that_ends_is_broken() {
-        let pinned = Runner { core: host::choose_core(None).unwrap(), limit: Duration::from_secs(1) };
+        let start =
+            |command| Side::start(host::choose_core(None).unwrap(), Duration::from_secs(1), command).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "read n; echo $((n * 7)); read n; sleep 60"]);
-        let mut side = Side::start(&pinned, command).unwrap().unwrap();
+        let mut side = start(command).unwrap();
         assert_eq!(side.measure(Event::Port), Ok(7.0));
         assert!(side.measure(Event::Port).unwrap_err().contains("no answer for 1 s"));
         let mut command = Command::new("sh");
         command.args(["-c", "read n"]);
-        let mut side = Side::start(&pinned, command).unwrap().unwrap();
+        let mut side = start(command).unwrap();
         assert!(side.measure(Event::Port).unwrap_err().contains("ended"));
         let command = Command::new("/nonexistent");
-        assert!(Side::start(&pinned, command).unwrap().is_err());
+        assert!(start(command).is_err());
     }
 
     /// The interpreter needs no device: the guests and our side work, whatever the host has.

@@ -16,7 +16,7 @@ pub use vm::SoftVm;
 
 use accel_api::{AccelError, CpuFeatures, Feature, PLATFORM_FEATURES};
 
-use crate::{Cpu, Exec};
+use crate::{Cpu, Exec, StaleCode};
 
 /// Executes instructions of one vCPU.
 pub trait Executor: Debug + 'static {
@@ -50,8 +50,8 @@ pub trait Executor: Debug + 'static {
     /// The fault of the instruction at RIP, not yet delivered.
     fn execute(&mut self, cpu: &mut Cpu) -> Exec;
 
-    /// Drops what was decoded of RAM page `page`, which was written.
-    fn code_stale(&mut self, page: usize);
+    /// Drops what was decoded of code that was written; all of its page, if it likes.
+    fn code_stale(&mut self, stale: StaleCode);
 
     /// Counters for [`accel_api::VcpuStats`].
     fn counters(&self) -> Vec<(&'static str, u64)>;

@@ -126,8 +126,8 @@ impl<E: Executor> SoftVcpu<E> {
     #[inline]
     fn serve_requests(&mut self) -> bool {
         let cpu = &mut *self.cpu;
-        for page in std::mem::take(&mut cpu.stale_pages) {
-            self.executor.code_stale(page);
+        for stale in std::mem::take(&mut cpu.stale_code) {
+            self.executor.code_stale(stale);
         }
         cpu.shared.requested() != 0 && self.serve()
     }
@@ -138,8 +138,8 @@ impl<E: Executor> SoftVcpu<E> {
         cpu.serve_memory_requests();
         let requests = cpu.shared.take(request::CODE | request::INTERRUPT | request::TIMER | request::KICK);
         if requests & request::CODE != 0 {
-            for page in cpu.shared.take_stale_pages() {
-                self.executor.code_stale(page);
+            for stale in cpu.shared.take_stale_code() {
+                self.executor.code_stale(stale);
             }
         }
         requests & request::KICK != 0

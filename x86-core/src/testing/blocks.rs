@@ -163,8 +163,8 @@ fn by_steps(cpu: &mut Cpu, end: u64) -> Option<(Exec, u64)> {
 /// Runs by the executor up to `end`, where a UD2 lies.
 fn by_blocks<E: Executor>(cpu: &mut Cpu, executor: &mut E, end: u64) -> Exec {
     for _ in 0..1000 {
-        for page in std::mem::take(&mut cpu.stale_pages) {
-            executor.code_stale(page);
+        for stale in std::mem::take(&mut cpu.stale_code) {
+            executor.code_stale(stale);
         }
         assert_eq!(cpu.shared.requested(), 0, "nobody asks");
         (cpu.leave, cpu.shadow, cpu.budget) = (false, false, 1);
@@ -319,8 +319,8 @@ impl<E: Executor> Pair<E> {
         adjust(home);
         mxcsr::enter(home);
         while home.shared.requested() == 0 {
-            for page in std::mem::take(&mut home.stale_pages) {
-                executor.code_stale(page);
+            for stale in std::mem::take(&mut home.stale_code) {
+                executor.code_stale(stale);
             }
             (home.leave, home.shadow, home.budget) = (false, false, 1);
             let end = executor.execute(home);
@@ -347,7 +347,7 @@ impl<E: Executor> Pair<E> {
             let last = at.wrapping_add(program.end);
             set(reference, scene, seed, &program.pages, at + program.start);
             adjust(reference);
-            reference.stale_pages.clear();
+            reference.stale_code.clear();
             reference.tlb.flush_all();
             mxcsr::enter(reference);
             let want = by_steps(reference, last);

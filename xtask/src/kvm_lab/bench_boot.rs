@@ -1,12 +1,11 @@
 //! Debian's kernel to its first program, ours beside QEMU with KVM: both on the lab's processor, in one machine.
 //!
-//! The `boot` experiment of `benches` does the measuring, inside the lab. It finds its guest in a cache folder that is
-//! brought along, and QEMU with the three pieces of firmware that its `microvm` needs.
+//! `gearshift compare boot` does the measuring, inside the lab. It finds its guest in a cache folder that is brought
+//! along, and QEMU with the three pieces of firmware that its `microvm` needs.
 
 use super::image::Contents;
 use super::machine::{Lab, LabError};
 use super::suite::{self, Scratch};
-use crate::cargo;
 use anyhow::{Context as _, Result};
 use std::env;
 use std::io;
@@ -22,8 +21,8 @@ pub(super) fn run(lab: &Lab, repeat: u32) -> Result<u8, LabError> {
     let scratch = Scratch::new()?;
     let contents = contents(lab, &scratch)?;
     let repeat = repeat.to_string();
-    let boot = ["env", "GEARSHIFT_CACHE=/lab/cache", "bench", "boot", "--accel", "kvm", "--qemu", "kvm"];
-    let options = ["--gearshift", "/lab/gearshift", "--repeat", &repeat];
+    let boot = ["env", "GEARSHIFT_CACHE=/lab/cache", "gearshift", "compare", "boot", "--offline"];
+    let options = ["--accel", "kvm", "--peer", "qemu-kvm", "--repeat", &repeat];
     let command: Vec<_> = boot.into_iter().chain(options).map(str::to_owned).collect();
     lab.run(&contents, &command, &mut io::stdout().lock())
 }
@@ -31,7 +30,6 @@ pub(super) fn run(lab: &Lab, repeat: u32) -> Result<u8, LabError> {
 fn contents(lab: &Lab, scratch: &Scratch) -> Result<Contents> {
     let mut contents = Contents::default();
     contents.add_as(&scratch.stripped(&suite::gearshift()?)?, "lab/gearshift")?;
-    contents.add_as(&scratch.stripped(&bench()?)?, "lab/bench")?;
     let cache = lab.guest().kernel.parent().context("the guest is in a folder")?;
     contents.add_as(cache, "lab/cache/debian/cloud")?;
     contents.add_as(&qemu()?, &format!("bin/{QEMU}"))?;
@@ -41,12 +39,6 @@ fn contents(lab: &Lab, scratch: &Scratch) -> Result<Contents> {
         contents.add_as(&path, &format!("share/qemu/{name}"))?;
     }
     Ok(contents)
-}
-
-fn bench() -> Result<PathBuf> {
-    let found = cargo::executables(&["build", "--release", "--package", "benches"])?;
-    let bench = found.into_iter().find(|executable| executable.name == "bench");
-    Ok(bench.context("cargo built no bench")?.path)
 }
 
 /// The host's, which a [`Lab`] has found installed.

@@ -14,7 +14,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("accel-kvm", &["accel-api"]),
     ("devices", &[]),
     ("machine", &["accel-api", "accel-interp", "accel-dynasm", "accel-kvm", "devices"]),
-    ("gearshift", &["accel-api", "machine", "guests"]),
+    ("compare", &["accel-api", "machine", "guests"]),
+    ("gearshift", &["accel-api", "compare", "machine", "guests"]),
     ("guests", &[]),
     ("testkit", &["accel-api", "x86-core", "guests"]),
     (
@@ -24,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "accel-interp",
             "accel-dynasm",
             "accel-kvm",
+            "compare",
             "devices",
             "guests",
             "machine",

@@ -159,11 +159,12 @@ fn bulk_stores_to_decoded_code_are_noticed() {
     ] {
         c.vm.flags.set(page, PageFlag::CODE);
         c.vm.code.add(page, 1);
-        c.stale_pages.clear();
+        c.stale_code.clear();
         c.tlb.flush_all();
         set(&mut c, 0x2000, rdi, 0x80);
         run(&mut c, code).unwrap();
-        assert_eq!(c.stale_pages, if stale { vec![page] } else { vec![] }, "{code:02x?} {rdi:x}");
+        let pages: Vec<_> = c.stale_code.iter().map(|s| s.page).collect();
+        assert_eq!(pages, if stale { vec![page] } else { vec![] }, "{code:02x?} {rdi:x}");
     }
 }
 

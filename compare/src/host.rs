@@ -4,9 +4,10 @@
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::Command;
 
-use crate::error::Failure;
+use crate::error::Error;
 
 /// The calling thread's affinity mask.
 fn affinity() -> libc::cpu_set_t {
@@ -28,7 +29,10 @@ fn set_affinity(set: &libc::cpu_set_t) -> io::Result<()> {
 }
 
 /// The core asked for, or the last one this thread may use: the first ones serve more interrupts on many hosts.
-pub(crate) fn choose_core(asked: Option<usize>) -> Result<usize, Failure> {
+///
+/// # Errors
+/// This thread may not run on the one asked for.
+pub fn choose_core(asked: Option<usize>) -> Result<usize, Error> {
     let set = affinity();
     let allowed = |core: usize| {
         // SAFETY: CPU_ISSET reads a bit of the set; the index is checked against its size.
@@ -36,13 +40,16 @@ pub(crate) fn choose_core(asked: Option<usize>) -> Result<usize, Failure> {
     };
     match asked {
         Some(core) if allowed(core) => Ok(core),
-        Some(core) => Err(Failure::Core { core }),
+        Some(core) => Err(Error::Core { core }),
         None => Ok((0..libc::CPU_SETSIZE as usize).rev().find(|core| allowed(*core)).unwrap_or(0)),
     }
 }
 
 /// Does `work`, for example start a process, with this thread pinned to one core. What it starts stays pinned.
-pub(crate) fn pinned<T>(core: usize, work: impl FnOnce() -> T) -> Result<T, Failure> {
+///
+/// # Errors
+/// The host refuses.
+pub fn pinned<T>(core: usize, work: impl FnOnce() -> T) -> Result<T, Error> {
     let before = affinity();
     let mut only = MaybeUninit::<libc::cpu_set_t>::zeroed();
     // SAFETY: all zeros is an empty set; CPU_SET checks the index itself.
@@ -50,9 +57,9 @@ pub(crate) fn pinned<T>(core: usize, work: impl FnOnce() -> T) -> Result<T, Fail
         libc::CPU_SET(core, &mut *only.as_mut_ptr());
         only.assume_init()
     };
-    set_affinity(&only).map_err(|source| Failure::Pin { core, source })?;
+    set_affinity(&only).map_err(|source| Error::Pin { core, source })?;
     let result = work();
-    set_affinity(&before).map_err(|source| Failure::Pin { core, source })?;
+    set_affinity(&before).map_err(|source| Error::Pin { core, source })?;
     Ok(result)
 }
 
@@ -69,21 +76,33 @@ pub(crate) fn proc_line(path: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+/// The load averages of 1, 5 and 15 minutes.
+pub(crate) fn load() -> String {
+    proc_line("/proc/loadavg").split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
 /// A folder for files of one experiment, removed with everything in it.
-#[derive(Debug)]
-pub(crate) struct Scratch(PathBuf);
+#[derive(Debug, PartialEq, Eq)]
+pub struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(crate) fn new(name: &str) -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("gearshift-bench-{}-{name}", std::process::id()));
-        fs::create_dir(&path).map_err(Failure::file("create", &path))?;
+    /// A new, empty one.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new(name: &str) -> Result<Self, Error> {
+        let path = std::env::temp_dir().join(format!("gearshift-{}-{name}", std::process::id()));
+        fs::create_dir(&path).map_err(Error::file("create", &path))?;
         Ok(Self(path))
     }
 
     /// Writes a file into it; its path.
-    pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, Failure> {
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, Error> {
         let path = self.0.join(name);
-        fs::write(&path, bytes).map_err(Failure::file("write", &path))?;
+        fs::write(&path, bytes).map_err(Error::file("write", &path))?;
         Ok(path)
     }
 }
@@ -95,9 +114,13 @@ impl Drop for Scratch {
     }
 }
 
-/// Root of the source tree this program was built from.
-pub(crate) fn source_root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+/// Commit of the source tree this program was built from, as it is now, with `-dirty` behind it if there are changes; empty where there is none.
+pub(crate) fn commit() -> String {
+    let output = Command::new("git")
+        .args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+        .current_dir(guests::suite::source())
+        .output();
+    output.map_or_else(|_| String::new(), |o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

@@ -1,34 +1,38 @@
-//! The hidden command `guest`: one guest of ours in a process of its own, as lean as a user's.
+//! The hidden command that runs one guest of ours in a process of its own, as lean as a user's.
+//!
+//! The guest's console is its standard output. On standard error it says [`COUNTERS`] when a text went by, and at the end
+//! one line with [`END`], so that whoever started it need not guess the end from an exit code.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 
 use clap::Args;
 use machine::{AccelChoice, GuestEnd, Machine, Registry};
 use serde_json::{Map, Value, json};
 
-use crate::say;
-
 /// Begins the line of counters on standard error.
 pub(crate) const COUNTERS: &str = "COUNTERS ";
+/// Begins the line that tells how the guest ended: one of [`crate::process::End`]'s texts.
+pub(crate) const END: &str = "END ";
 
 /// A subset of `gearshift run`'s, in its words.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub struct Options {
     #[arg(long)]
     accel: AccelChoice,
+    #[arg(long, default_value = machine::DEFAULT_MODEL)]
+    cpu: String,
     #[arg(long, value_parser = mebibytes)]
     mem: u64,
     #[arg(long)]
     kernel: PathBuf,
     #[arg(long)]
     initrd: Option<PathBuf>,
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
     cmdline: String,
     /// Text on the console after which counters are written to standard error
-    #[arg(long)]
+    #[arg(long, default_value = "")]
     until: String,
 }
 
@@ -37,29 +41,51 @@ fn mebibytes(text: &str) -> Result<u64, String> {
     number.map(|n| u64::from(n) << 20).ok_or_else(|| format!("`{text}` is not a size such as 512M"))
 }
 
-/// Runs the guest to its end.
-pub(crate) fn main(options: &Options) -> ExitCode {
-    match run(options) {
-        Ok(GuestEnd::PowerOff | GuestEnd::DebugExit(0)) => ExitCode::SUCCESS,
-        Ok(end) => {
-            say(&format!("{end}"));
-            ExitCode::FAILURE
-        }
+/// Runs the guest to its end; whether it came to one of its own.
+pub fn main(options: &Options, registry: &Registry) -> bool {
+    match run(options, registry) {
+        Ok(end) => match text(&end) {
+            Some(text) => {
+                say(&format!("{END}{text}"));
+                true
+            }
+            None => {
+                say(&end.to_string());
+                false
+            }
+        },
         Err(error) => {
-            say(&format!("{error}"));
-            ExitCode::FAILURE
+            say(&error.to_string());
+            false
         }
     }
 }
 
-fn run(options: &Options) -> Result<GuestEnd, Box<dyn std::error::Error>> {
-    let chosen = Registry::builtin().choose(&options.accel)?;
+/// An end of the guest's own making, in the words of [`crate::process::End`].
+fn text(end: &GuestEnd) -> Option<String> {
+    match end {
+        GuestEnd::PowerOff => Some("power-off".to_owned()),
+        GuestEnd::Reset => Some("reset".to_owned()),
+        GuestEnd::TripleFault { .. } => Some("triple fault".to_owned()),
+        GuestEnd::DebugExit(value) => Some(format!("debug exit {value}")),
+        _ => None,
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "what a process says of itself")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+fn run(options: &Options, registry: &Registry) -> Result<GuestEnd, Box<dyn std::error::Error>> {
+    let chosen = registry.choose(&options.accel)?;
     let (sender, reached) = mpsc::channel();
     let console =
         Console { until: options.until.clone().into_bytes(), tail: Vec::new(), reached: Some(sender) };
     let mut machine = Machine::builder()
         .accelerator(chosen.accelerator)
         .memory(options.mem)
+        .cpu_model(&options.cpu)
         .kernel(options.kernel.clone())
         .cmdline(options.cmdline.clone())
         .console(console);

@@ -3,28 +3,31 @@
 use std::fs;
 use std::io;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) struct Memory {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
     /// Resident now (VmRSS).
-    pub(crate) resident: u64,
+    pub resident: u64,
     /// Most that was ever resident (VmHWM).
-    pub(crate) peak: u64,
+    pub peak: u64,
     /// Resident pages of the mapping that is the guest's memory: what the guest, or a loader for it, touched. Nothing
     /// where that mapping cannot be told from others.
-    pub(crate) guest: Option<u64>,
+    pub guest: Option<u64>,
 }
 
 impl Memory {
     /// What the process needs for itself.
-    pub(crate) fn overhead(&self) -> Option<u64> {
+    pub fn overhead(&self) -> Option<u64> {
         self.guest.map(|guest| self.resident.saturating_sub(guest))
     }
 }
 
 /// Memory of a running process whose guest has `guest_bytes`.
+///
+/// # Errors
+/// The process is gone.
 pub(crate) fn of(pid: u32, guest_bytes: u64) -> io::Result<Memory> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
