@@ -148,7 +148,8 @@ impl Engine {
             };
             self.fleeting |= !mode.user() && !page.global;
             if !separate {
-                self.recent[recent_index(rip)] = Recent { address: rip, mode, stamp: self.stamp, block: number };
+                self.recent[recent_index(rip)] =
+                    Recent { address: rip, mode, stamp: self.stamp, block: number };
             }
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
