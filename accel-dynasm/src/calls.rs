@@ -69,9 +69,12 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
         if cpu.leave && !settle(cpu, engine) || cpu.shared.requested() != 0 {
             return LEAVE;
         }
+        let flushes = engine.stats.flushes;
         match engine.find(cpu) {
             Ok(Found::Code(code)) => {
-                if argument & INDIRECT == 0 {
+                if flushes != engine.stats.flushes {
+                    // The link is gone, and its number another's.
+                } else if argument & INDIRECT == 0 {
                     engine.link(argument, code);
                 } else if argument != NOTHING {
                     engine.remember(cpu.rip, code);

@@ -267,3 +267,23 @@ fn loops_end_when_asked() {
         }
     }
 }
+
+/// A jump is taken for the first time when the cache is full: what it leads to is translated after everything else has gone,
+/// the jump too.
+#[test]
+fn the_jump_that_fills_the_cache() {
+    let scene = &SCENES[0];
+    let config = Arc::new(Config { cache_bytes: 80 << 10, ..Config::default() });
+    for blocks in 90..300i32 {
+        // start: jz far; jmp next, over and over; cmp eax, eax; jmp start; far: jmp next
+        let mut code = vec![0x0f, 0x84];
+        code.extend((2 * blocks + 2 + 5).to_le_bytes());
+        code.extend([0xeb, 0].repeat(blocks as usize));
+        code.extend([0x39, 0xc0, 0xe9]);
+        code.extend((-(6 + 2 * blocks + 2 + 5)).to_le_bytes());
+        code.extend([0xeb, 0]);
+        let mut pair = Pair::<Engine>::new(scene, &config);
+        let end = pair.check("by hand", &Program::new(0, &code), 1, &|cpu| cpu.flags = Default::default());
+        assert_eq!(end, Some(Ok(())));
+    }
+}
