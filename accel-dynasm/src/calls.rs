@@ -36,22 +36,23 @@ unsafe extern "sysv64" fn lookup(cpu: *mut Cpu, engine: *mut Engine, argument: u
     }
     if argument != NOTHING && argument & INDIRECT != 0 {
         engine.stats.jump_misses += 1;
-        if !Cpu::canonical(cpu.rip) {
-            return bad_target(cpu, engine, argument & !INDIRECT);
+        let (number, site) = engine.blocks.sites[(argument & !INDIRECT) as usize];
+        if !Cpu::canonical(cpu.rip)
+            && let SiteKind::Indirect { moved } = site.kind
+        {
+            return bad_target(cpu, engine, number, &site, moved);
         }
     }
     go_on(cpu, engine, argument)
 }
 
-/// A computed jump to an address that is not canonical: a fault of the jump.
+/// A computed jump to an address that is not canonical: a fault of the jump, which is taken back. What CALL has stored by
+/// then stays, below the stack.
 #[cold]
-fn bad_target(cpu: &mut Cpu, engine: &mut Engine, site: u32) -> *const u8 {
-    let (number, site) = engine.blocks.sites[site as usize];
-    cpu.rip = address(engine.blocks.get(number), &site, cpu);
-    if let SiteKind::Indirect { moved } = site.kind {
-        let rsp = &mut cpu.gpr[accel_api::gpr::RSP];
-        *rsp = rsp.wrapping_add_signed(i64::from(moved));
-    }
+fn bad_target(cpu: &mut Cpu, engine: &mut Engine, number: u32, site: &Site, moved: i32) -> *const u8 {
+    cpu.rip = address(engine.blocks.get(number), site, cpu);
+    let rsp = &mut cpu.gpr[accel_api::gpr::RSP];
+    *rsp = rsp.wrapping_add_signed(i64::from(moved));
     engine.count(-1 - i64::from(site.rest));
     engine.fault = Some(Fault::GP0);
     LEAVE
@@ -64,22 +65,25 @@ fn address(block: &Block, site: &Site, cpu: &Cpu) -> u64 {
 }
 
 /// Where to go on at RIP.
-fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
-    engine.stats.lookups += 1;
+fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
     if engine.lockstep.as_ref().is_some_and(|l| l.active()) {
         return LEAVE;
     }
     loop {
+        engine.stats.lookups += 1;
         engine.take_stale_code(cpu);
         if cpu.leave && !settle(cpu, engine) || cpu.shared.requested() != 0 {
             return LEAVE;
         }
+        let flushes = engine.stats.flushes;
         match engine.find(cpu) {
             Ok(Found::Code(code)) => {
                 if engine.lockstep.as_mut().is_some_and(|l| l.due(code)) {
                     return LEAVE;
                 }
-                if argument & INDIRECT == 0 {
+                if flushes != engine.stats.flushes {
+                    // The link is gone, and its number another's.
+                } else if argument & INDIRECT == 0 {
                     engine.link(argument, code);
                 } else if argument != NOTHING {
                     engine.remember(cpu.rip, code);
@@ -93,7 +97,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                     return LEAVE;
                 }
                 // What was to be linked is not this.
-                return go_on(cpu, engine, NOTHING);
+                argument = NOTHING;
             }
             Ok(Found::Again | Found::Interpret | Found::Restless | Found::Excluded(_)) => return LEAVE,
             Err(fault) => {

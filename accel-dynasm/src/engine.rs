@@ -546,7 +546,7 @@ impl Executor for Engine {
                 Found::Single => {
                     cpu.budget -= 1;
                     self.single(cpu)?;
-                    if cpu.leave {
+                    if cpu.leave || cpu.shared.requested() != 0 {
                         return Ok(());
                     }
                     continue;

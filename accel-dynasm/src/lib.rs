@@ -30,6 +30,8 @@ mod show;
 mod signals;
 mod stats;
 mod stubs;
+#[cfg(test)]
+mod tests;
 mod translate;
 
 use std::sync::Arc;

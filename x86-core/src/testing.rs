@@ -4,6 +4,9 @@ use std::sync::{Arc, LazyLock};
 
 use accel_api::{Access, CpuModel, Feature, GpFault, GuestRam, IoSize, Segment, SlotId, VcpuBus};
 
+pub mod blocks;
+pub mod code;
+
 use crate::cpu::seg;
 use crate::lapic::{ApicBus, ApicHost, Lapic, LapicConfig};
 use crate::mode::{Mode, bits};

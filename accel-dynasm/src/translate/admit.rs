@@ -102,13 +102,11 @@ impl Admission {
                 _ => Action::Generic,
             },
             M::Leave if ins.code() == Code::Leaveq => Action::Leave,
-            M::Lea => {
-                if matches!(ins.memory_base(), Register::RIP | Register::EIP) {
-                    if ins.op0_register().size() == 2 { Action::Generic } else { Action::Lea }
-                } else {
-                    Action::Copy
-                }
-            }
+            M::Lea => match ins.memory_base() {
+                Register::RIP if ins.op0_register().size() > 2 => Action::Lea,
+                Register::RIP | Register::EIP => Action::Generic,
+                _ => Action::Copy,
+            },
             m => {
                 let vector = uses_vectors(ins);
                 let fits = if vector { self.vector(ins) } else { integer(m) };

@@ -17,7 +17,7 @@ impl Emitter<'_> {
     pub(super) fn branch(&mut self, step: &Step) {
         self.spill_all();
         match step.action {
-            Action::Jump => self.go_to(step.ins.near_branch64()),
+            Action::Jump => self.go_to(step.ins.near_branch64(), SiteKind::Indirect { moved: 0 }),
             Action::Jcc => {
                 let condition = (step.ins.condition_code() as u8).wrapping_sub(1) & 15;
                 self.jump_if(condition, step.ins.near_branch64());
@@ -38,13 +38,13 @@ impl Emitter<'_> {
         target.wrapping_sub(self.source.page) as i64
     }
 
-    /// The block ends in a jump to `target`.
-    pub(super) fn go_to(&mut self, target: u64) {
+    /// The block ends in a jump to `target`; `kind` is that of the site, if it is for the jump table.
+    pub(super) fn go_to(&mut self, target: u64, kind: SiteKind) {
         let delta = self.delta(target);
         let near = (0..4096).contains(&delta);
         if !near && self.pic() {
             self.page_relative(10, delta);
-            let site = self.site(SiteKind::Indirect { moved: 0 }, 0);
+            let site = self.site(kind, 0);
             self.jump_table(site);
             return;
         }
@@ -108,7 +108,7 @@ impl Emitter<'_> {
 
     fn call(&mut self, step: &Step) {
         self.push_return(step);
-        self.go_to(step.ins.near_branch64());
+        self.go_to(step.ins.near_branch64(), SiteKind::Indirect { moved: 8 });
     }
 
     fn call_indirect(&mut self, step: &Step) {

@@ -92,7 +92,7 @@ impl<'a> Emitter<'a> {
             && !last.action.ends_block()
         {
             self.spill_all();
-            self.go_to(last.ins.next_ip());
+            self.go_to(last.ins.next_ip(), SiteKind::Next);
         }
         self.out.starts.push((at(self.asm.offset()), u16::MAX));
         self.out.retired = at(self.asm.offset());

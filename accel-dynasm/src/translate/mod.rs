@@ -67,6 +67,8 @@ pub(crate) enum SiteKind {
     Generic(u32),
     /// Goes to the address in RIP, having moved RSP by so much.
     Indirect { moved: i32 },
+    /// Goes to the address in RIP, behind the block's last instruction.
+    Next,
     /// Requests have come.
     Poll,
 }

@@ -164,8 +164,8 @@ impl Plan {
         }
         step.uses = operands(&ins, info);
         describe(&mut step, page);
-        if needs_both_scratch(&step) {
-            action = if action.ends_block() { Action::GenericEnd } else { Action::Generic };
+        if needs_both_scratch(&step) || !reaches(&step, page, admission.mode.user()) {
+            action = if action.is_branch() { Action::GenericEnd } else { Action::Generic };
             (step.action, step.operand, step.stack, step.vector) = (action, None, None, false);
         }
         if step.operand.is_some_and(|o| o.size == 0) {
@@ -429,6 +429,21 @@ fn writes_memory(ins: &Instruction) -> bool {
         ins.op_kind(n) == OpKind::Memory
             && !matches!(info.op_access(n), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
     })
+}
+
+/// Whether a distance from the page says where the instruction leads, and there can be code there.
+fn reaches(step: &Step, page: u64, user: bool) -> bool {
+    let target = match step.action {
+        Action::Jump | Action::Jcc | Action::Call => step.ins.near_branch64(),
+        Action::Lea => return !user || fits(step.ins.memory_displacement64(), page),
+        _ => return true,
+    };
+    // Where the page of user code lies is known only when it runs.
+    x86_core::Cpu::canonical(target) && (!user || fits(target, page))
+}
+
+fn fits(target: u64, page: u64) -> bool {
+    i32::try_from(target.wrapping_sub(page).cast_signed()).is_ok()
 }
 
 /// Both scratch registers are operands that are read: none is left for the address.
