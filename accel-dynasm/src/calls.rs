@@ -7,7 +7,7 @@ use x86_core::alu::flag;
 use x86_core::{AccessKind, Cpu, Ea, Exec, Fault, exec};
 
 use crate::blocks::Block;
-use crate::engine::{Engine, Found, INDIRECT, NOTHING};
+use crate::engine::{Engine, Found, INDIRECT, NOTHING, RETIRED};
 use crate::stubs::Functions;
 use crate::translate::{Site, SiteKind};
 
@@ -34,7 +34,7 @@ unsafe extern "sysv64" fn lookup(cpu: *mut Cpu, engine: *mut Engine, argument: u
     if let Some(lockstep) = &mut engine.lockstep {
         lockstep.at_end = true;
     }
-    if argument != NOTHING && argument & INDIRECT != 0 {
+    if !matches!(argument, NOTHING | RETIRED) && argument & INDIRECT != 0 {
         engine.stats.jump_misses += 1;
         let (number, site) = engine.blocks.sites[(argument & !INDIRECT) as usize];
         if !Cpu::canonical(cpu.rip)

@@ -25,9 +25,12 @@ use crate::translate::admit::Admission;
 use crate::translate::{Bases, Link, MAX_INSTRUCTIONS, Outcome, Source, Translator};
 use crate::{calls, signals};
 
-/// Arguments of the stub that looks up: nothing to remember, or a site that comes from the jump table, else a link.
+/// Arguments of the stub that looks up: nothing to remember; with this bit, a site that found nothing in its jump table;
+/// else a link.
 pub(crate) const NOTHING: u32 = u32::MAX;
 pub(crate) const INDIRECT: u32 = 1 << 31;
+/// Likewise: from a block that was dropped, to which a jump table led.
+pub(crate) const RETIRED: u32 = u32::MAX - 1;
 
 /// Failed checks of a group after which a block is translated without groups.
 const MAX_GROUP_MISSES: u32 = 32;
@@ -109,10 +112,10 @@ pub(crate) enum Found {
     Again,
     /// Not for the translator.
     Interpret,
-    /// A block of so many instructions that the user has excluded.
-    Excluded(u16),
     /// Code that changes too often to be worth a translation.
     Restless,
+    /// A block of so many instructions that the user has excluded.
+    Excluded(u16),
 }
 
 impl Engine {
@@ -196,9 +199,7 @@ impl Engine {
         if kernel {
             self.fleeting = false;
             for link in std::mem::take(&mut self.far) {
-                let (block, link) = self.links[link as usize];
-                let code = self.blocks.get(block).code;
-                self.cache.link((code + link.field) as usize, (code + link.ask) as usize);
+                self.unlink(link);
             }
         }
     }
@@ -279,6 +280,7 @@ impl Engine {
             far_entry: at + out.far_entry,
             retired: at + out.retired,
             misses: 0,
+            incoming: Vec::new(),
             dropped: false,
             faults: out.faults.as_slice().into(),
             listing: self
@@ -288,11 +290,7 @@ impl Engine {
         };
         let entry = block.entry;
         self.show(&block, &code);
-        if let Some(old) = self.blocks.insert(block) {
-            // Jumps that were linked to it find the new one.
-            let old = self.blocks.get(old).entry;
-            self.cache.put_jump(old as usize, entry as usize);
-        }
+        self.blocks.insert(block);
         number
     }
 
@@ -331,18 +329,19 @@ impl Engine {
     }
 
     /// Makes the jump with number `link` lead to the block that was found for it.
-    pub(crate) fn link(&mut self, link: u32, to: u32) {
+    pub(crate) fn link(&mut self, link: u32, number: u32) {
         if self.lockstep.is_some() {
             return;
         }
         let Some(&(from, record)) = self.links.get(link as usize) else { return };
-        let (from, to) = (self.blocks.get(from), self.blocks.get(to));
+        let (from, to) = (self.blocks.get(from), self.blocks.get(number));
         // Circumstances may have changed on the way.
         if from.mode.bits() & !crate::mode::SEPARATE != to.mode.bits() {
             return;
         }
         self.stats.links += 1;
         self.cache.link((from.code + record.field) as usize, to.entry as usize);
+        self.blocks.get_mut(number).incoming.push(link);
         if record.far {
             self.far.push(link);
         }
@@ -361,6 +360,22 @@ impl Engine {
         self.jumps.set(self.home, block.mode.class(), address, entry);
     }
 
+    /// Makes every way into block `number`, which is dropped, ask again.
+    fn retire(&mut self, number: u32) {
+        for link in std::mem::take(&mut self.blocks.get_mut(number).incoming) {
+            self.unlink(link);
+        }
+        // The jump tables may lead here.
+        let block = self.blocks.get(number);
+        self.cache.put_jump(block.entry as usize, block.retired as usize);
+    }
+
+    fn unlink(&mut self, link: u32) {
+        let (block, link) = self.links[link as usize];
+        let code = self.blocks.get(block).code;
+        self.cache.link((code + link.field) as usize, (code + link.ask) as usize);
+    }
+
     /// A group's check has failed in block `number`, for good.
     pub(crate) fn group_missed(&mut self, number: u32) {
         self.separate = true;
@@ -371,8 +386,7 @@ impl Engine {
             self.stamp += 1;
             block.dropped = true;
             self.ungrouped.insert(block.key);
-            let block = self.blocks.get(number);
-            self.cache.put_jump(block.entry as usize, block.retired as usize);
+            self.retire(number);
         }
     }
 
@@ -552,7 +566,6 @@ impl Executor for Engine {
                     continue;
                 }
                 Found::Interpret => return self.interpreter.execute(cpu),
-                Found::Excluded(instructions) => return self.step_through(cpu, instructions),
                 Found::Restless => {
                     let rest = cpu.budget - RESTLESS_BUDGET;
                     cpu.budget = RESTLESS_BUDGET;
@@ -560,6 +573,7 @@ impl Executor for Engine {
                     cpu.budget += rest;
                     return result;
                 }
+                Found::Excluded(instructions) => return self.step_through(cpu, instructions),
             };
             if self.lockstep.as_mut().is_some_and(|l| l.due(number)) {
                 self.run_checked(cpu, number);
@@ -584,8 +598,7 @@ impl Executor for Engine {
             self.watched.remove(&stale.page);
         }
         for number in dropped {
-            let block = self.blocks.get(number);
-            self.cache.put_jump(block.entry as usize, block.retired as usize);
+            self.retire(number);
         }
     }
 

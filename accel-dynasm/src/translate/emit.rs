@@ -97,7 +97,7 @@ impl<'a> Emitter<'a> {
         self.out.starts.push((at(self.asm.offset()), u16::MAX));
         self.out.retired = at(self.asm.offset());
         self.set_rip(i64::from(self.source.offset));
-        self.hand_over(self.places.stubs.lookup, crate::engine::NOTHING);
+        self.hand_over(self.places.stubs.lookup, crate::engine::RETIRED);
         self.cold();
     }
 
