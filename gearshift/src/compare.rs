@@ -5,6 +5,7 @@
 //! signal. Each guest is this program again, by its hidden command [`WORKER`].
 
 use ::compare::{Caller, Error, Findings, Options, Verdict, worker};
+use machine::TranslatorOptions;
 
 use machine::TranslatorOptions;
 
