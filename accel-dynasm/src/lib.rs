@@ -28,6 +28,7 @@ mod report;
 mod restless;
 mod show;
 mod signals;
+mod single;
 mod stats;
 mod stubs;
 #[cfg(test)]
