@@ -288,7 +288,6 @@ impl Engine {
                 .keeps_listings()
                 .then(|| Box::new(Listing { guest: guest.into(), starts: out.starts.as_slice().into() })),
         };
-        let entry = block.entry;
         self.show(&block, &code);
         self.blocks.insert(block);
         number
