@@ -162,6 +162,9 @@ impl Engine {
                     }
                 },
             };
+            if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
+                return Ok(Found::Excluded(self.blocks.get(number).instructions));
+            }
             self.fleeting |= !mode.user() && !page.global;
             if !separate {
                 self.recent[recent_index(rip)] =
@@ -169,9 +172,6 @@ impl Engine {
             }
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
-            if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
-                return Ok(Found::Excluded(self.blocks.get(number).instructions));
-            }
             return Ok(Found::Code(number));
         }
     }
