@@ -66,6 +66,7 @@ pub struct Engine {
     /// Why translated code was left.
     pub(crate) fault: Option<Fault>,
     deadline: Option<TimerDeadline>,
+    write_generation: u64,
     fetch_generation: u64,
     global_fetch_generation: u64,
     /// Code of the kernel lies on pages that are not global.
@@ -112,6 +113,7 @@ impl Engine {
             return Ok(Found::Interpret);
         }
         self.follow(cpu);
+        self.write_generation = cpu.tlb.write_generation;
         let rip = cpu.rip;
         cpu.code_page = rip & !(PAGE_SIZE - 1);
         let recent = &self.recent[recent_index(rip)];
@@ -356,9 +358,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether translations of code may have changed since a block was last looked up.
+    /// Whether translations of code may have changed since a block was last looked up; or what stores may do, which it may
+    /// have checked for stores that are still to come.
     pub(crate) fn moved(&self, cpu: &Cpu) -> bool {
-        cpu.tlb.fetch_generation != self.fetch_generation
+        cpu.tlb.fetch_generation != self.fetch_generation || cpu.tlb.write_generation != self.write_generation
     }
 
     /// Whether the run loop has to be told of another deadline of the local APIC's timer.
@@ -439,6 +442,7 @@ impl Executor for Engine {
             ungrouped: HashSet::new(),
             fault: None,
             deadline: None,
+            write_generation: 0,
             fetch_generation: 0,
             global_fetch_generation: 0,
             fleeting: false,

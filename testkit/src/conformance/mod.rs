@@ -87,7 +87,7 @@ macro_rules! __conformance_checks {
             debug: breakpoints single_step step_into_interrupts;
             model: cpuid features named_msrs other_msrs system_calls;
             state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
-            slots: refusals by_a_device while_running dirty_log dirty_again_while_running code_unmapped;
+            slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running code_unmapped;
             time: one_shot periodic tsc_deadline time_stamp;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 cross_modifying;
