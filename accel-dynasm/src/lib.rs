@@ -37,7 +37,7 @@ use accel_api::{
 use x86_core::soft::{MAX_VCPUS, SoftVm, features};
 
 pub use crate::config::Config;
-use crate::engine::Engine;
+pub use crate::engine::Engine;
 pub use crate::host::HostCpu;
 
 /// The name users choose it by.
