@@ -49,6 +49,16 @@ pub enum AccelError {
     /// A state that the CPU cannot be in.
     #[error("CPU state cannot be loaded: {0}")]
     InvalidState(String),
+    /// Two ways to execute the same guest code do not agree.
+    #[error("{summary}")]
+    Diverged {
+        /// What and where, in one line.
+        summary: String,
+        /// Everything that is known of it.
+        report: String,
+        /// Options that make it happen again.
+        options: String,
+    },
     /// A debug plan beyond the backend's means.
     #[error("debug plan: {0}")]
     BadDebugPlan(&'static str),

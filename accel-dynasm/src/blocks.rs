@@ -84,10 +84,22 @@ pub(crate) struct Block {
     pub retired: u32,
     /// Times that a group's check has failed.
     pub misses: u32,
+    /// Links that lead to it.
+    pub incoming: Vec<u32>,
     /// Its code must not be entered any more.
     pub dropped: bool,
-    /// Host instructions that may fault, by their distance from `code`, and their guest instructions' offsets.
-    pub faults: Box<[(u32, u16)]>,
+    /// Host instructions that may fault, by their distance from `code`, their guest instructions' offsets, and how many behind
+    /// those have been counted already.
+    pub faults: Box<[(u32, u16, u8)]>,
+    /// What it is shown by, where somebody may want to see it.
+    pub listing: Option<Box<Listing>>,
+}
+
+/// Guest code of a block, and where in its host code the instructions begin: distances from the start, page offsets.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub guest: Box<[u8]>,
+    pub starts: Box<[(u32, u16)]>,
 }
 
 /// An instruction executed by its function in x86-core.
@@ -127,13 +139,13 @@ impl Blocks {
         self.list.len() as u32
     }
 
-    /// Adds a block; returns the one that had its key before, which stays to be jumped through.
-    pub(crate) fn insert(&mut self, block: Block) -> Option<u32> {
+    /// Adds a block.
+    pub(crate) fn insert(&mut self, block: Block) {
         let number = self.next_number();
         let key = block.key;
         self.list.push(block);
         self.by_page.entry(key.ram_page()).or_default().push(number);
-        self.by_key.insert(key, number)
+        self.by_key.insert(key, number);
     }
 
     /// Takes the blocks of a RAM page that `hit` says so of out of use; their numbers.

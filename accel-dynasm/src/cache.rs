@@ -17,37 +17,13 @@ pub(crate) struct CodeCache {
 }
 
 impl CodeCache {
-    /// Room for `len` bytes, a multiple of the page size. Pages cost nothing until they are filled.
+    /// Room for `len` bytes, a multiple of the page size. Pages cost nothing until they are filled. `nameless`: without a file
+    /// of its own, as perf wants it of memory whose names it is to look up elsewhere.
     ///
     /// # Errors
     /// The host does not map memory as executable, or has none.
-    pub(crate) fn new(len: usize) -> Result<Self, AccelError> {
-        // SAFETY: a name that ends in zero.
-        let fd = unsafe { libc::memfd_create(c"gearshift-code".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(AccelError::last_os("make a file for translated code"));
-        }
-        // SAFETY: a descriptor that is nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: a descriptor that is open.
-        if unsafe { libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) } != 0 {
-            return Err(AccelError::last_os("make room for translated code"));
-        }
-        let map = |protection| {
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            let at = unsafe {
-                libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-            };
-            if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast::<u8>()) }
-        };
-        let writable = map(libc::PROT_READ | libc::PROT_WRITE)
-            .ok_or_else(|| AccelError::last_os("map memory for translated code"))?;
-        let Some(executable) = map(libc::PROT_READ | libc::PROT_EXEC) else {
-            let error = AccelError::last_os("map translated code as executable");
-            // SAFETY: mapped above, and not used.
-            unsafe { libc::munmap(writable.as_ptr().cast(), len) };
-            return Err(error);
-        };
+    pub(crate) fn new(len: usize, nameless: bool) -> Result<Self, AccelError> {
+        let (writable, executable) = if nameless { map_nameless(len)? } else { map_file(len)? };
         Ok(Self { writable, executable, len, used: 0 })
     }
 
@@ -124,12 +100,69 @@ impl CodeCache {
     }
 }
 
+/// Maps new shared memory, or `fd`.
+fn map(len: usize, protection: i32, fd: Option<&OwnedFd>) -> Option<NonNull<u8>> {
+    let (flags, fd) = match fd {
+        Some(fd) => (libc::MAP_SHARED, fd.as_raw_fd()),
+        None => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
+    };
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
+    if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast::<u8>()) }
+}
+
+/// The two mappings, of a file in memory.
+fn map_file(len: usize) -> Result<(NonNull<u8>, NonNull<u8>), AccelError> {
+    // SAFETY: a name that ends in zero.
+    let fd = unsafe { libc::memfd_create(c"gearshift-code".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(AccelError::last_os("make a file for translated code"));
+    }
+    // SAFETY: a descriptor that is nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: a descriptor that is open.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) } != 0 {
+        return Err(AccelError::last_os("make room for translated code"));
+    }
+    let writable = map(len, libc::PROT_READ | libc::PROT_WRITE, Some(&fd))
+        .ok_or_else(|| AccelError::last_os("map memory for translated code"))?;
+    let Some(executable) = map(len, libc::PROT_READ | libc::PROT_EXEC, Some(&fd)) else {
+        let error = AccelError::last_os("map translated code as executable");
+        unmap(writable, len);
+        return Err(error);
+    };
+    Ok((writable, executable))
+}
+
+/// The two mappings, of memory that has no name.
+fn map_nameless(len: usize) -> Result<(NonNull<u8>, NonNull<u8>), AccelError> {
+    let writable = map(len, libc::PROT_READ | libc::PROT_WRITE, None)
+        .ok_or_else(|| AccelError::last_os("map memory for translated code"))?;
+    // SAFETY: moving nothing of a shared mapping makes another of the same pages (mremap(2)), at an address of the kernel's
+    // choice, whose protection is then changed.
+    let executable = unsafe {
+        let at = libc::mremap(writable.as_ptr().cast(), 0, len, libc::MREMAP_MAYMOVE);
+        (at != libc::MAP_FAILED && libc::mprotect(at, len, libc::PROT_READ | libc::PROT_EXEC) == 0)
+            .then_some(at)
+    };
+    match executable.and_then(|at| NonNull::new(at.cast())) {
+        Some(executable) => Ok((writable, executable)),
+        None => {
+            let error = AccelError::last_os("map translated code as executable");
+            unmap(writable, len);
+            Err(error)
+        }
+    }
+}
+
+fn unmap(at: NonNull<u8>, len: usize) {
+    // SAFETY: the caller has mapped it with this length, and does not use it any more.
+    unsafe { libc::munmap(at.as_ptr().cast(), len) };
+}
+
 impl Drop for CodeCache {
     fn drop(&mut self) {
-        // SAFETY: both were mapped with this length, and no code of them runs.
-        unsafe {
-            libc::munmap(self.writable.as_ptr().cast(), self.len);
-            libc::munmap(self.executable.as_ptr().cast(), self.len);
-        }
+        unmap(self.writable, self.len);
+        unmap(self.executable, self.len);
     }
 }

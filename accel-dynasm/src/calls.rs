@@ -7,7 +7,7 @@ use x86_core::alu::flag;
 use x86_core::{AccessKind, Cpu, Ea, Exec, Fault, exec};
 
 use crate::blocks::Block;
-use crate::engine::{Engine, Found, INDIRECT, NOTHING};
+use crate::engine::{Engine, Found, INDIRECT, NOTHING, RETIRED};
 use crate::stubs::Functions;
 use crate::translate::{Site, SiteKind};
 
@@ -31,7 +31,10 @@ unsafe fn arguments<'a>(cpu: *mut Cpu, engine: *mut Engine) -> (&'a mut Cpu, &'a
 unsafe extern "sysv64" fn lookup(cpu: *mut Cpu, engine: *mut Engine, argument: u32) -> *const u8 {
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
-    if argument != NOTHING && argument & INDIRECT != 0 {
+    if let Some(lockstep) = &mut engine.lockstep {
+        lockstep.at_end = true;
+    }
+    if !matches!(argument, NOTHING | RETIRED) && argument & INDIRECT != 0 {
         engine.stats.jump_misses += 1;
         let (number, site) = engine.blocks.sites[(argument & !INDIRECT) as usize];
         if !Cpu::canonical(cpu.rip)
@@ -63,6 +66,9 @@ fn address(block: &Block, site: &Site, cpu: &Cpu) -> u64 {
 
 /// Where to go on at RIP.
 fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
+    if engine.lockstep.as_ref().is_some_and(|l| l.active()) {
+        return LEAVE;
+    }
     loop {
         engine.stats.lookups += 1;
         engine.take_stale_code(cpu);
@@ -72,6 +78,9 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
         let flushes = engine.stats.flushes;
         match engine.find(cpu) {
             Ok(Found::Code(code)) => {
+                if engine.lockstep.as_mut().is_some_and(|l| l.due(code)) {
+                    return LEAVE;
+                }
                 if flushes != engine.stats.flushes {
                     // The link is gone, and its number another's.
                 } else if argument & INDIRECT == 0 {
@@ -90,7 +99,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
                 // What was to be linked is not this.
                 argument = NOTHING;
             }
-            Ok(Found::Again | Found::Interpret | Found::Restless) => return LEAVE,
+            Ok(Found::Again | Found::Interpret | Found::Restless | Found::Excluded(_)) => return LEAVE,
             Err(fault) => {
                 engine.fault = Some(fault);
                 return LEAVE;
@@ -149,6 +158,7 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
         return go_on(cpu, engine, NOTHING);
     }
     engine.stats.slow_accesses += 1;
+    engine.compare_before(cpu, &site, false);
     let mut next = 0;
     let done = cpu.decode_at(cpu.rip).and_then(|ins| {
         next = ins.next_ip();
@@ -165,9 +175,11 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
     engine.stats.generic_calls += 1;
     let (number, site) = engine.blocks.sites[site as usize];
     let SiteKind::Generic(generic) = site.kind else { return LEAVE };
+    cpu.rip = address(engine.blocks.get(number), &site, cpu);
+    engine.compare_before(cpu, &site, true);
     let block = engine.blocks.get(number);
-    cpu.rip = address(block, &site, cpu);
     let generic = &engine.blocks.generics[generic as usize];
+    engine.calls.count(&generic.instruction);
     let moved = generic.relative && block.page != cpu.code_page && block.mode.user();
     let next = cpu.rip.wrapping_add(generic.instruction.len() as u64);
     let done = if moved {
@@ -237,15 +249,14 @@ unsafe extern "sysv64" fn fault(cpu: *mut Cpu, engine: *mut Engine, _: u32) -> *
     let offset = engine.cache.offset(pc).and_then(|at| {
         let block = engine.blocks.at_code(at)?;
         let distance = at as u32 - block.code;
-        let known = block.faults.iter().find(|(host, _)| *host == distance);
-        known.map(|(_, guest)| {
-            (if block.mode.user() { cpu.code_page } else { block.page }) + u64::from(*guest)
-        })
+        let &(_, guest, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
+        let page = if block.mode.user() { cpu.code_page } else { block.page };
+        Some((page + u64::from(guest), rest))
     });
     // The signal handler has made sure of it.
-    let Some(rip) = offset else { std::process::abort() };
+    let Some((rip, rest)) = offset else { std::process::abort() };
     cpu.rip = rip;
-    engine.count(-1);
+    engine.count(-1 - i64::from(rest));
     if let Err(fault) = engine.single(cpu) {
         engine.fault = Some(fault);
         return LEAVE;

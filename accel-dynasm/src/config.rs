@@ -1,9 +1,12 @@
 //! What a user can choose.
 
-use crate::HostCpu;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use crate::{HostCpu, PerfMap, Show};
 
 /// How code is translated.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// What the host's processor is taken to have.
     pub host: HostCpu,
@@ -11,10 +14,43 @@ pub struct Config {
     pub cache_bytes: usize,
     /// Count the instructions that are executed, which costs some speed.
     pub counting: bool,
+    /// Check one in so many blocks, and each one the first times, against the semantics functions (1: all). Only for a VM of
+    /// one vCPU: what is compared includes RAM, which nobody else must store to meanwhile.
+    pub verify: Option<u64>,
+    /// Translate only blocks whose hash lies here; others are executed instruction by instruction.
+    pub only: Option<RangeInclusive<u64>>,
+    /// Blocks to show.
+    pub show: Option<Arc<Show>>,
+    /// Where perf finds the names of translated code.
+    pub perf_map: Option<Arc<PerfMap>>,
+    /// Mistranslates this constant, for tests of [`Self::verify`].
+    #[doc(hidden)]
+    pub sabotage: Option<u32>,
+}
+
+impl Config {
+    /// Instructions are counted, for the user or to compare.
+    pub(crate) fn counts(&self) -> bool {
+        self.counting || self.verify.is_some()
+    }
+
+    /// Somebody may want to see blocks.
+    pub(crate) fn keeps_listings(&self) -> bool {
+        self.verify.is_some() || self.show.is_some()
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { host: HostCpu::detect(), cache_bytes: 64 << 20, counting: false }
+        Self {
+            host: HostCpu::detect(),
+            cache_bytes: 64 << 20,
+            counting: false,
+            verify: None,
+            only: None,
+            show: None,
+            perf_map: None,
+            sabotage: None,
+        }
     }
 }

@@ -5,28 +5,32 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use accel_api::{PAGE_SIZE, PageFlag};
+use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
 use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, StaleCode, exec, lines};
 
-use crate::blocks::{Block, Blocks, Generic, Key};
+use crate::blocks::{Block, Blocks, Generic, Key, Listing};
 use crate::cache::CodeCache;
 use crate::config::Config;
 use crate::home::{self, Home};
 use crate::jumps::Jumps;
+use crate::lockstep::{self, Lockstep};
 use crate::mode::Mode;
 use crate::places::Places;
 use crate::restless::Restless;
-use crate::stats::Stats;
+use crate::stats::{Calls, Stats};
 use crate::stubs::{self, Enter};
 use crate::translate::admit::Admission;
 use crate::translate::{Bases, Link, MAX_INSTRUCTIONS, Outcome, Source, Translator};
 use crate::{calls, signals};
 
-/// Arguments of the stub that looks up: nothing to remember, or a site that comes from the jump table, else a link.
+/// Arguments of the stub that looks up: nothing to remember; with this bit, a site that found nothing in its jump table;
+/// else a link.
 pub(crate) const NOTHING: u32 = u32::MAX;
 pub(crate) const INDIRECT: u32 = 1 << 31;
+/// Likewise: from a block that was dropped, to which a jump table led.
+pub(crate) const RETIRED: u32 = u32::MAX - 1;
 
 /// Failed checks of a group after which a block is translated without groups.
 const MAX_GROUP_MISSES: u32 = 32;
@@ -46,7 +50,7 @@ pub struct Engine {
     /// Links to other pages that have been made.
     far: Vec<u32>,
     translator: Translator,
-    config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
     /// Executes what is not 64-bit code, and code whose accesses are watched.
     interpreter: accel_interp::Engine,
     /// The guest's vector registers are to be in the host's: user code has used them, and the code at hand.
@@ -73,6 +77,13 @@ pub struct Engine {
     fleeting: bool,
     circumstances: u16,
     pub(crate) stats: Stats,
+    pub(crate) calls: Calls,
+    /// Translated code is checked.
+    pub(crate) lockstep: Option<Box<Lockstep>>,
+    /// In the middle of an excluded block: where, and how many of its instructions are left.
+    stepping: Option<(u64, u16)>,
+    /// Why it must not go on.
+    pub(crate) failure: Option<AccelError>,
     guest_features: accel_api::CpuFeatures,
     _registered: signals::Registration,
 }
@@ -104,6 +115,8 @@ pub(crate) enum Found {
     Interpret,
     /// Code that changes too often to be worth a translation.
     Restless,
+    /// A block of so many instructions that the user has excluded.
+    Excluded(u16),
 }
 
 impl Engine {
@@ -115,6 +128,9 @@ impl Engine {
         self.follow(cpu);
         self.write_generation = cpu.tlb.write_generation;
         let rip = cpu.rip;
+        if let Some((_, left)) = self.stepping.filter(|(at, _)| *at == rip) {
+            return Ok(Found::Excluded(left));
+        }
         cpu.code_page = rip & !(PAGE_SIZE - 1);
         let recent = &self.recent[recent_index(rip)];
         let now = Mode::of(cpu, self.vectors);
@@ -155,6 +171,9 @@ impl Engine {
             }
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
+            if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
+                return Ok(Found::Excluded(self.blocks.get(number).instructions));
+            }
             return Ok(Found::Code(number));
         }
     }
@@ -182,9 +201,7 @@ impl Engine {
         if kernel {
             self.fleeting = false;
             for link in std::mem::take(&mut self.far) {
-                let (block, link) = self.links[link as usize];
-                let code = self.blocks.get(block).code;
-                self.cache.link((code + link.field) as usize, (code + link.ask) as usize);
+                self.unlink(link);
             }
         }
     }
@@ -225,15 +242,19 @@ impl Engine {
             cpu.vm.code.add(key.ram_page(), lines(start, self.translator.output.length.into()));
             // A store between our reading and this could not know that it hits code.
             if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
-                return Ok((Outcome::Done, self.insert(key, mode, cpu.code_page, &code)));
+                let guest = &bytes[..usize::from(self.translator.output.length)];
+                return Ok((Outcome::Done, self.insert(key, mode, cpu.code_page, guest, code)));
             }
         }
         Ok((Outcome::NoInstruction, 0))
     }
 
-    fn insert(&mut self, key: Key, mode: Mode, page: u64, code: &[u8]) -> u32 {
+    fn insert(&mut self, key: Key, mode: Mode, page: u64, guest: &[u8], mut code: Vec<u8>) -> u32 {
         let number = self.blocks.next_number();
-        let at = self.cache.append(code) as u32;
+        if let Some(constant) = self.config.sabotage {
+            lockstep::sabotage(&mut code, constant);
+        }
+        let at = self.cache.append(&code) as u32;
         let out = &mut self.translator.output;
         self.stats.translated += 1;
         self.stats.instructions_translated += u64::from(out.instructions);
@@ -261,15 +282,17 @@ impl Engine {
             far_entry: at + out.far_entry,
             retired: at + out.retired,
             misses: 0,
+            incoming: Vec::new(),
             dropped: false,
             faults: out.faults.as_slice().into(),
+            listing: self
+                .config
+                .keeps_listings()
+                .then(|| Box::new(Listing { guest: guest.into(), starts: out.starts.as_slice().into() })),
         };
         let entry = block.entry;
-        if let Some(old) = self.blocks.insert(block) {
-            // Jumps that were linked to it find the new one.
-            let old = self.blocks.get(old).entry;
-            self.cache.put_jump(old as usize, entry as usize);
-        }
+        self.show(&block, &code);
+        self.blocks.insert(block);
         number
     }
 
@@ -297,6 +320,9 @@ impl Engine {
         self.far.clear();
         self.jumps.clear(self.home, |_| true);
         self.cache.truncate(self.places.stubs.end);
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.forget();
+        }
     }
 
     /// Where block `number` is entered.
@@ -305,15 +331,19 @@ impl Engine {
     }
 
     /// Makes the jump with number `link` lead to the block that was found for it.
-    pub(crate) fn link(&mut self, link: u32, to: u32) {
+    pub(crate) fn link(&mut self, link: u32, number: u32) {
+        if self.lockstep.is_some() {
+            return;
+        }
         let Some(&(from, record)) = self.links.get(link as usize) else { return };
-        let (from, to) = (self.blocks.get(from), self.blocks.get(to));
+        let (from, to) = (self.blocks.get(from), self.blocks.get(number));
         // Circumstances may have changed on the way.
         if from.mode.bits() & !crate::mode::SEPARATE != to.mode.bits() {
             return;
         }
         self.stats.links += 1;
         self.cache.link((from.code + record.field) as usize, to.entry as usize);
+        self.blocks.get_mut(number).incoming.push(link);
         if record.far {
             self.far.push(link);
         }
@@ -321,12 +351,31 @@ impl Engine {
 
     /// Enters the block that was found for `address` into the jump table.
     pub(crate) fn remember(&mut self, address: u64, to: u32) {
+        if self.lockstep.is_some() {
+            return;
+        }
         let block = self.blocks.get(to);
         if block.mode.is_separate() {
             return;
         }
         let entry = self.cache.address(block.far_entry as usize);
         self.jumps.set(self.home, block.mode.class(), address, entry);
+    }
+
+    /// Makes every way into block `number`, which is dropped, ask again.
+    fn retire(&mut self, number: u32) {
+        for link in std::mem::take(&mut self.blocks.get_mut(number).incoming) {
+            self.unlink(link);
+        }
+        // The jump tables may lead here.
+        let block = self.blocks.get(number);
+        self.cache.put_jump(block.entry as usize, block.retired as usize);
+    }
+
+    fn unlink(&mut self, link: u32) {
+        let (block, link) = self.links[link as usize];
+        let code = self.blocks.get(block).code;
+        self.cache.link((code + link.field) as usize, (code + link.ask) as usize);
     }
 
     /// A group's check has failed in block `number`, for good.
@@ -339,8 +388,7 @@ impl Engine {
             self.stamp += 1;
             block.dropped = true;
             self.ungrouped.insert(block.key);
-            let block = self.blocks.get(number);
-            self.cache.put_jump(block.entry as usize, block.retired as usize);
+            self.retire(number);
         }
     }
 
@@ -350,12 +398,55 @@ impl Engine {
     /// Its fault; RIP stays.
     pub(crate) fn single(&mut self, cpu: &mut Cpu) -> Exec {
         self.stats.single_steps += 1;
-        self.count(1);
         let ins = cpu.decode_at(cpu.rip)?;
         cpu.next_rip = ins.next_ip();
         exec::lookup(ins.code())(cpu, &ins)?;
         cpu.rip = cpu.next_rip;
+        self.count(1);
         Ok(())
+    }
+
+    /// Executes what a block of `left` instructions holds, one by one.
+    ///
+    /// # Errors
+    /// The fault of the instruction at RIP.
+    #[cold]
+    fn step_through(&mut self, cpu: &mut Cpu, mut left: u16) -> Exec {
+        self.stepping = None;
+        while left > 0 {
+            let before = cpu.rip;
+            left -= 1;
+            cpu.budget -= 1;
+            self.single(cpu)?;
+            if cpu.rip.wrapping_sub(before) > x86_core::MAX_INSTRUCTION as u64 || cpu.rip == before {
+                break;
+            }
+            if cpu.leave || cpu.shared.requested() != 0 {
+                // What is left of it must not be taken for another block.
+                self.stepping = Some((cpu.rip, left)).filter(|_| left > 0);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs translated code from block `number` on until it comes back; `fault` tells of a fault.
+    pub(crate) fn enter(&mut self, cpu: &mut Cpu, number: u32) {
+        self.fault = None;
+        self.note_waiting(cpu);
+        let code = self.entry(number);
+        // SAFETY: our home, which lives as long as we do.
+        let context = unsafe { &raw mut (*self.home).context };
+        // SAFETY: the stub takes an address in the cache that is an entry of a block, for whose circumstances `find`
+        // has looked; it uses `cpu`, which is at our home, and us, both of which are exclusively borrowed here and
+        // not used until it returns.
+        unsafe {
+            (*context).engine = std::ptr::from_mut(self).addr() as u64;
+            let before = (*context).instructions;
+            let enter: Enter = std::mem::transmute(self.cache.address(self.places.stubs.enter));
+            enter(code, cpu);
+            cpu.budget -= (*context).instructions.wrapping_sub(before) as i64;
+        }
     }
 
     /// Whether translations of code may have changed since a block was last looked up; or what stores may do, which it may
@@ -375,7 +466,13 @@ impl Engine {
         let at = self.cache.offset(pc)?;
         let block = self.blocks.at_code(at)?;
         let distance = at as u32 - block.code;
-        block.faults.iter().any(|(host, _)| *host == distance).then(|| block.mode.vectors())
+        block.faults.iter().any(|(host, ..)| *host == distance).then(|| block.mode.vectors())
+    }
+
+    /// Instructions counted.
+    pub(crate) fn counted(&self) -> u64 {
+        // SAFETY: our home; no translated code runs.
+        unsafe { (*self.home).context.instructions }
     }
 
     /// Before translated code is entered or gone back to. Whether an interrupt or NMI waits that may be taken now.
@@ -388,7 +485,7 @@ impl Engine {
 
     /// Adds to the instructions counted.
     pub(crate) fn count(&mut self, n: i64) {
-        if self.config.counting {
+        if self.config.counts() {
             // SAFETY: our home; no translated code runs.
             let count = unsafe { &mut (*self.home).context.instructions };
             *count = count.wrapping_add_signed(n);
@@ -407,13 +504,13 @@ impl Executor for Engine {
     type Config = Arc<Config>;
     const POLLS: bool = true;
 
-    fn place(cpu: Box<Cpu>) -> Result<CpuHome, accel_api::AccelError> {
+    fn place(cpu: Box<Cpu>) -> Result<CpuHome, AccelError> {
         home::place(cpu)
     }
 
-    fn new(cpu: &mut Cpu, config: &Arc<Config>) -> Result<Self, accel_api::AccelError> {
+    fn new(cpu: &mut Cpu, config: &Arc<Config>) -> Result<Self, AccelError> {
         let home = home::of(cpu);
-        let mut cache = CodeCache::new(config.cache_bytes)?;
+        let mut cache = CodeCache::new(config.cache_bytes, config.perf_map.is_some())?;
         let mut places = Places::new(home, cpu.shared.request_word());
         places.stubs = stubs::emit(&mut cache, &places, config.host.avx, &calls::FUNCTIONS)?;
         let fault = [0, 1].map(|v| cache.address(places.stubs.fault[v]) as usize);
@@ -428,7 +525,7 @@ impl Executor for Engine {
             jumps,
             links: Vec::new(),
             far: Vec::new(),
-            translator: Translator::new(config.host.bmi2, config.counting),
+            translator: Translator::new(config.host.bmi2, config.counts()),
             config: config.clone(),
             interpreter: accel_interp::Engine::new(cpu, &())?,
             vectors: false,
@@ -448,6 +545,10 @@ impl Executor for Engine {
             fleeting: false,
             circumstances: 0,
             stats: Stats::default(),
+            calls: Calls::default(),
+            lockstep: config.verify.map(|every| Box::new(Lockstep::new(every))),
+            stepping: None,
+            failure: None,
             guest_features: cpu.model.features.intersection(&config.host.features),
             _registered: registered,
         })
@@ -457,8 +558,8 @@ impl Executor for Engine {
         signals::prepare_thread();
         self.deadline = cpu.lapic.next_deadline();
         loop {
-            let code = match self.find(cpu)? {
-                Found::Code(code) => code,
+            let number = match self.find(cpu)? {
+                Found::Code(number) => number,
                 Found::Again => return Ok(()),
                 Found::Single => {
                     cpu.budget -= 1;
@@ -476,20 +577,12 @@ impl Executor for Engine {
                     cpu.budget += rest;
                     return result;
                 }
+                Found::Excluded(instructions) => return self.step_through(cpu, instructions),
             };
-            self.fault = None;
-            self.note_waiting(cpu);
-            // SAFETY: our home, which lives as long as we do.
-            let context = unsafe { &raw mut (*self.home).context };
-            // SAFETY: the stub takes an address in the cache that is an entry of a block, for whose circumstances `find`
-            // has looked; it uses `cpu`, which is at our home, and us, both of which are exclusively borrowed here and
-            // not used until it returns.
-            unsafe {
-                (*context).engine = std::ptr::from_mut(self).addr() as u64;
-                let before = (*context).instructions;
-                let enter: Enter = std::mem::transmute(self.cache.address(self.places.stubs.enter));
-                enter(self.entry(code), cpu);
-                cpu.budget -= (*context).instructions.wrapping_sub(before) as i64;
+            if self.lockstep.as_mut().is_some_and(|l| l.due(number)) {
+                self.run_checked(cpu, number);
+            } else {
+                self.enter(cpu, number);
             }
             return match self.fault.take() {
                 Some(fault) => Err(fault),
@@ -509,13 +602,28 @@ impl Executor for Engine {
             self.watched.remove(&stale.page);
         }
         for number in dropped {
-            let block = self.blocks.get(number);
-            self.cache.put_jump(block.entry as usize, block.retired as usize);
+            self.retire(number);
         }
+    }
+
+    fn counts(&self) -> bool {
+        self.config.counts()
+    }
+
+    fn calls(&self) -> Vec<(String, u64)> {
+        self.calls.list()
+    }
+
+    fn failure(&mut self) -> Option<AccelError> {
+        self.failure.take()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut list = self.stats.list();
+        if let Some(lockstep) = &self.lockstep {
+            list.push(("blocks_compared", lockstep.compared));
+            list.push(("blocks_not_comparable", lockstep.incomparable));
+        }
         list.push(("blocks", self.blocks.len() as u64));
         list.push(("code_bytes", self.cache.used() as u64));
         list

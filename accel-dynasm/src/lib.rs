@@ -7,7 +7,9 @@
 //! 3. `stubs.rs` is the way between translated code and Rust, `calls.rs` what is called: whatever the translator does not know
 //!    is executed by x86-core.
 //! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host.
-//! 5. Code of 16 and 32 bits is interpreted. Everything that is not executing instructions is x86-core's
+//! 5. `lockstep.rs` compares what blocks do with what x86-core does, `report.rs` tells of a difference, `show.rs` shows
+//!    blocks.
+//! 6. Code of 16 and 32 bits is interpreted. Everything that is not executing instructions is x86-core's
 //!    [`x86_core::soft`], shared with the interpreter.
 
 mod blocks;
@@ -18,9 +20,13 @@ mod engine;
 mod home;
 mod host;
 mod jumps;
+mod lockstep;
 mod mode;
+mod perf;
 mod places;
+mod report;
 mod restless;
+mod show;
 mod signals;
 mod stats;
 mod stubs;
@@ -39,6 +45,8 @@ use x86_core::soft::{MAX_VCPUS, SoftVm, features};
 pub use crate::config::Config;
 pub use crate::engine::Engine;
 pub use crate::host::HostCpu;
+pub use crate::perf::PerfMap;
+pub use crate::show::Show;
 
 /// The name users choose it by.
 pub const ID: AccelId = AccelId("jit");
@@ -55,7 +63,7 @@ fn check() -> Result<(), AccelError> {
     let low =
         home::map_low(4096).map_err(|source| AccelError::Host { what: "map memory below 2 GiB", source })?;
     home::unmap(low, 4096);
-    cache::CodeCache::new(4096).map(drop)
+    cache::CodeCache::new(4096, false).map(drop)
 }
 
 fn absent(error: &AccelError) -> Absent {
@@ -80,7 +88,9 @@ pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
 
 /// Makes the translator with choices of one's own.
 pub fn create_with(config: Config) -> Arc<dyn Accelerator> {
-    let caps = AccelCaps { features: features(), max_vcpus: MAX_VCPUS, exact: true };
+    // What is compared includes RAM, which nobody else must store to meanwhile.
+    let max_vcpus = if config.verify.is_some() { 1 } else { MAX_VCPUS };
+    let caps = AccelCaps { features: features(), max_vcpus, exact: true };
     Arc::new(Jit { caps, config: Arc::new(config) })
 }
 
@@ -100,6 +110,10 @@ impl Accelerator for Jit {
     }
 
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn AccelVm>, AccelError> {
+        let max = self.caps.max_vcpus;
+        if spec.vcpus > max {
+            return Err(AccelError::TooManyVcpus { accel: ID, asked: spec.vcpus, max });
+        }
         Ok(SoftVm::<Engine>::new(ID, spec, self.config.clone())?)
     }
 }

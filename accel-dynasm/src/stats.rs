@@ -1,5 +1,7 @@
 //! Counters.
 
+use iced_x86::Instruction;
+
 /// Of one vCPU.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Stats {
@@ -37,5 +39,34 @@ impl Stats {
             ("code_invalidations", self.invalidations),
             ("cache_flushes", self.flushes),
         ]
+    }
+}
+
+/// Instructions executed by their functions in x86-core, by mnemonic.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Calls(Vec<u64>);
+
+impl Calls {
+    /// Most mnemonics in a list.
+    const MOST: usize = 20;
+
+    #[inline]
+    pub(crate) fn count(&mut self, ins: &Instruction) {
+        let at = ins.mnemonic() as usize;
+        if self.0.len() <= at {
+            self.0.resize(at + 1, 0);
+        }
+        self.0[at] += 1;
+    }
+
+    /// The most frequent first.
+    pub(crate) fn list(&self) -> Vec<(String, u64)> {
+        let mut list: Vec<_> = iced_x86::Mnemonic::values()
+            .zip(&self.0)
+            .filter(|(_, n)| **n > 0)
+            .map(|(m, n)| (m, *n))
+            .collect();
+        list.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        list.into_iter().take(Self::MOST).map(|(m, n)| (format!("{m:?}").to_lowercase(), n)).collect()
     }
 }

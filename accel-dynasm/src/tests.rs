@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::host::HostCpu;
 
 fn config(host: HostCpu) -> Arc<Config> {
-    Arc::new(Config { host, cache_bytes: 1 << 20, counting: false })
+    Arc::new(Config { host, cache_bytes: 1 << 20, ..Config::default() })
 }
 
 /// Programs a scene.

@@ -421,7 +421,7 @@ impl Vcpu for KvmVcpu {
             ("interrupt_window_exits", interrupt_window),
             ("interrupted_entries", interrupted),
         ];
-        VcpuStats { instructions: None, counters }
+        VcpuStats { counters, ..VcpuStats::default() }
     }
 }
 

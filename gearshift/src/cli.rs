@@ -12,6 +12,7 @@ use guests::debian::Flavour;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::size;
+use crate::translator::TranslatorArgs;
 
 const ABOUT: &str = "A virtual machine monitor: one PC, on any accelerator";
 
@@ -162,6 +163,9 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "GEARSHIFT_OFFLINE", hide_env = true)]
     #[arg(value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) offline: bool,
+
+    #[command(flatten, next_help_heading = "Translator (jit)")]
+    pub(crate) translator: TranslatorArgs,
 }
 
 fn exit_codes() -> String {

@@ -5,6 +5,7 @@
 //! signal. Each guest is this program again, by its hidden command [`WORKER`].
 
 use ::compare::{Caller, Error, Findings, Options, Verdict, worker};
+use machine::TranslatorOptions;
 
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
@@ -32,7 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
         .map_err(|error| Failure::new(ExitCode::Host, format!("cannot handle signals: {error}")))?;
     let caller = Caller {
         program: concat!("gearshift ", env!("CARGO_PKG_VERSION")),
-        registry: &probe::registry(),
+        registry: &probe::registry(TranslatorOptions::default()),
         worker: &[WORKER.into()],
         stop: &stop,
         say: &|line| say(line),
@@ -65,7 +66,11 @@ fn code(findings: &Findings) -> ExitCode {
 
 /// Runs one guest.
 pub(crate) fn work(options: &worker::Options) -> ExitCode {
-    if worker::main(options, &probe::registry()) { ExitCode::Success } else { ExitCode::Host }
+    if worker::main(options, &probe::registry(TranslatorOptions::default())) {
+        ExitCode::Success
+    } else {
+        ExitCode::Host
+    }
 }
 
 impl From<Error> for Failure {

@@ -22,6 +22,7 @@ mod size;
 mod stats;
 mod stdio;
 mod terminal;
+mod translator;
 
 use std::io;
 

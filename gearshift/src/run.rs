@@ -13,6 +13,7 @@ use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::stdio::{self, say, say_all};
 use crate::terminal::RawMode;
+use crate::translator::{self, Shown};
 use crate::{console, probe, signals, stats};
 
 /// Runs a guest.
@@ -24,10 +25,13 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let output = stdio::output()?;
     let choice: AccelChoice = args.accel.join(",").parse()?;
     let needs = Needs { cpu_model: args.cpu.clone(), vcpus: args.cpus };
-    let registry = probe::registry();
+    args.translator.check(args.cpus)?;
+    let shown = Shown::default();
+    let registry = probe::registry(args.translator.options(args.stats, &shown));
     let chosen = registry.survey().choose(&choice, &needs)?;
     let explanation = chosen.explanation();
     let id = chosen.accelerator.id();
+    args.translator.check_accelerator(id)?;
     let mut builder = Machine::builder()
         .accelerator(chosen.accelerator)
         .cpus(args.cpus)
@@ -55,7 +59,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     }
     let mib = args.mem >> 20;
     say(format_args!("{id} runs {} on {} vCPU ({}) with {mib} MiB", guest.name, args.cpus, args.cpu));
-    supervise(&machine, args.stats)
+    let result = supervise(&machine, args.stats);
+    shown.print();
+    result
 }
 
 /// Runs the machine to its end with the console connected.
@@ -86,7 +92,7 @@ fn supervise(machine: &Arc<Machine>, with_stats: bool) -> Result<ExitCode, Failu
     caught.die();
     if let Some(list) = counters {
         say_all(format_args!("{}", stats::text(&list)));
-        say(format_args!("{seconds:.3} seconds"));
+        say(stats::speed(&list, seconds));
     }
     outcome(end, quit.load(Ordering::SeqCst))
 }
@@ -100,6 +106,7 @@ fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
         GuestEnd::DebugExit(value) => ExitCode::DebugExit(*value),
         GuestEnd::ConsoleLost { reason } => return Err(Failure::output(reason)),
         GuestEnd::Unsupported { .. } => ExitCode::Unsupported,
+        GuestEnd::Diverged { .. } => ExitCode::Diverged,
         GuestEnd::Stopped if quit => ExitCode::UserQuit,
         _ => ExitCode::Host,
     };
@@ -113,6 +120,10 @@ fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
     | GuestEnd::HostError { dump: Some(dump), .. } = &end
     {
         say_all(dump);
+    }
+    if let GuestEnd::Diverged { report, options, .. } = &end {
+        say_all(report);
+        say(format_args!("to see it again: {}", translator::again(std::env::args_os(), options)));
     }
     Ok(code)
 }

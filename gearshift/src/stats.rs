@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use accel_api::VcpuStats;
 
-/// A line for each vCPU.
+/// A line for each vCPU, and one for what follows from it.
 pub(crate) fn text(list: &[VcpuStats]) -> String {
     let mut out = String::new();
     for (id, stats) in list.iter().enumerate() {
@@ -17,8 +17,43 @@ pub(crate) fn text(list: &[VcpuStats]) -> String {
             let _ = write!(out, ", {name} {}", grouped(*value));
         }
         out.push('\n');
+        if !stats.calls.is_empty() {
+            let calls: Vec<_> =
+                stats.calls.iter().map(|(name, n)| format!("{name} {}", grouped(*n))).collect();
+            let _ = writeln!(out, "vCPU {id}: calls for {}", calls.join(", "));
+        }
+        for (what, share) in rates(&stats.counters) {
+            let _ = writeln!(out, "vCPU {id}: {what} {share:.1} %");
+        }
     }
     out
+}
+
+/// Shares that follow from counters: name, counter of what was missed, counter of all.
+fn rates(counters: &[(&'static str, u64)]) -> Vec<(&'static str, f64)> {
+    let get = |name: &str| counters.iter().find(|(other, _)| *other == name).map(|(_, n)| *n);
+    let share = |what, part: &str, whole: &str| {
+        let (part, whole) = (get(part)?, get(whole).filter(|n| *n > 0)?);
+        Some((what, 100.0 * part as f64 / whole as f64))
+    };
+    [
+        share("lookups that were linked", "links", "lookups"),
+        share("lookups by unknown computed jumps", "jump_table_misses", "lookups"),
+        share("TLB misses that were no RAM or crossed pages", "slow_accesses", "tlb_misses"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// How long it took, and how fast it was where instructions were counted.
+pub(crate) fn speed(list: &[VcpuStats], seconds: f64) -> String {
+    match list.iter().map(|stats| stats.instructions).sum::<Option<u64>>() {
+        Some(count) if seconds > 0.0 => {
+            format!("{seconds:.3} seconds, {:.1} million instructions a second", count as f64 / 1e6 / seconds)
+        }
+        _ => format!("{seconds:.3} seconds"),
+    }
 }
 
 /// Digits in groups of three.
@@ -41,9 +76,19 @@ mod tests {
     #[test]
     fn a_line_a_vcpu() {
         let list = [
-            VcpuStats { instructions: Some(1_234_567), counters: vec![("exits", 12), ("blocks", 1000)] },
-            VcpuStats::default(),
+            VcpuStats {
+                instructions: Some(1_234_567),
+                counters: vec![("exits", 12), ("blocks", 1000)],
+                calls: vec![("syscall".to_owned(), 2000), ("cpuid".to_owned(), 3)],
+            },
+            VcpuStats { counters: vec![("lookups", 8), ("links", 6)], ..VcpuStats::default() },
         ];
-        assert_eq!(text(&list), "vCPU 0: 1_234_567 instructions, exits 12, blocks 1_000\nvCPU 1\n");
+        let expected = "vCPU 0: 1_234_567 instructions, exits 12, blocks 1_000\n\
+                        vCPU 0: calls for syscall 2_000, cpuid 3\n\
+                        vCPU 1, lookups 8, links 6\n\
+                        vCPU 1: lookups that were linked 75.0 %\n";
+        assert_eq!(text(&list), expected);
+        assert_eq!(speed(&list, 2.0), "2.000 seconds");
+        assert_eq!(speed(&list[..1], 2.0), "2.000 seconds, 0.6 million instructions a second");
     }
 }

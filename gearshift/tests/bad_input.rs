@@ -106,6 +106,24 @@ fn accelerators() {
     refused_with_kernel(&["-accel", "warp"], ACCELERATOR, &["`warp`"]);
 }
 
+#[test]
+fn options_of_the_translator() {
+    let options = [
+        &["--verify"][..],
+        &["--jit-bisect", "0..1"],
+        &["--dump-block", "0xffffffff81000000"],
+        &["--perf-map"],
+    ];
+    for option in options {
+        let arguments = [option, &["--accel", "interp"]].concat();
+        refused_with_kernel(&arguments, USAGE, &[option[0], "interp", "--accel jit"]);
+    }
+    refused_with_kernel(&["--verify", "--cpus", "2"], USAGE, &["--verify", "not 2", "--cpus"]);
+    refused_with_kernel(&["--verify=0"], USAGE, &["--verify", "0"]);
+    refused_with_kernel(&["--jit-bisect", "3..2"], USAGE, &["--jit-bisect", "3..2", "larger"]);
+    refused_with_kernel(&["--dump-block", "main"], USAGE, &["--dump-block", "main", "0xffffffff81000000"]);
+}
+
 /// Names of this project's backends that a build may lack are no unknown names.
 #[test]
 fn accelerators_of_other_builds() {

@@ -83,6 +83,28 @@ fn the_v3_model_is_one_to_linux() {
     assert!(console.contains("Enabled xstate features 0x7, context size is 832 bytes"), "{console}");
 }
 
+/// Each block that the translator makes of the kernel and its programs does what its instructions do.
+#[test]
+fn the_translator_boots_it_in_lockstep() {
+    let probe = stdout(&gearshift(&["probe", "--json"]).output().unwrap());
+    if !have_guest() || !probe.contains("\"name\": \"jit\"") {
+        return;
+    }
+    let mut child = gearshift(&["run", "--accel", "jit", "--verify=500", "--stats"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"ls -lR /proc/self; poweroff -f\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (text, console) = (stderr(&output), stdout(&output));
+    assert_eq!(output.status.code(), Some(0), "{text}\n{console}");
+    let compared = text.split("blocks_compared ").nth(1).and_then(|rest| rest.split(',').next());
+    let compared: u64 = compared.unwrap().replace('_', "").parse().unwrap();
+    assert!(compared > 100_000, "{text}");
+}
+
 /// The kernel panics without an init, and panic=-1 resets.
 #[test]
 fn a_panic_has_its_own_exit_code() {

@@ -35,6 +35,15 @@ pub enum GuestEnd {
         /// The vCPU it happened to.
         dump: Option<Box<CpuDump>>,
     },
+    /// Translated code was checked, and did what it should not.
+    Diverged {
+        /// What and where, in one line.
+        summary: String,
+        /// Everything that is known of it.
+        report: String,
+        /// Options that make it happen again.
+        options: String,
+    },
     /// The guest did what the backend cannot do, though a processor could.
     Unsupported {
         /// What, and the instruction's bytes.
@@ -54,6 +63,7 @@ impl fmt::Display for GuestEnd {
             Self::TripleFault { dump } => write!(f, "vCPU {} shut down by a triple fault", dump.vcpu),
             Self::DebugExit(value) => write!(f, "the guest wrote {value:#x} to the debug-exit port"),
             Self::ConsoleLost { reason } => write!(f, "the console's output cannot be written: {reason}"),
+            Self::Diverged { summary, .. } => write!(f, "{summary}"),
             Self::HostError { reason, .. } => write!(f, "the machine failed: {reason}"),
             Self::Unsupported { reason, .. } => {
                 write!(f, "the accelerator cannot go on: {reason}; another may, for example `--accel interp`")

@@ -193,6 +193,6 @@ impl Vcpu for FakeVcpu {
         Err(AccelError::BadDebugPlan("the fake has none"))
     }
     fn stats(&self) -> VcpuStats {
-        VcpuStats { instructions: Some(self.runs.load(Ordering::Relaxed)), counters: Vec::new() }
+        VcpuStats { instructions: Some(self.runs.load(Ordering::Relaxed)), ..VcpuStats::default() }
     }
 }

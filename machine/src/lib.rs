@@ -51,7 +51,7 @@ pub use clock::TscFrequency;
 pub use control::GuestEnd;
 pub use dump::CpuDump;
 pub use interrupts::InterruptCell;
-pub use registry::{CreateFn, Descriptor, ProbeFn, Registry};
+pub use registry::{BackendOptions, CreateFn, Descriptor, Listener, ProbeFn, Registry, TranslatorOptions};
 pub use vm::{ConsoleInput, Machine, MachineError};
 
 /// Most vCPUs one machine can have.

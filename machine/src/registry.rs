@@ -4,7 +4,10 @@
 //! machine adds its own with [`Registry::register`].
 
 use std::fmt;
+use std::ops::RangeInclusive;
+#[cfg(feature = "kvm")]
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use accel_api::{AccelError, AccelId, Accelerator, Probe, Quality};
@@ -49,6 +52,69 @@ impl fmt::Debug for Descriptor {
     }
 }
 
+/// What the user wants of particular backends.
+#[derive(Clone, Debug, Default)]
+pub struct BackendOptions {
+    /// KVM's device, elsewhere than where Linux has it.
+    pub kvm_device: Option<PathBuf>,
+    /// Of the translator.
+    pub translator: TranslatorOptions,
+}
+
+/// What the user wants of the translator, to look for its mistakes or to see what it does.
+#[derive(Clone, Default)]
+pub struct TranslatorOptions {
+    /// Check one in so many blocks (1: all) against the interpreter's functions; only with one vCPU. A difference is
+    /// [`GuestEnd::Diverged`](crate::GuestEnd::Diverged).
+    pub verify: Option<u64>,
+    /// Translate only blocks whose hash, which reports name, lies here.
+    pub only: Option<RangeInclusive<u64>>,
+    /// A guest linear address, and who is told of each translation of a block that holds it.
+    pub show: Option<(u64, Listener)>,
+    /// Count all instructions, which costs some speed.
+    pub counting: bool,
+    /// Write /tmp/perf-PID.map, so that perf names guest blocks.
+    pub perf_map: bool,
+    /// Mistranslates this constant, for tests of `verify`.
+    #[doc(hidden)]
+    pub sabotage: Option<u32>,
+}
+
+/// Is told a text.
+pub type Listener = Arc<dyn Fn(String) + Send + Sync>;
+
+impl fmt::Debug for TranslatorOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { verify, only, show, counting, perf_map, sabotage } = self;
+        let show = show.as_ref().map(|(address, _)| address);
+        f.debug_struct("TranslatorOptions")
+            .field("verify", verify)
+            .field("only", only)
+            .field("show", &show)
+            .field("counting", counting)
+            .field("perf_map", perf_map)
+            .field("sabotage", sabotage)
+            .finish()
+    }
+}
+
+#[cfg(feature = "jit")]
+fn create_translator(options: &TranslatorOptions) -> Result<Arc<dyn Accelerator>, AccelError> {
+    use accel_dynasm::{Config, PerfMap, Show};
+    let TranslatorOptions { verify, only, show, counting, perf_map, sabotage } = options.clone();
+    let perf_map = perf_map.then(PerfMap::for_this_process).transpose();
+    let perf_map = perf_map.map_err(|source| AccelError::Host { what: "make a map for perf", source })?;
+    Ok(accel_dynasm::create_with(Config {
+        verify,
+        only,
+        counting,
+        sabotage,
+        show: show.map(|(address, tell)| Arc::new(Show::new(address, tell))),
+        perf_map: perf_map.map(Arc::new),
+        ..Config::default()
+    }))
+}
+
 /// The backends a machine can be given.
 #[derive(Clone, Debug, Default)]
 pub struct Registry(Vec<Descriptor>);
@@ -61,15 +127,18 @@ impl Registry {
 
     /// Those compiled in.
     pub fn builtin() -> Self {
-        Self::builtin_on(None)
+        Self::builtin_with(&BackendOptions::default())
     }
 
-    /// Those compiled in, KVM with the device at this path (else where Linux has it).
-    pub fn builtin_on(kvm_device: Option<&Path>) -> Self {
+    /// Those compiled in, with choices of one's own for those they are for.
+    pub fn builtin_with(options: &BackendOptions) -> Self {
         #[cfg(feature = "kvm")]
-        let device: Arc<Path> = kvm_device.unwrap_or(Path::new(accel_kvm::DEFAULT_PATH)).into();
-        #[cfg(not(feature = "kvm"))]
-        let _ = kvm_device;
+        let device: Arc<Path> =
+            options.kvm_device.as_deref().unwrap_or(Path::new(accel_kvm::DEFAULT_PATH)).into();
+        #[cfg(feature = "jit")]
+        let translator = options.translator.clone();
+        #[cfg(not(any(feature = "kvm", feature = "jit")))]
+        let _ = options;
         let list = vec![
             #[cfg(feature = "kvm")]
             Descriptor {
@@ -90,7 +159,7 @@ impl Registry {
                 summary: "translates guest code to host code; needs memory that is executable",
                 promise: Quality::Translated,
                 probe: Arc::new(accel_dynasm::probe),
-                create: Arc::new(accel_dynasm::create),
+                create: Arc::new(move || create_translator(&translator)),
             },
             #[cfg(feature = "interp")]
             Descriptor {

@@ -290,6 +290,10 @@ impl Runner {
                 self.control.post(GuestEnd::Unsupported { reason, dump });
             }
             Ok(other) => self.fail(format!("the backend returned {other:?}, which nobody asked for")),
+            Err(AccelError::Diverged { summary, report, options }) => {
+                self.dead = true;
+                self.control.post(GuestEnd::Diverged { summary, report, options });
+            }
             Err(error) => self.fail(error.to_string()),
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use accel_api::{CpuModel, DescriptorTable, InjectedEvent, MpState, Msrs, Segment, VcpuBus, Ymm};
 
 use crate::alu::{ArithFlags, flag};
+use crate::journal::Journal;
 use crate::lapic::{Lapic, Now};
 use crate::mode::{Mode, bits};
 use crate::shared::{VcpuShared, VmShared, request};
@@ -122,6 +123,8 @@ pub struct Cpu {
     pub stale_code: Vec<StaleCode>,
     /// Instructions executed.
     pub instructions: u64,
+    /// Stores are made on trial: see [`crate::Journal`].
+    pub journal: Option<Box<Journal>>,
 
     /// Translations.
     pub tlb: Tlb,
@@ -143,7 +146,7 @@ pub struct Cpu {
 
 /// The vector registers.
 #[repr(C, align(32))]
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct VectorFile(pub [Ymm; 16]);
 
 impl Cpu {
@@ -205,6 +208,7 @@ impl Cpu {
             injected: None,
             stale_code: Vec::new(),
             instructions: 0,
+            journal: None,
             tlb: Tlb::default(),
             map: vm.map(),
             lapic,
@@ -299,7 +303,11 @@ impl Cpu {
     /// Chooses the data TLB for the current privilege, SMAP and AC.
     pub fn update_data_tlb(&mut self) {
         self.strict = self.watching || self.checks_alignment();
-        self.data_tlb = if self.strict { self.tlb.nothing() } else { self.tlb.table(self.tlb_mode()) };
+        self.data_tlb = if self.strict || self.journal.is_some() {
+            self.tlb.nothing()
+        } else {
+            self.tlb.table(self.tlb_mode())
+        };
     }
 
     /// How data is accessed now.

@@ -58,7 +58,9 @@ impl Cpu {
             global: walked.global,
             large: walked.large,
         };
-        self.tlb.fill_fetch(la, user, &to);
+        if self.journal.is_none() {
+            self.tlb.fill_fetch(la, user, &to);
+        }
         Ok(Some(CodePage { host: page.host, index: page.index, global: walked.global }))
     }
 

@@ -9,7 +9,8 @@
 //!    finishes, or returns a [`Fault`] and has changed nothing that matters.
 //! 4. `event` delivers faults, traps and interrupts through the IDT, `task.rs` switches tasks, `debug.rs` holds the guest's
 //!    breakpoints and single steps. `lapic` is the local APIC.
-//! 5. [`shared`] is what other threads may touch: requests to the vCPU, its interrupt inbox.
+//! 5. `rehearsal.rs` executes on trial, with `journal.rs` to take stores back: translators are checked against it.
+//! 6. [`shared`] is what other threads may touch: requests to the vCPU, its interrupt inbox.
 //!
 //! Arithmetic executes the host's own instructions (`alu.rs`), so flags, rounding and what the manual leaves undefined
 //! are the silicon's.
@@ -24,13 +25,14 @@ mod event;
 pub mod exec;
 mod fault;
 mod fpu_regs;
+mod journal;
 pub mod lapic;
 mod mem;
 mod memory_map;
 mod mode;
 mod operand;
+mod rehearsal;
 mod segment;
-
 pub mod shared;
 pub mod soft;
 mod state;
@@ -52,11 +54,13 @@ pub use event::*;
 
 pub use fault::*;
 pub use fpu_regs::*;
+pub use journal::*;
 pub use mem::*;
 pub use memory_map::*;
 pub use mode::*;
 pub(crate) use operand::within;
 pub use operand::*;
+pub use rehearsal::*;
 pub use segment::*;
 
 pub use tlb::*;

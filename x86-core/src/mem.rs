@@ -287,6 +287,7 @@ impl Cpu {
     pub fn system_update(&mut self, la: u64, op: impl Fn(u8) -> u8) -> Exec {
         match self.target(self.system_mode(), Ea::data(la), AccessKind::Write)? {
             Target::Ram(span) => {
+                self.about_to_write(span.page, span.host, 1);
                 // SAFETY: the span covers at least one byte of writable RAM.
                 unsafe { rmw_host(span.host, true, |old: u8| Ok((op(old), ())))? };
                 self.wrote(span, 1);
@@ -322,7 +323,8 @@ impl Cpu {
     }
 
     /// The RAM at `ea` if all of `len` bytes lie in one page of it, checked for `kind`; `None` when they cross a page or
-    /// there is no RAM. Whoever writes through it must call [`Self::wrote`].
+    /// there is no RAM. Whoever writes through it must call [`Self::wrote`] behind it, and [`Self::about_to_write`] before
+    /// if it is more than `len` bytes.
     ///
     /// # Errors
     /// #PF, #GP or #SS for the first byte.
@@ -331,7 +333,12 @@ impl Cpu {
         self.check_end(ea, len)?;
         let mode = self.tlb_mode();
         match self.target(mode, ea, kind)? {
-            Target::Ram(span) if span.len >= len => Ok(Some(span)),
+            Target::Ram(span) if span.len >= len => {
+                if kind == AccessKind::Write {
+                    self.about_to_write(span.page, span.host, len);
+                }
+                Ok(Some(span))
+            }
             _ => Ok(None),
         }
     }
@@ -348,7 +355,7 @@ impl Cpu {
     fn wrote_code(&mut self, page: usize, offset: usize, len: usize) {
         self.vm.code_writes.fetch_add(1, Ordering::SeqCst);
         let lines = lines(offset, len);
-        if self.vm.code.get(page) & lines != 0 {
+        if self.vm.code.get(page) & lines != 0 && !self.on_trial() {
             let stale = StaleCode { page, lines };
             self.vm.code_stale(stale, Some(self.id as usize));
             self.stale_code.push(stale);
@@ -396,8 +403,10 @@ impl Cpu {
     fn store_bytes_as(&mut self, mode: TlbMode, ea: Ea, bytes: &[u8]) -> Exec {
         let entry = self.tlb.entry(mode, ea.la);
         if (ea.la ^ entry.write_tag).checked_add(bytes.len() as u64).is_some_and(|end| end <= PAGE_SIZE) {
+            let (host, page) = (ea.la.wrapping_add(entry.addend) as *mut u8, entry.page as usize);
+            self.about_to_write(page, host, bytes.len());
             // SAFETY: a write tag stands for a whole page of writable RAM, and the bytes end in it.
-            unsafe { copy_to_guest(ea.la.wrapping_add(entry.addend) as *mut u8, bytes) };
+            unsafe { copy_to_guest(host, bytes) };
             return Ok(());
         }
         self.store_bytes_slowly(mode, ea, bytes)
@@ -413,6 +422,7 @@ impl Cpu {
             let data = &bytes[range];
             match self.target(mode, piece, AccessKind::Write)? {
                 Target::Ram(span) => {
+                    self.about_to_write(span.page, span.host, data.len());
                     // SAFETY: the span covers `data.len()` bytes of writable RAM.
                     unsafe { copy_to_guest(span.host, data) };
                     self.wrote(span, data.len());
@@ -442,7 +452,8 @@ impl Cpu {
         if !page.writable && kind == AccessKind::Write {
             return Ok(Target::Bus(walked.gpa));
         }
-        if la == ea.la {
+        // What is found on trial may be taken back: page tables, too.
+        if la == ea.la && self.journal.is_none() {
             let mut store =
                 walked.store && page.writable && !self.vm.flags.get(page.index).contains(PageFlag::CODE);
             if store {
@@ -484,6 +495,7 @@ impl Cpu {
         }
         let offset = (gpa & (PAGE_SIZE - 1)) as usize;
         let host = page.host.wrapping_add(offset);
+        self.about_to_write(page.index, host, width);
         // SAFETY: as in `read_table`.
         let done = unsafe {
             if width == 8 {

@@ -97,7 +97,7 @@ impl<'a> Emitter<'a> {
         self.out.starts.push((at(self.asm.offset()), u16::MAX));
         self.out.retired = at(self.asm.offset());
         self.set_rip(i64::from(self.source.offset));
-        self.hand_over(self.places.stubs.lookup, crate::engine::NOTHING);
+        self.hand_over(self.places.stubs.lookup, crate::engine::RETIRED);
         self.cold();
     }
 
@@ -123,9 +123,14 @@ impl<'a> Emitter<'a> {
     /// Adds a site; its number.
     pub(super) fn site(&mut self, kind: SiteKind, retry: u32) -> u32 {
         let step = &self.plan.steps[self.now];
-        let rest = if self.counting { self.counted.saturating_sub(self.now + 1) as u8 } else { 0 };
+        let rest = self.rest();
         self.out.sites.push(Site { kind, offset: step.offset, rest, retry, next: 0 });
         self.bases.site + self.out.sites.len() as u32 - 1
+    }
+
+    /// Instructions behind the one at hand that have been counted already.
+    fn rest(&self) -> u8 {
+        if self.counting { self.counted.saturating_sub(self.now + 1) as u8 } else { 0 }
     }
 
     /// The instruction at hand ends here: where sites that were added since number `first` go on.
@@ -269,7 +274,8 @@ impl<'a> Emitter<'a> {
     /// The host instruction that comes next may fault as the guest's would: what memory has must be right.
     fn may_fault(&mut self, step: &Step) {
         self.spill_all();
-        self.out.faults.push((at(self.asm.offset()), step.offset));
+        let rest = self.rest();
+        self.out.faults.push((at(self.asm.offset()), step.offset, rest));
     }
 
     fn memory(&mut self, step: &Step) {

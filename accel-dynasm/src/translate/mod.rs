@@ -90,8 +90,9 @@ pub(crate) struct Output {
     pub sites: Vec<Site>,
     pub links: Vec<Link>,
     pub generics: Vec<Instruction>,
-    /// Host instructions that may fault, by where they end up in the block, and their guest instructions.
-    pub faults: Vec<(u32, u16)>,
+    /// Host instructions that may fault, by where they end up in the block, their guest instructions, and how many behind
+    /// those have been counted already.
+    pub faults: Vec<(u32, u16, u8)>,
     /// Where it is entered from its page, and from elsewhere with the address in R10.
     pub entry: u32,
     pub far_entry: u32,

@@ -14,6 +14,11 @@ const PATIENCE: Duration = Duration::from_secs(420);
 
 /// How the guest ends. One that does not is stopped, which is no end that a test accepts.
 pub fn end(machine: &Machine) -> GuestEnd {
+    end_and(machine, |_| ()).0
+}
+
+/// Likewise, with what `last` asks the machine before it is closed.
+pub fn end_and<R>(machine: &Machine, last: impl FnOnce(&Machine) -> R) -> (GuestEnd, R) {
     let (done, waiting) = mpsc::channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
@@ -21,9 +26,11 @@ pub fn end(machine: &Machine) -> GuestEnd {
                 machine.stop();
             }
         });
-        let end = machine.wait();
+        machine.wait_end();
         drop(done);
-        end
+        let answer = last(machine);
+        // Writes out what the guest has sent.
+        (machine.wait(), answer)
     })
 }
 

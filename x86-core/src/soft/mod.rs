@@ -53,8 +53,23 @@ pub trait Executor: Debug + 'static {
     /// Drops what was decoded of code that was written; all of its page, if it likes.
     fn code_stale(&mut self, stale: StaleCode);
 
+    /// Why it cannot go on, if it cannot. It has posted itself a kick, so that the run loop asks.
+    fn failure(&mut self) -> Option<AccelError> {
+        None
+    }
+
+    /// Whether [`Cpu::instructions`] is all that it has executed.
+    fn counts(&self) -> bool {
+        true
+    }
+
     /// Counters for [`accel_api::VcpuStats`].
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// See [`accel_api::VcpuStats::calls`].
+    fn calls(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
 }
 
 /// Features software CPUs implement whatever the host's are.

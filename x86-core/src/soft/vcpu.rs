@@ -247,7 +247,7 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
         let exit = self.run_loop();
         mxcsr::leave(&mut self.cpu);
         self.cpu.shared.set_running(false);
-        Ok(exit)
+        self.executor.failure().map_or(Ok(exit), Err)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {
@@ -283,7 +283,11 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
     }
 
     fn stats(&self) -> VcpuStats {
-        VcpuStats { instructions: Some(self.cpu.instructions), counters: self.executor.counters() }
+        VcpuStats {
+            instructions: self.executor.counts().then_some(self.cpu.instructions),
+            counters: self.executor.counters(),
+            calls: self.executor.calls(),
+        }
     }
 }
 

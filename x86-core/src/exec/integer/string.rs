@@ -107,6 +107,9 @@ impl Strings {
         if cpu.segmented(segment, offset, elements as usize * W::BYTES, write).is_err() {
             return Ok(None);
         }
+        if write {
+            cpu.about_to_write(span.page, span.host, elements as usize * W::BYTES);
+        }
         Ok(Some((span, elements)))
     }
 }
