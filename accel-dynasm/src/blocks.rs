@@ -181,10 +181,6 @@ impl Blocks {
         self.by_key.len()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Block> {
-        self.list.iter().filter(|b| !b.dropped)
-    }
-
     pub(crate) fn clear(&mut self) {
         self.list.clear();
         self.by_key.clear();

@@ -166,3 +166,31 @@ impl Drop for CodeCache {
         unmap(self.executable, self.len);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The line of /proc/self/maps for the page at `at`.
+    fn mapping(at: *const u8) -> String {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps.lines().find(|line| line.starts_with(&format!("{:x}-", at.addr())));
+        line.expect("it is mapped").to_owned()
+    }
+
+    #[test]
+    fn code_that_is_written_executes_and_no_page_is_both() {
+        for nameless in [false, true] {
+            let mut cache = CodeCache::new(8192, nameless).unwrap();
+            // mov eax, 42; ret
+            let at = cache.append(b"\xb8\x2a\0\0\0\xc3");
+            // SAFETY: a function of that type, just written.
+            let function: extern "sysv64" fn() -> u32 = unsafe { std::mem::transmute(cache.address(at)) };
+            assert_eq!(function(), 42);
+            let (code, data) = (mapping(cache.address(0)), mapping(cache.writable.as_ptr()));
+            assert!(code.contains(" r-xs ") && data.contains(" rw-s "), "{code}\n{data}");
+            // perf looks for the names of what lies in such mappings in its map.
+            assert_eq!(code.contains("/dev/zero"), nameless, "{code}");
+        }
+    }
+}

@@ -164,6 +164,9 @@ impl Engine {
                     }
                 },
             };
+            if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
+                return Ok(Found::Excluded(self.blocks.get(number).instructions));
+            }
             self.fleeting |= !mode.user() && !page.global;
             if !separate {
                 self.recent[recent_index(rip)] =
@@ -171,9 +174,6 @@ impl Engine {
             }
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
-            if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
-                return Ok(Found::Excluded(self.blocks.get(number).instructions));
-            }
             return Ok(Found::Code(number));
         }
     }
@@ -290,7 +290,6 @@ impl Engine {
                 .keeps_listings()
                 .then(|| Box::new(Listing { guest: guest.into(), starts: out.starts.as_slice().into() })),
         };
-        let entry = block.entry;
         self.show(&block, &code);
         self.blocks.insert(block);
         number

@@ -7,6 +7,8 @@
 use ::compare::{Caller, Error, Findings, Options, Verdict, worker};
 use machine::TranslatorOptions;
 
+use machine::TranslatorOptions;
+
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::stdio::{self, say};

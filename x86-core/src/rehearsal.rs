@@ -36,7 +36,7 @@ pub struct Registers {
 /// Why a trial ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum TrialEnd {
-    /// As many instructions as were asked for, or the run loop has to look at something.
+    /// As many instructions as were asked for.
     #[default]
     Over,
     /// The next instruction raises this fault; for #PF, of this linear address.
@@ -125,6 +125,9 @@ impl Cpu {
 
     fn try_out(&mut self, limit: usize, into: &mut Rehearsal) -> TrialEnd {
         while into.states.len() <= limit {
+            // Whoever looks at requests does so elsewhere; a shadow is over after one instruction.
+            self.leave = false;
+            self.shadow = false;
             let done = self.decode_at(self.rip).and_then(|ins| {
                 into.instructions.push(ins);
                 if !can_be_tried(&ins) {
@@ -155,9 +158,6 @@ impl Cpu {
             }
             let state = self.registers();
             into.states.push(state);
-            if self.leave {
-                return TrialEnd::Over;
-            }
         }
         TrialEnd::Over
     }
@@ -171,5 +171,133 @@ fn can_be_tried(ins: &Instruction) -> bool {
         Cli | Sti | Clac | Stac | Swapgs | Sysret | Sysretq | Iretq | Xsaves | Xrstors | Xsaves64
         | Xrstors64 => true,
         _ => !ins.is_privileged(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use accel_api::gpr::{RAX, RBX, RCX, RDI, RSP};
+
+    use super::*;
+    use crate::mode::bits::CR0_PG;
+    use crate::testing::{RAM_SIZE, cpu, peek, poke, step};
+    use crate::{Mode, vector};
+
+    const CODE: u64 = 0x1000;
+    const TABLES: u64 = 0x10000;
+    /// The one page below the tables that is not present.
+    const ABSENT: u64 = 0x8000;
+
+    /// A vCPU at `code` with all RAM but [`ABSENT`] mapped to itself by tables in which no A or D bit is set.
+    fn paging(code: &[u8]) -> Box<Cpu> {
+        let mut cpu = cpu(Mode::Long);
+        poke(&mut cpu, CODE, code);
+        let entry = |cpu: &mut Cpu, at: u64, value: u64| poke(cpu, at, &value.to_le_bytes());
+        for level in 0..3 {
+            let table = TABLES + 0x1000 * level;
+            entry(&mut cpu, table, (table + 0x1000) | 3);
+        }
+        for page in (0..RAM_SIZE).step_by(0x1000).filter(|page| *page != ABSENT) {
+            entry(&mut cpu, TABLES + 0x3000 + page / 512, page | 3);
+        }
+        cpu.cr3 = TABLES;
+        cpu.rip = CODE;
+        cpu.gpr[RSP] = 0x5008;
+        set_paging(&mut cpu, true);
+        cpu
+    }
+
+    fn set_paging(cpu: &mut Cpu, on: bool) {
+        cpu.cr0 = cpu.cr0 & !CR0_PG | if on { CR0_PG } else { 0 };
+        cpu.tlb.flush_all();
+        cpu.update_mode();
+    }
+
+    /// All of RAM; looking sets no A bit.
+    fn ram(cpu: &mut Cpu) -> Vec<u8> {
+        set_paging(cpu, false);
+        let bytes = peek(cpu, 0, RAM_SIZE as usize);
+        set_paging(cpu, true);
+        bytes
+    }
+
+    #[test]
+    fn a_trial_leaves_no_trace_and_tells_what_happens() {
+        let code = [
+            &b"\xc7\x04\x25\xfe\x6f\0\0\x44\x33\x22\x11"[..], // mov dword [0x6ffe], 0x11223344
+            b"\x50",                                          // push rax
+            b"\xf3\xaa",                                      // rep stosb
+            b"\x48\x87\x1c\x25\0\x90\0\0",                    // xchg [0x9000], rbx
+            b"\xfb",                                          // sti
+            b"\x48\xff\xc0",                                  // inc rax
+            b"\x0f\x31",                                      // rdtsc
+        ]
+        .concat();
+        let mut cpu = paging(&code);
+        (cpu.gpr[RAX], cpu.gpr[RBX], cpu.gpr[RCX], cpu.gpr[RDI]) = (0x77, 9, 5, 0xa100);
+        let (before, registers) = (ram(&mut cpu), cpu.registers());
+        let mut trial = Rehearsal::default();
+        cpu.leave = false;
+        cpu.rehearse(40, &mut trial);
+        assert!(!cpu.leave && cpu.registers() == registers);
+        assert_eq!((trial.end, trial.states.len(), trial.instructions.len()), (TrialEnd::Barred, 7, 7));
+        assert!(trial.states[5].shadow && !trial.states[6].shadow);
+        assert!(ram(&mut cpu) == before);
+
+        for n in 1..trial.states.len() {
+            cpu.shadow = false;
+            step(&mut cpu).unwrap();
+            assert_eq!(cpu.registers(), trial.states[n], "{n}");
+            let journal = trial.journal().unwrap();
+            assert_eq!(journal.wrong_bytes(n), [], "{n}");
+            // D bits of the pages stored to are among them.
+            assert_eq!(journal.wrong_bytes(6).is_empty(), n >= 4, "{n}");
+        }
+        assert_ne!(ram(&mut cpu), before);
+    }
+
+    #[test]
+    fn what_a_faulting_instruction_has_done_is_told_apart() {
+        let mut cpu = paging(b"\xf3\xaa"); // rep stosb
+        (cpu.gpr[RAX], cpu.gpr[RCX], cpu.gpr[RDI]) = (0x77, 4, ABSENT - 2);
+        let (before, registers) = (ram(&mut cpu), cpu.registers());
+        let mut trial = Rehearsal::default();
+        cpu.rehearse(1, &mut trial);
+        let TrialEnd::Fault(fault, address) = trial.end else { panic!("{:?}", trial.end) };
+        assert_eq!((fault.vector(), address), (vector::PF, ABSENT));
+        assert_eq!(trial.states.len(), 1);
+        let partial = trial.at_fault.as_ref().unwrap();
+        assert_eq!((partial.rip, partial.gpr[RCX], partial.gpr[RDI]), (CODE, 2, ABSENT));
+        assert!(cpu.registers() == registers && ram(&mut cpu) == before);
+        assert_eq!(step(&mut cpu), Err(fault));
+        assert!(cpu.registers() == **partial);
+        assert_eq!(trial.journal().unwrap().wrong_bytes(1), []);
+    }
+
+    #[test]
+    fn what_cannot_be_done_twice_ends_a_trial() {
+        // nop, and: rdtsc; rdrand eax; in al, 0x60; mov cr3, rax; wrmsr; hlt; mov [0x9003], al, where code was decoded.
+        let codes: [&[u8]; 7] = [
+            b"\x0f\x31",
+            b"\x0f\xc7\xf0",
+            b"\xe4\x60",
+            b"\x0f\x22\xd8",
+            b"\x0f\x30",
+            b"\xf4",
+            b"\x88\x04\x25\x03\x90\0\0",
+        ];
+        for code in codes {
+            let mut cpu = paging(&[b"\x90", code].concat());
+            cpu.vm.flags.set(9, accel_api::PageFlag::CODE);
+            cpu.vm.code.add(9, 1);
+            let before = ram(&mut cpu);
+            let mut trial = Rehearsal::default();
+            cpu.rehearse(40, &mut trial);
+            assert_eq!((trial.end, trial.states.len()), (TrialEnd::Barred, 2), "{code:x?}");
+            assert!(
+                ram(&mut cpu) == before && cpu.stale_code.is_empty() && cpu.vm.code.get(9) == 1,
+                "{code:x?}"
+            );
+        }
     }
 }

@@ -88,6 +88,8 @@ impl Admission {
             M::Nop | M::Endbr64 | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => {
                 Action::Nop
             }
+            M::Prefetchw if self.features.has(Feature::Prefetchw) => Action::Nop,
+            _ if self.system(ins) => Action::System,
             M::Push => match ins.code() {
                 Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => Action::Push,
                 Code::Push_rm64 => match ins.op0_kind() {
@@ -107,6 +109,7 @@ impl Admission {
                 Register::RIP | Register::EIP => Action::Generic,
                 _ => Action::Copy,
             },
+            _ if self.system(ins) => Action::System,
             m => {
                 let vector = uses_vectors(ins);
                 let fits = if vector { self.vector(ins) } else { integer(m) };
