@@ -70,6 +70,7 @@ pub(crate) struct Engine {
     /// Why translated code was left.
     pub(crate) fault: Option<Fault>,
     deadline: Option<TimerDeadline>,
+    write_generation: u64,
     fetch_generation: u64,
     global_fetch_generation: u64,
     /// Code of the kernel lies on pages that are not global.
@@ -125,6 +126,7 @@ impl Engine {
             return Ok(Found::Interpret);
         }
         self.follow(cpu);
+        self.write_generation = cpu.tlb.write_generation;
         let rip = cpu.rip;
         if let Some((_, left)) = self.stepping.filter(|(at, _)| *at == rip) {
             return Ok(Found::Excluded(left));
@@ -408,9 +410,10 @@ impl Engine {
         }
     }
 
-    /// Whether translations of code may have changed since a block was last looked up.
+    /// Whether translations of code may have changed since a block was last looked up; or what stores may do, which it may
+    /// have checked for stores that are still to come.
     pub(crate) fn moved(&self, cpu: &Cpu) -> bool {
-        cpu.tlb.fetch_generation != self.fetch_generation
+        cpu.tlb.fetch_generation != self.fetch_generation || cpu.tlb.write_generation != self.write_generation
     }
 
     /// Whether the run loop has to be told of another deadline of the local APIC's timer.
@@ -497,6 +500,7 @@ impl Executor for Engine {
             ungrouped: HashSet::new(),
             fault: None,
             deadline: None,
+            write_generation: 0,
             fetch_generation: 0,
             global_fetch_generation: 0,
             fleeting: false,

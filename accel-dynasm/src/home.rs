@@ -82,10 +82,20 @@ pub(crate) fn unmap(at: NonNull<u8>, len: usize) {
     unsafe { libc::munmap(at.as_ptr().cast(), len) };
 }
 
+/// Whether there is room for a home.
+pub(crate) fn check() -> Result<(), AccelError> {
+    unmap(map_home()?, LEN);
+    Ok(())
+}
+
+fn map_home() -> Result<NonNull<u8>, AccelError> {
+    map_low(LEN)
+        .map_err(|e| AccelError::Host { what: "map memory below 2 GiB for translated code", source: e })
+}
+
 /// Moves a vCPU to its home.
 pub(crate) fn place(cpu: Box<Cpu>) -> Result<CpuHome, AccelError> {
-    let at = map_low(LEN)
-        .map_err(|e| AccelError::Host { what: "map memory below 2 GiB for translated code", source: e })?;
+    let at = map_home()?;
     unsafe fn release(cpu: NonNull<Cpu>) {
         unmap(cpu.cast(), LEN);
     }

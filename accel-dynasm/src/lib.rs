@@ -45,7 +45,7 @@ use accel_api::{
 use x86_core::soft::{MAX_VCPUS, SoftVm, features};
 
 pub use crate::config::Config;
-use crate::engine::Engine;
+pub use crate::engine::Engine;
 pub use crate::host::HostCpu;
 pub use crate::perf::PerfMap;
 pub use crate::show::Show;
@@ -57,26 +57,26 @@ pub const ID: AccelId = AccelId("jit");
 pub fn probe() -> Probe {
     match check() {
         Ok(()) => Probe::Available(Available::of(Quality::Translated, "translates guest code to host code")),
-        Err(error) => Probe::Absent(absent(&error)),
+        Err(absent) => Probe::Absent(absent),
     }
 }
 
-fn check() -> Result<(), AccelError> {
-    let low =
-        home::map_low(4096).map_err(|source| AccelError::Host { what: "map memory below 2 GiB", source })?;
-    home::unmap(low, 4096);
-    cache::CodeCache::new(4096, false).map(drop)
+fn check() -> Result<(), Absent> {
+    home::check().map_err(|error| {
+        absent(&error, "raise the limit of the process's address space (ulimit -v), or use the interpreter")
+    })?;
+    cache::CodeCache::new(4096, false).map(drop).map_err(|error| {
+        let remedy = "allow the process memory that is executable (SELinux: execmem; systemd: \
+                      MemoryDenyWriteExecute=no), or use the interpreter";
+        absent(&error, remedy)
+    })
 }
 
-fn absent(error: &AccelError) -> Absent {
+fn absent(error: &AccelError, remedy: &str) -> Absent {
     Absent {
         kind: AbsentKind::MissingCapability,
         reason: format!("the host does not let this process translate: {error}"),
-        remedy: Some(
-            "allow the process memory that is executable (SELinux: execmem; systemd: MemoryDenyWriteExecute=no), \
-             or use the interpreter"
-                .to_owned(),
-        ),
+        remedy: Some(remedy.to_owned()),
     }
 }
 

@@ -90,6 +90,8 @@ pub struct Tlb {
     pub fetch_generation: u64,
     /// Changes whenever a global fetch translation may have changed. Never 0.
     pub global_fetch_generation: u64,
+    /// Changes whenever stores that could hit must ask again, though their translations have not changed.
+    pub write_generation: u64,
 }
 
 const PAGE_MASK: u64 = !0xfff;
@@ -173,6 +175,7 @@ impl Default for Tlb {
             large: (u64::MAX, 0),
             fetch_generation: 1,
             global_fetch_generation: 1,
+            write_generation: 1,
         }
     }
 }
@@ -287,6 +290,7 @@ impl Tlb {
 
     /// Makes every store ask again.
     pub fn drop_write_tags(&mut self) {
+        self.write_generation += 1;
         for filled in [&mut self.filled, &mut self.filled_global] {
             for (mode, index) in filled.slots() {
                 self.data[mode][index].write_tag = never(index);
@@ -310,6 +314,7 @@ impl Tlb {
                 }
             }
         }
+        self.write_generation += u64::from(found);
         found
     }
 

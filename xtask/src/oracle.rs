@@ -155,7 +155,7 @@ fn report(arguments: &Arguments, shard: (u64, u64)) -> Result<Report> {
     ensure!(bits.is_none() || size.is_some(), "code has 16, 32 or 64 bits");
     let filter = arguments.filter.clone();
     let progress = Some(progress as fn(u64)).filter(|_| shard.0 == 0);
-    let config = Config { seed, cases, only: case, filter, size, strict, shard, progress };
+    let config = Config { seed, cases, only: case, filter, size, strict, shard, progress, backend: None };
     testkit::oracle::run(&config).context("this host cannot run instructions natively")
 }
 

@@ -57,12 +57,12 @@ pub fn run(name: &str, choice: Choice, check: fn(&Arc<dyn Accelerator>)) {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_tests {
-    ($($area:ident: $($check:ident)+;)+) => {
+    ($suite:ident; $($area:ident: $($check:ident)+;)+) => {
         $(mod $area {
             $(#[test]
             fn $check() {
                 let name = concat!(stringify!($area), "::", stringify!($check));
-                $crate::conformance::run(name, super::choose(name), $crate::conformance::$area::$check);
+                $crate::conformance::run(name, super::choose(name), $crate::$suite::$area::$check);
             })+
         })+
     };
@@ -72,7 +72,7 @@ macro_rules! __conformance_tests {
 #[macro_export]
 macro_rules! __conformance_checks {
     () => {
-        $crate::__conformance_tests! {
+        $crate::__conformance_tests! { conformance;
             arithmetic:
                 add_sub_flags multiply_divide shifts control_flow strings sse x87 other_modes;
             exceptions: divide undefined general_protection selector_errors ring3 traps floating_point double_fault
@@ -87,7 +87,7 @@ macro_rules! __conformance_checks {
             debug: breakpoints single_step step_into_interrupts;
             model: cpuid features named_msrs other_msrs system_calls;
             state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
-            slots: refusals by_a_device while_running dirty_log dirty_again_while_running code_unmapped;
+            slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running code_unmapped;
             time: one_shot periodic tsc_deadline time_stamp;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 cross_modifying;

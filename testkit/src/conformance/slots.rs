@@ -140,6 +140,33 @@ fn collect(rig: &Rig) -> Vec<u64> {
         .collect()
 }
 
+/// A page whose flag a device collects between two stores to it, of the same base and with no branch between them, is marked
+/// by both.
+pub fn dirty_between_stores(accel: &Arc<dyn Accelerator>) {
+    let rig = Arc::new(Rig::new(accel));
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (weak, log) = (Arc::downgrade(&rig), seen.clone());
+    rig.bus().on_out(0xe0, move |_| {
+        let rig = weak.upgrade().expect("alive");
+        log.lock().expect("lock").push(collect(&rig).contains(&map::DATA));
+    });
+    rig.code(|a| {
+        let mut top = a.create_label();
+        a.mov(esi, map::DATA as u32)?;
+        a.mov(ecx, 4)?;
+        a.set_label(&mut top)?;
+        for n in 0..2 {
+            a.mov(dword_ptr(rsi + 8 * n), ecx)?;
+            a.out(0xe0u32, al)?;
+        }
+        a.mov(dword_ptr(rsi), ecx)?;
+        a.dec(ecx)?;
+        a.jnz(top)
+    });
+    rig.run_long();
+    assert_eq!(*seen.lock().expect("lock"), [true; 8]);
+}
+
 /// Every kind of store marks its page: plain, across pages, string, SSE, push, accessed and dirty bits, a descriptor's
 /// accessed bit. Loads mark nothing. After the flags are collected and cleared, the next store marks again.
 pub fn dirty_log(accel: &Arc<dyn Accelerator>) {

@@ -14,7 +14,7 @@ use super::minimise::minimise;
 use super::native::{Native, Unavailable};
 use super::rng::Rng;
 use super::select;
-use super::soft::Soft;
+use super::soft::{Backend, Soft};
 
 /// Cases between two calls of [`Config::progress`].
 const PROGRESS: u64 = 1_000_000;
@@ -39,6 +39,8 @@ pub struct Config {
     pub progress: Option<fn(u64)>,
     /// Flags that the manual leaves undefined count, too.
     pub strict: bool,
+    /// What executes the software's side; single steps if it is not given.
+    pub backend: Option<Backend>,
 }
 
 impl Default for Config {
@@ -50,6 +52,7 @@ impl Default for Config {
             filter: None,
             size: None,
             strict: false,
+            backend: None,
             shard: (0, 1),
             progress: None,
         }
@@ -103,10 +106,13 @@ pub(super) struct Compared {
 }
 
 /// Both processors.
-#[derive(Debug)]
 pub(super) struct Pair {
+    /// What is compared instead of single steps. Before `native`, which gives back all memory below 4 GiB.
+    executor: Option<Soft>,
     native: Native,
     soft: Soft,
+    /// Makes executors.
+    backend: Option<Box<dyn Fn() -> Soft>>,
 }
 
 impl Pair {
@@ -116,6 +122,18 @@ impl Pair {
         if comes_back(case, &soft) {
             return Compared { found: Vec::new(), undefined: false, finished: false };
         }
+        let soft = match &self.backend {
+            // What would not end there would not end here.
+            Some(make) if soft.end != End::Hang => {
+                let executor = &mut self.executor;
+                let by_executor = self.native.stand_aside(|| {
+                    let usable = executor.take().filter(|e| !e.used_up());
+                    executor.insert(usable.unwrap_or_else(make)).run(case)
+                });
+                with_stale_flags(by_executor, &soft)
+            }
+            _ => soft,
+        };
         let native = self.native.run(case);
         Compared {
             found: differences(ins, case, &native, &soft),
@@ -123,6 +141,15 @@ impl Pair {
             finished: native.end == End::Done && soft.end == End::Done,
         }
     }
+}
+
+/// At a fault, flags that the instruction would have set anew may have been lost.
+fn with_stale_flags(mut outcome: Outcome, exact: &Outcome) -> Outcome {
+    if matches!(outcome.end, End::Fault(_)) && outcome.end == exact.end {
+        let lost = x86_core::alu::flag::ARITH;
+        outcome.state.rflags = outcome.state.rflags & !lost | exact.state.rflags & lost;
+    }
+    outcome
 }
 
 /// Whether a branch has led back to the instruction, or to the stub: on the host other code would run on.
@@ -150,9 +177,14 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
             report.unavailable.push((size, reason.to_string()));
         }
     }
+    if config.backend.is_some() {
+        native.leave_room();
+    }
     // Code of 16 and 32 bits and the LDT come together.
     let ldt = report.unavailable.is_empty();
-    let mut pair = Pair { native, soft: Soft::new(features, ldt) };
+    let backend =
+        config.backend.map(|b| Box::new(move || Soft::new(features, ldt, Some(b))) as Box<dyn Fn() -> Soft>);
+    let mut pair = Pair { native, soft: Soft::new(features, ldt, None), backend, executor: None };
     let mut generator = Generator::new(ldt);
     let possible = |size: CodeSize| {
         config.size.is_none_or(|only| only == size) && report.unavailable.iter().all(|(not, _)| *not != size)

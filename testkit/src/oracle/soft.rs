@@ -10,6 +10,7 @@ use accel_api::{
 };
 use x86_core::lapic::{ApicBus, ApicHost, Lapic, LapicConfig};
 use x86_core::shared::VmShared;
+use x86_core::soft::{CpuHome, Executor};
 use x86_core::{Cpu, Exec, Fault, Mode, exec};
 
 use super::case::{
@@ -32,16 +33,52 @@ const LDT_AT: u64 = 0x800;
 /// x87, SSE and AVX. The host may have more components; [`super::generate`] does not ask for them.
 pub(super) const XCR0: u64 = 7;
 
+/// Code pages of an executor: each is for one case, so that no code ever changes.
+const PAGES: u64 = 64;
+const PAGES_GPA: u64 = 0x40_000;
+
 /// Iterations of one string instruction before it is taken to hang: more than the window has bytes.
 const MAX_STEPS: usize = 100_000;
 
 /// A software CPU in long mode at privilege level 3.
 #[derive(Debug)]
 pub struct Soft {
-    cpu: Box<Cpu>,
+    cpu: CpuHome,
+    /// What executes instead of [`execute`].
+    executor: Option<Box<dyn Execute>>,
     state: CpuState,
     ram: GuestRam,
     xsave: bool,
+    /// Cases run.
+    cases: u64,
+}
+
+/// An [`Executor`] whatever its choices.
+pub trait Execute: std::fmt::Debug {
+    /// See [`Executor::execute`].
+    ///
+    /// # Errors
+    /// The fault of the instruction at RIP.
+    fn execute(&mut self, cpu: &mut Cpu) -> Exec;
+}
+
+impl<E: Executor> Execute for E {
+    fn execute(&mut self, cpu: &mut Cpu) -> Exec {
+        Executor::execute(self, cpu)
+    }
+}
+
+/// Makes an executor, and puts the vCPU where that wants it.
+pub type Backend = fn(Box<Cpu>) -> (CpuHome, Box<dyn Execute>);
+
+/// The [`Backend`] that `E` is by its usual choices.
+///
+/// # Panics
+/// The host does not give what it needs.
+pub fn backend<E: Executor<Config: Default>>(cpu: Box<Cpu>) -> (CpuHome, Box<dyn Execute>) {
+    let mut home = E::place(cpu).expect("a place for the vCPU");
+    let executor = E::new(&mut home, &E::Config::default()).expect("an executor");
+    (home, Box::new(executor))
 }
 
 #[derive(Debug)]
@@ -73,11 +110,12 @@ impl ApicHost for NoBus {
 }
 
 impl Soft {
-    /// One with `features` and the platform's; without `ldt` its LDT is empty.
+    /// One with `features` and the platform's; without `ldt` its LDT is empty. It executes by single steps, or by what
+    /// `backend` makes.
     ///
     /// # Panics
     /// If the host has no memory for a megabyte of RAM.
-    pub fn new(features: CpuFeatures, ldt: bool) -> Self {
+    pub fn new(features: CpuFeatures, ldt: bool, backend: Option<Backend>) -> Self {
         let ram = GuestRam::new(&[(0, RAM_SIZE)]).expect("1 MiB of RAM");
         let vm = VmShared::new(ram.flags().clone(), 1);
         vm.remap(|map| map.with(SlotId(0), &ram.regions()[0], Access::ReadWrite))
@@ -91,7 +129,16 @@ impl Soft {
         x86_core::testing::enter(&mut cpu, Mode::Long);
         let mut state = CpuState::reset(0);
         cpu.save_state(&mut state);
-        let mut soft = Self { cpu, state, ram, xsave: features.has(Feature::Xsave) };
+        // The memory map is new.
+        cpu.serve_memory_requests();
+        let (cpu, executor) = match backend {
+            Some(make) => {
+                let (home, executor) = make(cpu);
+                (home, Some(executor))
+            }
+            None => (cpu.into(), None),
+        };
+        let mut soft = Self { cpu, executor, state, ram, xsave: features.has(Feature::Xsave), cases: 0 };
         soft.set_up();
         soft.state.segments.ldtr.unusable = !ldt;
         soft
@@ -117,6 +164,7 @@ impl Soft {
         }
         self.entry(code_table + index(CODE, 0), CODE_GPA | PRESENT_USER);
         self.bytes(CODE_GPA, CODE_SIZE).fill(0xcc);
+        self.bytes(PAGES_GPA, PAGES as usize * CODE_SIZE).fill(0xcc);
         let (kernel_pdpt, kernel_directory, kernel_table) =
             (TABLES + 0x5000, TABLES + 0x6000, TABLES + 0x7000);
         self.entry(pml4 + index(DESCRIPTORS, 3), kernel_pdpt | PRESENT_WRITE);
@@ -162,12 +210,24 @@ impl Soft {
         unsafe { std::slice::from_raw_parts_mut(host, len) }
     }
 
+    /// Whether another is to be made for the next case.
+    pub fn used_up(&self) -> bool {
+        self.executor.is_some() && self.cases >= PAGES
+    }
+
     /// Runs one case.
     pub fn run(&mut self, case: &Case) -> Outcome {
-        let at = CODE_GPA + (START - CODE);
+        let mut page = CODE_GPA;
+        if self.executor.is_some() {
+            page = PAGES_GPA + self.cases % PAGES * CODE_SIZE as u64;
+            self.entry(TABLES + 0x4000 + (CODE >> 12 & 511) * 8, page | 5);
+            self.cpu.tlb.flush_all();
+        }
+        self.cases += 1;
+        let at = page + (START - CODE);
         self.bytes(WINDOW_GPA, WINDOW_SIZE).copy_from_slice(&case.memory);
         self.bytes(at, case.bytes.len()).copy_from_slice(&case.bytes);
-        self.bytes(CODE_GPA + (STUB - CODE), STUB_SIZE).copy_from_slice(&case.stub());
+        self.bytes(page + (STUB - CODE), STUB_SIZE).copy_from_slice(&case.stub());
         let segments = &mut self.state.segments;
         let registers = [
             &mut segments.es,
@@ -186,10 +246,13 @@ impl Soft {
         self.state.fpu = case.state.fpu.clone();
         self.cpu.load_state(&self.state);
         self.cpu.fault_address = 0;
-        let cpu = &mut self.cpu;
+        let (cpu, executor) = (&mut *self.cpu, &mut self.executor);
         let result = catch_unwind(AssertUnwindSafe(|| {
             exec::mxcsr::enter(cpu);
-            execute(cpu, case.state.rip)
+            match executor {
+                Some(executor) => execute_by(&mut **executor, cpu, case.state.rip),
+                None => execute(cpu, case.state.rip),
+            }
         }));
         exec::mxcsr::leave(&mut self.cpu);
         let end = match result {
@@ -232,6 +295,19 @@ fn execute(cpu: &mut Cpu, start: u64) -> Exec<bool> {
         let string = instruction.has_rep_prefix() || instruction.has_repne_prefix();
         if cpu.rip != start || !string {
             return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Likewise, by an executor: it goes on until a fault, which is that of another instruction once RIP is.
+fn execute_by(executor: &mut dyn Execute, cpu: &mut Cpu, start: u64) -> Exec<bool> {
+    for _ in 0..MAX_STEPS {
+        (cpu.leave, cpu.shadow, cpu.budget) = (false, false, 1);
+        match executor.execute(cpu) {
+            Err(fault) if cpu.rip == start => return Err(fault),
+            Ok(()) if cpu.rip == start => {}
+            _ => return Ok(true),
         }
     }
     Ok(false)

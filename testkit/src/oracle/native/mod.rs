@@ -182,6 +182,13 @@ impl Native {
         Ok(())
     }
 
+    /// Gives up some of what is kept free of memory around the window, and far from it, for an executor that needs memory
+    /// below 2 GiB.
+    pub fn leave_room(&mut self) {
+        // SAFETY: reserved by us and not used.
+        unsafe { libc::munmap(0x7000_0000 as *mut c_void, 64 << 20) };
+    }
+
     fn mmap(
         &mut self,
         at: u64,
@@ -226,6 +233,36 @@ impl Native {
             }
         }
         Ok(())
+    }
+
+    fn put_signals_back(&mut self) {
+        for (signal, old) in &self.old_actions {
+            // SAFETY: puts back what was there.
+            unsafe { libc::sigaction(*signal, old, null_mut()) };
+        }
+        if !self.old_actions.is_empty() {
+            // SAFETY: as above.
+            unsafe { libc::sigaltstack(&self.old_stack, null_mut()) };
+        }
+        self.old_actions.clear();
+    }
+
+    /// Does something with the signals, their stack and the thread's mask as they were before: an executor has its own.
+    pub fn stand_aside<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        // SAFETY: both sets are ours.
+        let before = unsafe {
+            let (mut watchdog, mut before) = (zeroed(), zeroed());
+            libc::sigemptyset(&mut watchdog);
+            libc::sigaddset(&mut watchdog, libc::SIGVTALRM);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &watchdog, &mut before);
+            before
+        };
+        self.put_signals_back();
+        let done = work();
+        self.catch_signals().expect("signals that could be caught before");
+        // SAFETY: as above.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, null_mut()) };
+        done
     }
 
     /// Runs one case.
@@ -285,14 +322,7 @@ impl Drop for Native {
             let _ = ldt::remove();
         }
         self.watchdog = None;
-        for (signal, old) in &self.old_actions {
-            // SAFETY: puts back what was there.
-            unsafe { libc::sigaction(*signal, old, null_mut()) };
-        }
-        if !self.old_actions.is_empty() {
-            // SAFETY: as above.
-            unsafe { libc::sigaltstack(&self.old_stack, null_mut()) };
-        }
+        self.put_signals_back();
         for &(place, len) in self.mappings.iter().rev() {
             // SAFETY: mappings of ours that nothing refers to any more.
             unsafe { libc::munmap(place, len) };

@@ -1,13 +1,11 @@
 //! Breakpoints of the guest's debug registers and alignment checks, met by code that runs as blocks before and after.
 
-use accel_api::{Segment, gpr};
-use iced_x86::code_asm::*;
-use testkit::rig::{Rig, map, pte, sel};
-use testkit::snippet::faulting;
+use std::sync::Arc;
 
-fn rig() -> Rig {
-    Rig::new(&accel_interp::create().expect("the interpreter runs everywhere"))
-}
+use crate::rig::{Rig, map, pte, sel};
+use crate::snippet::faulting;
+use accel_api::{Accelerator, Segment, gpr};
+use iced_x86::code_asm::*;
 
 /// Leads #DB to a handler that counts at [`map::DATA`] and goes on, RF set.
 fn count_debug_exceptions(rig: &Rig) {
@@ -33,10 +31,9 @@ fn turns(a: &mut CodeAssembler, turns: u32) -> Result<(), iced_x86::IcedError> {
 }
 
 /// The same code, hot, is stopped while a breakpoint is armed and runs free before and after. Data: writes only.
-#[test]
-fn breakpoints_come_and_go() {
+pub fn breakpoints_come_and_go(accel: &Arc<dyn Accelerator>) {
     for (control, turns_seen, bit) in [(0xd_0002u64, 5, 1), (0x1_0001, 5, 1), (0, 0, 0)] {
-        let rig = rig();
+        let rig = Rig::new(accel);
         count_debug_exceptions(&rig);
         rig.code(|a| {
             let (mut body, mut behind) = (a.create_label(), a.create_label());
@@ -65,9 +62,8 @@ fn breakpoints_come_and_go() {
 }
 
 /// A breakpoint on the first instruction of a loop: once a turn, with RF to get past it.
-#[test]
-fn code_breakpoints_in_a_loop() {
-    let rig = rig();
+pub fn code_breakpoints_in_a_loop(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
     count_debug_exceptions(&rig);
     rig.code(|a| {
         let (mut top, mut again) = (a.create_label(), a.create_label());
@@ -92,10 +88,9 @@ fn code_breakpoints_in_a_loop() {
 }
 
 /// Ring 3 sets AC and is checked from the next instruction on, in loads that ran unchecked before; ring 0 is not.
-#[test]
-fn alignment_is_checked_while_asked_for() {
+pub fn alignment_is_checked_while_asked_for(accel: &Arc<dyn Accelerator>) {
     for (am, faults) in [(1 << 18, 2), (0, 0)] {
-        let rig = rig();
+        let rig = Rig::new(accel);
         for page in [map::CODE, map::DATA, map::STACK - 0x1000, map::CELLS] {
             rig.user_page(page);
         }

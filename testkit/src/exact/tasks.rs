@@ -1,9 +1,11 @@
 //! Hardware task switches out of and into code that runs as blocks (Intel SDM vol. 3, chapter 8).
 
-use accel_api::{DescriptorTable, Segment, gpr};
+use std::sync::Arc;
+
+use crate::rig::{Rig, map, sel};
+use crate::snippet::exit;
+use accel_api::{Accelerator, DescriptorTable, Segment, gpr};
 use iced_x86::code_asm::*;
-use testkit::rig::{Rig, map, sel};
-use testkit::snippet::exit;
 
 const GDT: u64 = map::DATA;
 const IDT: u64 = map::DATA + 0x100;
@@ -22,9 +24,8 @@ const fn tss(base: u64, rights: u64) -> u64 {
 
 /// A task is called a thousand times by CALL and as often through a task gate by INT, and goes on behind its IRET each
 /// time.
-#[test]
-fn coroutines() {
-    let rig = Rig::new(&accel_interp::create().expect("the interpreter runs everywhere"));
+pub fn coroutines(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
     let flat = [0, 0, 0x00cf_9300_0000_ffff, tss(TSS, 0x8b), tss(OTHER_TSS, 0x89)];
     for (n, entry) in flat.into_iter().enumerate() {
         rig.write(GDT + 8 * n as u64, entry);

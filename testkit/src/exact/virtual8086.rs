@@ -1,9 +1,11 @@
 //! An 8086 program under a monitor, with the virtual-8086 mode extensions (Intel SDM vol. 3, 21.3).
 
-use accel_api::{DescriptorTable, Segment, gpr};
+use std::sync::Arc;
+
+use crate::rig::{Rig, map, sel};
+use crate::snippet::exit;
+use accel_api::{Accelerator, DescriptorTable, Segment, gpr};
 use iced_x86::code_asm::*;
-use testkit::rig::{Rig, map, sel};
-use testkit::snippet::exit;
 
 const GDT: u64 = map::DATA;
 const IDT: u64 = map::DATA + 0x100;
@@ -15,9 +17,8 @@ const CODE: u16 = 0x08;
 const GP: u64 = 13;
 
 /// STI and INT n stay in the program; HLT calls the monitor, and so does going on with VIF and VIP set.
-#[test]
-fn program_and_monitor() {
-    let rig = Rig::new(&accel_interp::create().expect("the interpreter runs everywhere"));
+pub fn program_and_monitor(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
     rig.write(GDT + u64::from(CODE), 0x00cf_9b00_0000_ffffu64);
     rig.write(GDT + u64::from(sel::DATA), 0x00cf_9300_0000_ffffu64);
     rig.write(IDT + 8 * GP, MONITOR & 0xffff | u64::from(CODE) << 16 | 0x8e << 40 | (MONITOR >> 16) << 48);
