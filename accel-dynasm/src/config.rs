@@ -15,7 +15,8 @@ pub struct Config {
     /// Count the instructions that are executed, which costs some speed.
     pub counting: bool,
     /// Check one in so many blocks, and each one the first times, against the semantics functions (1: all). Only for a VM of
-    /// one vCPU: what is compared includes RAM, which nobody else must store to meanwhile.
+    /// one vCPU: what is compared includes RAM, which nobody else must store to meanwhile; whoever looks may see stores
+    /// that are taken back.
     pub verify: Option<u64>,
     /// Translate only blocks whose hash lies here; others are executed instruction by instruction.
     pub only: Option<RangeInclusive<u64>>,

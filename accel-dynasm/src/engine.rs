@@ -40,7 +40,7 @@ const MAX_CODE: usize = 64 << 10;
 const RESTLESS_BUDGET: i64 = 64;
 
 /// The translator of one vCPU.
-pub struct Engine {
+pub(crate) struct Engine {
     pub(crate) cache: CodeCache,
     pub(crate) places: Places,
     pub(crate) blocks: Blocks,
@@ -81,7 +81,7 @@ pub struct Engine {
     /// Translated code is checked.
     pub(crate) lockstep: Option<Box<Lockstep>>,
     /// In the middle of an excluded block: where, and how many of its instructions are left.
-    stepping: Option<(u64, u16)>,
+    pub(crate) stepping: Option<(u64, u16)>,
     /// Why it must not go on.
     pub(crate) failure: Option<AccelError>,
     guest_features: accel_api::CpuFeatures,
@@ -389,44 +389,6 @@ impl Engine {
             self.ungrouped.insert(block.key);
             self.retire(number);
         }
-    }
-
-    /// Decodes and executes the instruction at RIP on its own.
-    ///
-    /// # Errors
-    /// Its fault; RIP stays.
-    pub(crate) fn single(&mut self, cpu: &mut Cpu) -> Exec {
-        self.stats.single_steps += 1;
-        let ins = cpu.decode_at(cpu.rip)?;
-        cpu.next_rip = ins.next_ip();
-        exec::lookup(ins.code())(cpu, &ins)?;
-        cpu.rip = cpu.next_rip;
-        self.count(1);
-        Ok(())
-    }
-
-    /// Executes what a block of `left` instructions holds, one by one.
-    ///
-    /// # Errors
-    /// The fault of the instruction at RIP.
-    #[cold]
-    fn step_through(&mut self, cpu: &mut Cpu, mut left: u16) -> Exec {
-        self.stepping = None;
-        while left > 0 {
-            let before = cpu.rip;
-            left -= 1;
-            cpu.budget -= 1;
-            self.single(cpu)?;
-            if cpu.rip.wrapping_sub(before) > x86_core::MAX_INSTRUCTION as u64 || cpu.rip == before {
-                break;
-            }
-            if cpu.leave || cpu.shared.requested() != 0 {
-                // What is left of it must not be taken for another block.
-                self.stepping = Some((cpu.rip, left)).filter(|_| left > 0);
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// Runs translated code from block `number` on until it comes back; `fault` tells of a fault.

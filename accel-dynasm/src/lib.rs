@@ -11,6 +11,7 @@
 //!    blocks.
 //! 6. Code of 16 and 32 bits is interpreted. Everything that is not executing instructions is x86-core's
 //!    [`x86_core::soft`], shared with the interpreter.
+#![allow(clippy::useless_conversion)] // what dynasm! makes of register numbers
 
 mod blocks;
 mod cache;
@@ -28,6 +29,7 @@ mod report;
 mod restless;
 mod show;
 mod signals;
+mod single;
 mod stats;
 mod stubs;
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! 1. Blocks are neither linked nor found by the jump tables, so that each comes back to [`Engine::execute`] at its end.
 //! 2. Before a block that is to be checked runs, x86-core executes the same instructions on trial
-//!    ([`x86_core::Rehearsal`]): its registers behind each are kept, its stores are taken back.
+//!    ([`x86_core::Rehearsal`]): its registers behind each are kept, its stores are taken back. So nobody else may store to
+//!    RAM: there is one vCPU, and devices do so only when the guest asks them, which ends a trial.
 //! 3. Behind the block, wherever it was left, its registers and all bytes stored are compared with those behind as many
 //!    instructions. Flags are compared at the ends of blocks; in the middle, those that nobody reads need not be right.
 //! 4. Where a trial ends before the block does (a device, an instruction that gives something else each time), what came

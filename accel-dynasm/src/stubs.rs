@@ -55,9 +55,7 @@ pub(crate) fn emit(
     let mut asm = VecAssembler::<X64Relocation>::new(start);
     let resume = asm.new_dynamic_label();
     let go = asm.new_dynamic_label();
-    let mut stubs = Stubs::default();
-
-    stubs.enter = start + asm.offset().0;
+    let mut stubs = Stubs { enter: start + asm.offset().0, ..Stubs::default() };
     dynasm!(asm
         ; .arch x64
         ; push rbx

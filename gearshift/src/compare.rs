@@ -7,8 +7,6 @@
 use ::compare::{Caller, Error, Findings, Options, Verdict, worker};
 use machine::TranslatorOptions;
 
-use machine::TranslatorOptions;
-
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::stdio::{self, say};

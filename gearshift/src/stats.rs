@@ -22,28 +22,28 @@ pub(crate) fn text(list: &[VcpuStats]) -> String {
                 stats.calls.iter().map(|(name, n)| format!("{name} {}", grouped(*n))).collect();
             let _ = writeln!(out, "vCPU {id}: calls for {}", calls.join(", "));
         }
-        for (what, share) in rates(&stats.counters) {
-            let _ = writeln!(out, "vCPU {id}: {what} {share:.1} %");
+        let rates = rates(stats);
+        if !rates.is_empty() {
+            let _ = writeln!(out, "vCPU {id}: instructions for each {}", rates.join(", "));
         }
     }
     out
 }
 
-/// Shares that follow from counters: name, counter of what was missed, counter of all.
-fn rates(counters: &[(&'static str, u64)]) -> Vec<(&'static str, f64)> {
-    let get = |name: &str| counters.iter().find(|(other, _)| *other == name).map(|(_, n)| *n);
-    let share = |what, part: &str, whole: &str| {
-        let (part, whole) = (get(part)?, get(whole).filter(|n| *n > 0)?);
-        Some((what, 100.0 * part as f64 / whole as f64))
-    };
-    [
-        share("lookups that were linked", "links", "lookups"),
-        share("lookups by unknown computed jumps", "jump_table_misses", "lookups"),
-        share("TLB misses that were no RAM or crossed pages", "slow_accesses", "tlb_misses"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+/// How rare the translator's slow ways were, where instructions were counted.
+fn rates(stats: &VcpuStats) -> Vec<String> {
+    const WAYS: [(&str, &str); 5] = [
+        ("lookups", "lookup of a block"),
+        ("jump_table_misses", "jump table miss"),
+        ("tlb_misses", "TLB miss"),
+        ("generic_calls", "call"),
+        ("instructions_translated", "translated one"),
+    ];
+    let Some(instructions) = stats.instructions else { return Vec::new() };
+    let of = |name: &str| stats.counters.iter().find(|(other, n)| *other == name && *n > 0).map(|(_, n)| *n);
+    WAYS.iter()
+        .filter_map(|(name, what)| Some(format!("{what} {}", grouped(instructions / of(name)?))))
+        .collect()
 }
 
 /// How long it took, and how fast it was where instructions were counted.
@@ -81,12 +81,18 @@ mod tests {
                 counters: vec![("exits", 12), ("blocks", 1000)],
                 calls: vec![("syscall".to_owned(), 2000), ("cpuid".to_owned(), 3)],
             },
-            VcpuStats { counters: vec![("lookups", 8), ("links", 6)], ..VcpuStats::default() },
+            VcpuStats { counters: vec![("lookups", 8)], ..VcpuStats::default() },
+            VcpuStats {
+                instructions: Some(80_000),
+                counters: vec![("lookups", 8), ("tlb_misses", 0), ("generic_calls", 3)],
+                calls: Vec::new(),
+            },
         ];
         let expected = "vCPU 0: 1_234_567 instructions, exits 12, blocks 1_000\n\
                         vCPU 0: calls for syscall 2_000, cpuid 3\n\
-                        vCPU 1, lookups 8, links 6\n\
-                        vCPU 1: lookups that were linked 75.0 %\n";
+                        vCPU 1, lookups 8\n\
+                        vCPU 2: 80_000 instructions, lookups 8, tlb_misses 0, generic_calls 3\n\
+                        vCPU 2: instructions for each lookup of a block 10_000, call 26_666\n";
         assert_eq!(text(&list), expected);
         assert_eq!(speed(&list, 2.0), "2.000 seconds");
         assert_eq!(speed(&list[..1], 2.0), "2.000 seconds, 0.6 million instructions a second");

@@ -109,7 +109,6 @@ impl Admission {
                 Register::RIP | Register::EIP => Action::Generic,
                 _ => Action::Copy,
             },
-            _ if self.system(ins) => Action::System,
             m => {
                 let vector = uses_vectors(ins);
                 let fits = if vector { self.vector(ins) } else { integer(m) };
