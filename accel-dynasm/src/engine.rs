@@ -40,7 +40,7 @@ const MAX_CODE: usize = 64 << 10;
 const RESTLESS_BUDGET: i64 = 64;
 
 /// The translator of one vCPU.
-pub(crate) struct Engine {
+pub struct Engine {
     pub(crate) cache: CodeCache,
     pub(crate) places: Places,
     pub(crate) blocks: Blocks,
