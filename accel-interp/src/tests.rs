@@ -54,7 +54,7 @@ fn by_blocks(cpu: &mut Cpu, engine: &mut Engine, end: u64) -> Result<(), Fault> 
 #[test]
 fn blocks_do_what_single_steps_do() {
     for scene in &SCENES {
-        Campaign::of(2500).run::<Engine>(scene, &());
+        Campaign::of(800).run::<Engine>(scene, &());
     }
 }
 

@@ -121,6 +121,8 @@ pub struct Cpu {
     pub injected: Option<InjectedEvent>,
     /// Decoded code that this vCPU itself has overwritten; the executor takes it.
     pub stale_code: Vec<StaleCode>,
+    /// [`VmShared::told`] when this vCPU last had no request to drop code.
+    pub told: u64,
     /// Instructions executed.
     pub instructions: u64,
     /// Stores are made on trial: see [`crate::Journal`].
@@ -207,6 +209,7 @@ impl Cpu {
             nmi_pending: false,
             injected: None,
             stale_code: Vec::new(),
+            told: 0,
             instructions: 0,
             journal: None,
             tlb: Tlb::default(),

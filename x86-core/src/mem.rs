@@ -355,9 +355,14 @@ impl Cpu {
     fn wrote_code(&mut self, page: usize, offset: usize, len: usize) {
         self.vm.code_writes.fetch_add(1, Ordering::SeqCst);
         let lines = lines(offset, len);
-        if self.vm.code.get(page) & lines != 0 && !self.on_trial() {
+        let known = self.vm.code.get(page) & lines != 0;
+        // Lines that another vCPU's store has just made unknown may be decoded here still: our own store must be seen by
+        // our next instruction.
+        if (known || self.vm.forgot_since(self.told)) && !self.on_trial() {
             let stale = StaleCode { page, lines };
-            self.vm.code_stale(stale, Some(self.id as usize));
+            if known {
+                self.vm.code_stale(stale, Some(self.id as usize));
+            }
             self.stale_code.push(stale);
             self.leave = true;
         }

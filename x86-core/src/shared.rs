@@ -132,6 +132,10 @@ pub struct VmShared {
     pub vcpus: Vec<Arc<VcpuShared>>,
     /// Counts stores to pages with decoded code: who decodes looks whether one came in between.
     pub code_writes: AtomicU64,
+    /// Counts how often decoded lines began to be forgotten, and how often all had been told of it.
+    forgetting: AtomicU64,
+    forgotten: AtomicU64,
+    telling: Mutex<()>,
     /// Held by locked accesses that one host instruction cannot do: across a page boundary, or to a device.
     pub split_lock: Mutex<()>,
     map: RwLock<Arc<MemoryMap>>,
@@ -144,6 +148,9 @@ impl VmShared {
             code: CodeMap::new(flags.pages()),
             vcpus: (0..vcpus).map(|_| Arc::new(VcpuShared::default())).collect(),
             code_writes: AtomicU64::new(0),
+            forgetting: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
+            telling: Mutex::new(()),
             split_lock: Mutex::new(()),
             map: RwLock::default(),
             flags,
@@ -179,6 +186,8 @@ impl VmShared {
     /// Decoded code is stale: forgets it and tells every vCPU but `writer`, which looks after itself. Stores to other lines of
     /// the page go on to ask.
     pub fn code_stale(&self, stale: StaleCode, writer: Option<usize>) {
+        let _one_by_one = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forgetting.fetch_add(1, Ordering::SeqCst);
         if stale.lines == u64::MAX {
             self.flags.clear(stale.page, PageFlag::CODE);
         }
@@ -188,6 +197,20 @@ impl VmShared {
                 vcpu.push(&vcpu.stale_code, stale, request::CODE);
             }
         }
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether lines have been forgotten since `told`, an earlier answer of [`Self::told`]: a vCPU may still have code of
+    /// lines that [`Self::code`] does not know any more.
+    #[inline]
+    pub fn forgot_since(&self, told: u64) -> bool {
+        self.vcpus.len() > 1 && self.forgetting.load(Ordering::SeqCst) != told
+    }
+
+    /// How often all vCPUs have been told that lines are forgotten; each finds what it was told in its requests.
+    #[inline]
+    pub fn told(&self) -> u64 {
+        self.forgotten.load(Ordering::SeqCst)
     }
 
     /// vCPU `reader` is about to decode code of `page`: the others' stores to it must ask from now on. What they stored

@@ -129,7 +129,10 @@ impl<E: Executor> SoftVcpu<E> {
         for stale in std::mem::take(&mut cpu.stale_code) {
             self.executor.code_stale(stale);
         }
-        cpu.shared.requested() != 0 && self.serve()
+        let told = cpu.vm.told();
+        let kicked = cpu.shared.requested() != 0 && self.serve();
+        self.cpu.told = told;
+        kicked
     }
 
     #[cold]
