@@ -212,7 +212,11 @@ impl Engine {
             self.flush();
         }
         let separate = mode.is_separate() || self.ungrouped.contains(&key);
-        let admission = Admission { features: self.guest_features, mode };
+        let admission = Admission {
+            features: self.guest_features,
+            bmi1: cpu.model.features.has(accel_api::Feature::Bmi1),
+            mode,
+        };
         let start = key.offset() as usize;
         let mut bytes = [0u8; MAX_INSTRUCTIONS * x86_core::MAX_INSTRUCTION];
         let len = bytes.len().min(PAGE_SIZE as usize - start);

@@ -95,6 +95,24 @@ fn a_prefix_behind_rex() {
     }
 }
 
+/// On a processor without BMI1 TZCNT is BSF, which leaves its destination alone where it finds no bit.
+#[test]
+fn without_bmi1() {
+    for scene in &SCENES {
+        // tzcnt eax, ecx; the same behind another prefix; tzcnt rdx, [rbx]
+        let code = [0xf3, 0x0f, 0xbc, 0xc1, 0x2e, 0xf3, 0x0f, 0xbc, 0xf1, 0xf3, 0x48, 0x0f, 0xbc, 0x13];
+        for value in [0, 8] {
+            let result = check(scene, &code, |cpu| {
+                let mut model = accel_api::CpuModel::clone(&cpu.model);
+                model.features = model.features.without(&[accel_api::Feature::Bmi1]);
+                cpu.model = Arc::new(model);
+                (cpu.gpr[gpr::RBX], cpu.gpr[gpr::RCX]) = (scene.data + 8, value);
+            });
+            assert_eq!(result, Ok(()));
+        }
+    }
+}
+
 /// MOV of the accumulator and an address has no register field that REX.R could extend.
 #[test]
 fn an_address_without_modrm() {

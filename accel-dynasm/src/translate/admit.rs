@@ -52,6 +52,8 @@ impl Action {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Admission {
     pub features: CpuFeatures,
+    /// The guest has BMI1, whatever the host has.
+    pub bmi1: bool,
     pub mode: Mode,
 }
 
@@ -170,7 +172,7 @@ impl Admission {
 
     /// TZCNT without BMI1 is BSF: the guest's processor ignores the prefix, the host's does not.
     pub(crate) fn ignores_prefix(&self, ins: &Instruction) -> bool {
-        matches!(ins.code(), Code::Tzcnt_r32_rm32 | Code::Tzcnt_r64_rm64) && !self.features.has(Feature::Bmi1)
+        matches!(ins.code(), Code::Tzcnt_r32_rm32 | Code::Tzcnt_r64_rm64) && !self.bmi1
     }
 
     fn vector(&self, ins: &Instruction) -> bool {

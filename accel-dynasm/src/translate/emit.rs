@@ -225,6 +225,8 @@ impl<'a> Emitter<'a> {
         let first = self.out.sites.len();
         match step.action {
             Action::Nop => {}
+            // Other prefixes before it.
+            _ if step.ignores_prefix && self.bytes(step).len() == step.ins.len() => self.generic(step),
             Action::Copy => self.copy(step),
             Action::Memory => self.memory(step),
             Action::Lea => self.lea(step),

@@ -112,9 +112,16 @@ pub fn kick_while_halted(accel: &Arc<dyn Accelerator>) {
         });
         until_kicked(&mut runner);
         let mut halted = runner.save();
-        if halted.mp != MpState::Halted {
-            // The kick came before HLT: it takes effect now, or after another kick.
-            runner.vcpu.kicker().kick();
+        for _ in 0..100 {
+            if halted.mp == MpState::Halted {
+                break;
+            }
+            // The kick came before HLT, which takes effect now: the next one waits for that, longer than a busy host does.
+            let kick = runner.vcpu.kicker();
+            s.spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                kick.kick();
+            });
             until_kicked(&mut runner);
             halted = runner.save();
         }
