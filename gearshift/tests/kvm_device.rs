@@ -62,7 +62,7 @@ fn kvm_entry(report: &Value) -> Value {
 fn assert_told(told: &Told, missing: &str, words: &[&str]) {
     let Told { entry, auto, refusal } = told;
     assert_eq!((&entry["status"], &entry["missing"]), (&"absent".into(), &missing.into()), "{entry}");
-    assert_eq!(auto, "interp");
+    assert_eq!(auto, "jit");
     for word in words {
         assert!(refusal.contains(word), "no {word:?} in {refusal}");
     }
@@ -128,12 +128,12 @@ fn auto_does_without() {
         assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
         stderr(&output)
     };
-    for accel in ["auto", "kvm,interp"] {
+    for accel in ["auto", "kvm,jit"] {
         let text = run(accel);
-        let line = "gearshift: accel: interp (kvm: /nonexistent/kvm does not exist)";
+        let line = "gearshift: accel: jit (kvm: /nonexistent/kvm does not exist)";
         assert!(text.lines().any(|other| other == line), "{text}");
     }
-    assert!(!run("interp").contains("accel:"), "what was asked for needs no explanation");
+    assert!(!run("jit").contains("accel:"), "what was asked for needs no explanation");
 }
 
 /// The device of the host the tests run on, whoever provides it.
@@ -146,7 +146,7 @@ fn this_hosts_own() {
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let entry = kvm_entry(&report);
     if entry["status"] != "available" {
-        assert!(entry["remedy"].is_string() && report["auto"] == "interp", "{report:#}");
+        assert!(entry["remedy"].is_string() && report["auto"] == "jit", "{report:#}");
         return skipped(&format!("the host's KVM: {}", entry["reason"]));
     }
     let measured = |name: &str| entry["measured"][name].as_f64().unwrap();
@@ -159,11 +159,11 @@ fn this_hosts_own() {
         assert!(ring0 > 100.0 * ring3 && ring3 < 10.0 * native, "{entry:#}");
     }
     if ring0 > 10.0 * ring3.min(native) {
-        assert_eq!((&entry["quality"], &report["auto"]), (&"degraded".into(), &"interp".into()));
+        assert_eq!((&entry["quality"], &report["auto"]), (&"degraded".into(), &"jit".into()));
         let kernel = file(&pvh_elf(QUIT));
         let output = gearshift(&["run", "--kernel", path(&kernel)]).output().unwrap();
         let text = stderr(&output);
-        let start = "gearshift: accel: interp (kvm: ring 0 is emulated on this host, ";
+        let start = "gearshift: accel: jit (kvm: ring 0 is emulated on this host, ";
         let line = text.lines().find(|line| line.starts_with(start));
         let line = line.unwrap_or_else(|| panic!("{text}"));
         assert!(line.contains(" an instruction; provider ") && line.ends_with(')'), "{line}");
