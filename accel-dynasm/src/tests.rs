@@ -113,6 +113,23 @@ fn without_bmi1() {
     }
 }
 
+/// Loops in which R10 and R11 stay in the host's registers from turn to turn, with and without accesses that need them.
+#[test]
+fn turns_of_a_block() {
+    for scene in &SCENES {
+        // top: add r10,rcx; lea r11,[r10+r11*2]; dec ecx; jne top; mov [rbx],r11
+        let registers = [0x49, 0x01, 0xca, 0x4f, 0x8d, 0x1c, 0x5a, 0xff, 0xc9, 0x75, 0xf5, 0x4c, 0x89, 0x1b];
+        // top: add r10,[rbx+rcx*8]; mov [rbx],r10; xchg r11,r10; dec ecx; jne top
+        let memory = [0x4c, 0x03, 0x14, 0xcb, 0x4c, 0x89, 0x13, 0x4d, 0x87, 0xd3, 0xff, 0xc9, 0x75, 0xf2];
+        for code in [&registers, &memory] {
+            let result = check(scene, code, |cpu| {
+                (cpu.gpr[gpr::RBX], cpu.gpr[gpr::RCX]) = (scene.data + 8, 4);
+            });
+            assert_eq!(result, Ok(()));
+        }
+    }
+}
+
 /// MOV of the accumulator and an address has no register field that REX.R could extend.
 #[test]
 fn an_address_without_modrm() {

@@ -32,6 +32,7 @@ mod memory_map;
 mod mode;
 mod operand;
 mod rehearsal;
+mod request_word;
 mod segment;
 pub mod shared;
 pub mod soft;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use accel_api::{CodeObserver, Kick, PageFlag, PageFlags};
 
+use crate::request_word::RequestWord;
 use crate::{CodeMap, MemoryMap, StaleCode};
 
 /// Bits of a vCPU's request word.
@@ -32,7 +33,7 @@ pub mod request {
 /// The part of a vCPU that other threads use.
 #[derive(Debug, Default)]
 pub struct VcpuShared {
-    requests: AtomicU32,
+    requests: RequestWord,
     stale_code: Mutex<Vec<StaleCode>>,
     watched_pages: Mutex<Vec<usize>>,
     /// In guest code, so that requests take effect only once it looks.
@@ -60,7 +61,7 @@ impl VcpuShared {
 
     /// Where the request word lies, for code that polls it.
     pub fn request_word(&self) -> *const AtomicU32 {
-        &raw const self.requests
+        &raw const *self.requests
     }
 
     /// Takes those of the requests that are in `bits`; the vCPU serves them before it touches guest memory again.

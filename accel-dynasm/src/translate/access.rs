@@ -273,22 +273,28 @@ impl Emitter<'_> {
 
     /// Looks whether something is requested.
     pub(super) fn poll(&mut self, step: &Step) {
-        self.spill_all();
-        self.held[1] = Held::Nothing;
+        let near = i32::try_from(self.places.requests);
+        if near.is_err() {
+            self.release(1);
+        }
         if step.live {
             self.save_flags();
         }
         let label = self.asm.new_dynamic_label();
-        dynasm!(self.asm
-            ; .arch x64
-            ; mov r11, QWORD self.places.requests
-            ; cmp DWORD [r11], 0
-            ; jne =>label
-        );
+        match near {
+            Ok(word) => dynasm!(self.asm ; .arch x64 ; cmp DWORD [word], 0),
+            Err(_) => dynasm!(self.asm
+                ; .arch x64
+                ; mov r11, QWORD self.places.requests
+                ; cmp DWORD [r11], 0
+            ),
+        }
+        dynasm!(self.asm ; .arch x64 ; jne =>label);
         if step.live {
             self.restore_flags();
         }
         let site = self.site(SiteKind::Poll, 0);
-        self.cold.push(Cold::Poll { label, site, live: step.live });
+        let dirty = self.held.map(|held| held == Held::Guest { dirty: true });
+        self.cold.push(Cold::Poll { label, site, live: step.live, dirty });
     }
 }

@@ -15,7 +15,9 @@ use crate::engine::NOTHING;
 
 impl Emitter<'_> {
     pub(super) fn branch(&mut self, step: &Step) {
-        self.spill_all();
+        if !self.turns(step) {
+            self.spill_all();
+        }
         match step.action {
             Action::Jump => self.go_to(step.ins.near_branch64(), SiteKind::Indirect { moved: 0 }),
             Action::Jcc => {
@@ -40,6 +42,10 @@ impl Emitter<'_> {
 
     /// The block ends in a jump to `target`; `kind` is that of the site, if it is for the jump table.
     pub(super) fn go_to(&mut self, target: u64, kind: SiteKind) {
+        if let Some(label) = self.next_turn(target) {
+            dynasm!(self.asm ; .arch x64 ; jmp =>label);
+            return;
+        }
         let delta = self.delta(target);
         let near = (0..4096).contains(&delta);
         if !near && self.pic() {
@@ -57,7 +63,8 @@ impl Emitter<'_> {
     fn jump_if(&mut self, condition: u8, target: u64) {
         let delta = self.delta(target);
         let near = (0..4096).contains(&delta);
-        let label = self.asm.new_dynamic_label();
+        let turn = self.next_turn(target);
+        let label = turn.unwrap_or_else(|| self.asm.new_dynamic_label());
         match condition {
             0 => dynasm!(self.asm ; .arch x64 ; jo =>label),
             1 => dynasm!(self.asm ; .arch x64 ; jno =>label),
@@ -75,6 +82,9 @@ impl Emitter<'_> {
             13 => dynasm!(self.asm ; .arch x64 ; jge =>label),
             14 => dynasm!(self.asm ; .arch x64 ; jle =>label),
             _ => dynasm!(self.asm ; .arch x64 ; jg =>label),
+        }
+        if turn.is_some() {
+            return;
         }
         if near || !self.pic() {
             let link = self.link(!near);

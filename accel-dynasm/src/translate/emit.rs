@@ -1,6 +1,6 @@
 //! The block as a whole, and instructions that need no other treatment than registers.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Mnemonic, OpKind, Register};
 
 use super::admit::Action;
@@ -21,6 +21,16 @@ pub(super) enum Held {
     Addend(u8),
 }
 
+/// The start of a block that jumps back to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    label: DynamicLabel,
+    /// Its address.
+    first: u64,
+    /// Which of R10 and R11 are the guest's there, and not in memory.
+    used: [bool; 2],
+}
+
 pub(super) struct Emitter<'a> {
     pub asm: &'a mut Assembler,
     pub plan: &'a Plan,
@@ -36,6 +46,7 @@ pub(super) struct Emitter<'a> {
     pub now: usize,
     /// Steps counted up to, exclusive.
     pub counted: usize,
+    turn: Option<Turn>,
 }
 
 impl<'a> Emitter<'a> {
@@ -63,6 +74,7 @@ impl<'a> Emitter<'a> {
             counting,
             now: 0,
             counted: 0,
+            turn: None,
         }
     }
 
@@ -73,6 +85,7 @@ impl<'a> Emitter<'a> {
             dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + back] ; mov [self.places.code_page], r10);
         }
         self.out.entry = at(self.asm.offset());
+        self.begin_loop();
         self.count_from(0);
         let plan = self.plan;
         for (n, step) in plan.steps.iter().enumerate() {
@@ -99,6 +112,52 @@ impl<'a> Emitter<'a> {
         self.set_rip(i64::from(self.source.offset));
         self.hand_over(self.places.stubs.lookup, crate::engine::RETIRED);
         self.cold();
+    }
+
+    /// A block that jumps back to its own start keeps R10 and R11 in the host's on the way: through memory, they would be
+    /// what each turn waits for.
+    fn begin_loop(&mut self) {
+        let first = self.source.page.wrapping_add(u64::from(self.source.offset));
+        let steps = &self.plan.steps;
+        let back =
+            |s: &Step| matches!(s.action, Action::Jump | Action::Jcc) && s.ins.near_branch64() == first;
+        // Where instructions are counted, blocks are told apart by their links.
+        if self.counting || !steps.iter().any(back) {
+            return;
+        }
+        let mut used = [false; 2];
+        for (n, used) in used.iter_mut().enumerate() {
+            let addresses = |r: Register| r.is_gpr() && r.full_register().number() == SCRATCH[n] as usize;
+            *used = steps.iter().any(|s| {
+                let address = addresses(s.ins.memory_base()) || addresses(s.ins.memory_index());
+                s.uses[n].read || s.uses[n].write || address
+            });
+        }
+        if used == [false; 2] {
+            return;
+        }
+        for n in (0..2).filter(|n| used[*n]) {
+            self.need(n);
+            self.held[n] = Held::Guest { dirty: true };
+        }
+        let label = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64 ; =>label);
+        self.turn = Some(Turn { label, first, used });
+    }
+
+    /// Where a jump to `target` goes that begins another turn of the block; R10 and R11 are as they have to be there.
+    pub(super) fn next_turn(&mut self, target: u64) -> Option<DynamicLabel> {
+        let turn = self.turn.filter(|turn| turn.first == target)?;
+        for n in (0..2).filter(|n| turn.used[*n]) {
+            self.need(n);
+        }
+        Some(turn.label)
+    }
+
+    /// Whether `step` only begins another turn.
+    pub(super) fn turns(&self, step: &Step) -> bool {
+        matches!(step.action, Action::Jump | Action::Jcc)
+            && self.turn.is_some_and(|turn| turn.first == step.ins.near_branch64())
     }
 
     /// Code works wherever its page is mapped, by [`x86_core::Cpu::code_page`].
@@ -481,10 +540,13 @@ impl<'a> Emitter<'a> {
                     }
                     self.hand_over(self.places.stubs.generic, site);
                 }
-                Cold::Poll { label, site, live } => {
+                Cold::Poll { label, site, live, dirty } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
                     if live {
                         self.restore_flags();
+                    }
+                    for (r, _) in SCRATCH.into_iter().zip(dirty).filter(|(_, dirty)| *dirty) {
+                        dynasm!(self.asm ; .arch x64 ; mov [self.places.gpr(r)], Rq(r));
                     }
                     self.hand_over(self.places.stubs.poll, site);
                 }

@@ -231,8 +231,8 @@ enum Cold {
     Unknown { label: DynamicLabel, site: u32 },
     /// An instruction that x86-core has to execute after all.
     Generic { label: DynamicLabel, site: u32, live: bool },
-    /// Requests have come.
-    Poll { label: DynamicLabel, site: u32, live: bool },
+    /// Requests have come. `dirty`: which of R10 and R11 memory does not have.
+    Poll { label: DynamicLabel, site: u32, live: bool, dirty: [bool; 2] },
 }
 
 impl Action {
