@@ -215,3 +215,58 @@ fn watch(mut command: Command, limit: Duration) -> Result<(Judge, Ending)> {
 fn ending(status: ExitStatus) -> Ending {
     status.code().map_or_else(|| Ending::Killed(status.to_string()), Ending::Exit)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, limit: Duration) -> (Judge, Ending) {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        watch(command, limit).unwrap()
+    }
+
+    #[test]
+    fn each_piece_is_a_function_of_the_script() {
+        for piece in PIECES {
+            assert!(SCRIPT.contains(&format!("\n{piece}() {{")), "{piece}");
+        }
+    }
+
+    #[test]
+    fn what_runs_is_judged_by_its_console_and_its_end() {
+        let console = "echo STRESS pass tree; echo STRESS done rounds 1 passed 1 failed 0";
+        let (judge, ending) = shell(console, MARGIN);
+        assert_eq!(judge.verdict(&ending), [""; 0]);
+        let (judge, ending) = shell(&format!("{console}; exit 34"), MARGIN);
+        assert_eq!(judge.verdict(&ending), ["gearshift ended with exit code 34"]);
+        let (judge, ending) = shell(&format!("{console}; kill -SEGV $$"), MARGIN);
+        assert!(judge.verdict(&ending)[0].contains("SIGSEGV"), "{ending:?}");
+        let (judge, ending) = shell(&format!("{console}; exec sleep 1000"), Duration::from_millis(500));
+        assert_eq!((judge.passed(), &ending), (1, &Ending::TimeLimit(0)));
+        assert_eq!(judge.verdict(&ending).len(), 1);
+    }
+
+    #[test]
+    fn blocks_are_compared_where_that_is_possible() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        for (line, expected) in [
+            ("x", Some("--verify=500")),
+            ("x --verify 7", Some("--verify=7")),
+            ("x --verify 0", None),
+            ("x --cpus 2", None),
+            ("x --accel interp", None),
+            // gearshift says why not.
+            ("x --cpus 2 --verify 7", Some("--verify=7")),
+        ] {
+            let line: Line = clap::Parser::try_parse_from(line.split(' ')).unwrap();
+            let options = options(&line.arguments);
+            let verify = options.iter().find(|option| option.starts_with("--verify"));
+            assert_eq!(verify.map(String::as_str), expected);
+        }
+    }
+}
