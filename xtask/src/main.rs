@@ -6,6 +6,7 @@ mod guest_files;
 mod kvm_lab;
 mod lint;
 mod oracle;
+mod stress;
 mod test;
 
 use anyhow::{Context as _, Result, bail};
@@ -38,6 +39,7 @@ enum Task {
     Lint,
     /// Run random instructions on this processor and in the software CPU, and compare
     Oracle(oracle::Arguments),
+    Stress(stress::Arguments),
     /// Run all tests, with all they need, and count them
     Test {
         /// Passed on to `cargo test`
@@ -80,6 +82,11 @@ fn main() -> Result<ExitCode> {
         }
         Task::Oracle(arguments) => {
             if !oracle::run(&arguments)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Stress(arguments) => {
+            if !stress::run(&arguments)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

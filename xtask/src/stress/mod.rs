@@ -1,0 +1,272 @@
+//! The longer test of the translator: Linux with much different work for as long as one wants.
+//!
+//! 1. The guest is Debian's kernel with both suites of [`guests::suite`] and busybox; [`SCRIPT`] is what it does: pieces
+//!    of work in an order of each round's own, each of which checks its results.
+//! 2. `gearshift run` runs it, by default with `--verify`, which compares translated blocks with the interpreter.
+//! 3. [`Judge`] reads the console: what the script counts, and what the kernel complains of. [`Judge::verdict`] is the
+//!    result together with gearshift's exit status.
+
+mod judge;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use guests::debian::{self, Flavour};
+use guests::initramfs::{Compression, Initramfs};
+use guests::suite::{self, Program, Suite};
+
+use crate::cargo;
+use judge::{Ending, Judge};
+
+/// Keep a Linux guest busy with work that checks itself, and compare translated code with the interpreter meanwhile
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// How long the guest works
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=10_080))]
+    minutes: u64,
+    /// Compare one block in N with the interpreter; 0 compares nothing. Only for jit with one vCPU [default: 500 there]
+    #[arg(long, value_name = "N")]
+    verify: Option<u64>,
+    /// Number of vCPUs
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// What executes the guest, as for `gearshift run`
+    #[arg(long, value_name = "NAME", default_value = "jit")]
+    accel: String,
+    /// Seed of the order of work; the time if not given
+    #[arg(long)]
+    seed: Option<u32>,
+    /// The gearshift to test [default: built for release]
+    #[arg(long, value_name = "FILE")]
+    gearshift: Option<PathBuf>,
+}
+
+/// What the guest does.
+const SCRIPT: &str = include_str!("script.sh");
+
+/// Pieces of work that are functions of [`SCRIPT`].
+const PIECES: [&str; 11] = [
+    "digests",
+    "tree",
+    "archive",
+    "bzip",
+    "sorting",
+    "text",
+    "tmpfs",
+    "pipes",
+    "processes",
+    "signals",
+    "together",
+];
+
+/// A suite's class repeats its unit for this long.
+const CLASS_MILLIS: u32 = 200;
+
+/// More than the guest needs beyond its working time, to boot and to end its last piece of work.
+const MARGIN: Duration = Duration::from_secs(600);
+
+/// How often the first blocks of all are compared again, if nothing is said.
+const VERIFY: u64 = 500;
+
+/// Runs the guest and tells what came of it. Whether all is well.
+#[expect(clippy::print_stdout, reason = "a command-line tool")]
+pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    let seed = arguments.seed.unwrap_or_else(|| {
+        let time = UNIX_EPOCH.elapsed().map_or(1, |time| time.as_secs());
+        u32::try_from(time % 1_000_000_007).unwrap_or(1)
+    });
+    let gearshift = match &arguments.gearshift {
+        Some(file) => file.clone(),
+        None => build_gearshift()?,
+    };
+    let guest = debian::fetch(Flavour::Cloud, &mut |line| say(line))?;
+    let busybox = fs::read(&guest.busybox).with_context(|| guest.busybox.display().to_string())?;
+    let initrd = suite::source().join("target/stress.initrd");
+    fs::write(&initrd, initramfs(&busybox, 60 * arguments.minutes, seed)?)
+        .with_context(|| format!("cannot write {}", initrd.display()))?;
+
+    let mut command = Command::new(&gearshift);
+    command.args(options(arguments)).arg("--kernel").arg(&guest.kernel).arg("--initrd").arg(&initrd);
+    say(&format!("seed {seed}: {command:?}"));
+    let start = Instant::now();
+    let limit = Duration::from_secs(60 * arguments.minutes) + MARGIN;
+    let (judge, ending) = watch(command, limit)?;
+    let complaints = judge.verdict(&ending);
+    for (piece, count) in judge.counts() {
+        println!("{count:6} {piece}");
+    }
+    for complaint in &complaints {
+        println!("FAILED: {complaint}");
+    }
+    println!(
+        "stress: {} pieces of work passed {} times, {} complaint(s); {} s, seed {seed}",
+        judge.counts().filter(|(_, count)| *count > 0).count(),
+        judge.passed(),
+        complaints.len(),
+        start.elapsed().as_secs()
+    );
+    Ok(complaints.is_empty())
+}
+
+fn build_gearshift() -> Result<PathBuf> {
+    let found = cargo::executables(&["build", "--release", "--package", "gearshift"])?;
+    let gearshift = found.into_iter().find(|executable| executable.name == "gearshift");
+    Ok(gearshift.context("cargo built no gearshift")?.path)
+}
+
+/// The initial RAM disk, whose script works for `seconds`.
+fn initramfs(busybox: &[u8], seconds: u64, seed: u32) -> Result<Vec<u8>> {
+    let mut progress = |line: &str| say(line);
+    let mut initramfs = Initramfs::new(busybox);
+    let mut programs = Vec::new();
+    for suite in Suite::ALL {
+        let program = suite::build(suite, suite::source(), &mut progress)?;
+        initramfs = program.add_to(initramfs)?;
+        programs.push(program);
+    }
+    let script = script(&programs, seconds, seed)?;
+    Ok(initramfs.script(&script).build(Compression::None))
+}
+
+#[expect(clippy::print_stderr, reason = "progress of a command-line tool")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+/// [`SCRIPT`] behind the words that it needs.
+fn script(programs: &[Program], seconds: u64, seed: u32) -> Result<String> {
+    let mut head = format!(
+        "SECONDS_TO_RUN={seconds}\nSEED={seed}\nMILLIS={CLASS_MILLIS}\nPIECES='{}'\n",
+        PIECES.join(" ")
+    );
+    for program in programs {
+        let classes: Vec<_> = program.classes()?.into_iter().map(|class| class.name).collect();
+        let (command, names) = match program.suite {
+            Suite::User => ("USER", "USER_CLASSES"),
+            Suite::Libraries => ("LIBRARIES", "LIBRARY_CLASSES"),
+        };
+        head += &format!("{command}='{}'\n{names}='{}'\n", program.guest_command(), classes.join(" "));
+    }
+    Ok(head + SCRIPT)
+}
+
+/// What follows `gearshift`, but for the files.
+fn options(arguments: &Arguments) -> Vec<String> {
+    let checkable = arguments.accel == "jit" && arguments.cpus == 1;
+    let verify = arguments.verify.unwrap_or(if checkable { VERIFY } else { 0 });
+    let mut options = vec!["run".to_owned(), "--stats".to_owned()];
+    options.extend(["--accel".to_owned(), arguments.accel.clone()]);
+    options.extend(["--cpus".to_owned(), arguments.cpus.to_string(), "--mem".to_owned(), "512M".to_owned()]);
+    if verify > 0 {
+        options.push(format!("--verify={verify}"));
+    }
+    // Not "quiet": warnings are what is looked for.
+    options.extend(["--cmdline".to_owned(), "console=ttyS0 panic=-1 oops=panic".to_owned()]);
+    options
+}
+
+/// Runs `command` for `limit` at most; its output, a console, is passed on and judged.
+fn watch(mut command: Command, limit: Duration) -> Result<(Judge, Ending)> {
+    let start = Instant::now();
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    let console = child.stdout.take().context("its output is no pipe")?;
+    let (lines, received) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n') {
+            let Ok(line) = line else { break };
+            if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut judge = Judge::default();
+    let in_time = loop {
+        match received.recv_timeout(limit.saturating_sub(start.elapsed())) {
+            Ok(line) => {
+                say(line.trim_end());
+                judge.line(&line);
+            }
+            Err(RecvTimeoutError::Timeout) => break false,
+            Err(RecvTimeoutError::Disconnected) => break true,
+        }
+    };
+    if !in_time {
+        child.kill().context("cannot end gearshift")?;
+    }
+    let status = child.wait()?;
+    // The pipe is closed: it ends. If it panicked, lines are missing, which the judge notices.
+    let _ = reader.join();
+    let ending = if in_time { ending(status) } else { Ending::TimeLimit(limit.as_secs()) };
+    Ok((judge, ending))
+}
+
+fn ending(status: ExitStatus) -> Ending {
+    status.code().map_or_else(|| Ending::Killed(status.to_string()), Ending::Exit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, limit: Duration) -> (Judge, Ending) {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        watch(command, limit).unwrap()
+    }
+
+    #[test]
+    fn each_piece_is_a_function_of_the_script() {
+        for piece in PIECES {
+            assert!(SCRIPT.contains(&format!("\n{piece}() {{")), "{piece}");
+        }
+    }
+
+    #[test]
+    fn what_runs_is_judged_by_its_console_and_its_end() {
+        let console = "echo STRESS pass tree; echo STRESS done rounds 1 passed 1 failed 0";
+        let (judge, ending) = shell(console, MARGIN);
+        assert_eq!(judge.verdict(&ending), [""; 0]);
+        let (judge, ending) = shell(&format!("{console}; exit 34"), MARGIN);
+        assert_eq!(judge.verdict(&ending), ["gearshift ended with exit code 34"]);
+        let (judge, ending) = shell(&format!("{console}; kill -SEGV $$"), MARGIN);
+        assert!(judge.verdict(&ending)[0].contains("SIGSEGV"), "{ending:?}");
+        let (judge, ending) = shell(&format!("{console}; exec sleep 1000"), Duration::from_millis(500));
+        assert_eq!((judge.passed(), &ending), (1, &Ending::TimeLimit(0)));
+        assert_eq!(judge.verdict(&ending).len(), 1);
+    }
+
+    #[test]
+    fn blocks_are_compared_where_that_is_possible() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        for (line, expected) in [
+            ("x", Some("--verify=500")),
+            ("x --verify 7", Some("--verify=7")),
+            ("x --verify 0", None),
+            ("x --cpus 2", None),
+            ("x --accel interp", None),
+            // gearshift says why not.
+            ("x --cpus 2 --verify 7", Some("--verify=7")),
+        ] {
+            let line: Line = clap::Parser::try_parse_from(line.split(' ')).unwrap();
+            let options = options(&line.arguments);
+            let verify = options.iter().find(|option| option.starts_with("--verify"));
+            assert_eq!(verify.map(String::as_str), expected);
+        }
+    }
+}
