@@ -18,6 +18,7 @@ use crate::jumps::Jumps;
 use crate::lockstep::{self, Lockstep};
 use crate::mode::Mode;
 use crate::places::Places;
+use crate::recent::{RECENT, Recent, recent_index};
 use crate::restless::Restless;
 use crate::stats::{Calls, Stats};
 use crate::stubs::{self, Enter};
@@ -86,22 +87,6 @@ pub struct Engine {
     pub(crate) failure: Option<AccelError>,
     guest_features: accel_api::CpuFeatures,
     _registered: signals::Registration,
-}
-
-/// Entries of [`Engine::recent`].
-const RECENT: usize = 1024;
-
-/// A block by linear address and circumstances.
-#[derive(Clone, Copy)]
-struct Recent {
-    address: u64,
-    mode: Mode,
-    stamp: u64,
-    block: u32,
-}
-
-fn recent_index(address: u64) -> usize {
-    (address ^ address >> 10) as usize % RECENT
 }
 
 /// What there is to run.

@@ -25,6 +25,7 @@ mod lockstep;
 mod mode;
 mod perf;
 mod places;
+mod recent;
 mod report;
 mod restless;
 mod show;
