@@ -233,6 +233,24 @@ mod tests {
         }
     }
 
+    /// Failures are what the judge does not know; so it has to know all else that the script tells it.
+    #[test]
+    fn the_judge_knows_what_the_script_says() {
+        for (at, _) in SCRIPT.match_indices("echo \"STRESS ") {
+            let line = SCRIPT[at + 6..].split('"').next().unwrap();
+            let line = line.replace("$failed", "0").replace("$passed", "1").replace("$round", "1");
+            let mut judge = Judge::default();
+            if !line.contains(" pass ") {
+                judge.line("STRESS pass x");
+            }
+            judge.line(&line);
+            if !line.contains(" done ") {
+                judge.line("STRESS done rounds 1 passed 1 failed 0");
+            }
+            assert_eq!(judge.verdict(&Ending::Exit(0)).is_empty(), !line.contains(" fail "), "{line}");
+        }
+    }
+
     #[test]
     fn what_runs_is_judged_by_its_console_and_its_end() {
         let console = "echo STRESS pass tree; echo STRESS done rounds 1 passed 1 failed 0";
