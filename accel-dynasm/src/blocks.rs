@@ -1,10 +1,10 @@
 //! What is known of translated blocks: by their place in RAM, and by where their code lies.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::Hasher as _;
 
 use iced_x86::Instruction;
 use x86_core::exec::ExecFn;
+use x86_core::{Cpu, KeyHasher, Keyed};
 
 use crate::mode::Mode;
 use crate::translate::Site;
@@ -42,30 +42,6 @@ impl Key {
     }
 }
 
-/// Hashes by multiplications.
-#[derive(Default)]
-pub(crate) struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-    fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 32;
-    }
-    fn write_usize(&mut self, value: usize) {
-        self.write_u64(value as u64);
-    }
-}
-
-pub(crate) type Hashed<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
-
 /// One translation.
 #[derive(Debug)]
 pub(crate) struct Block {
@@ -95,6 +71,13 @@ pub(crate) struct Block {
     pub listing: Option<Box<Listing>>,
 }
 
+impl Block {
+    /// Linear address of its page where `cpu`, which is in it, has it.
+    pub(crate) fn page_now(&self, cpu: &Cpu) -> u64 {
+        if self.mode.user() { cpu.code_page } else { self.page }
+    }
+}
+
 /// Guest code of a block, and where in its host code the instructions begin: distances from the start, page offsets.
 #[derive(Debug)]
 pub(crate) struct Listing {
@@ -115,8 +98,8 @@ pub(crate) struct Generic {
 #[derive(Default)]
 pub(crate) struct Blocks {
     list: Vec<Block>,
-    by_key: Hashed<Key, u32>,
-    by_page: Hashed<usize, Vec<u32>>,
+    by_key: Keyed<Key, u32>,
+    by_page: Keyed<usize, Vec<u32>>,
     /// With the block each belongs to.
     pub sites: Vec<(u32, Site)>,
     pub generics: Vec<Generic>,

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)] // called with raw pointers by generated code
 
 use x86_core::alu::flag;
-use x86_core::{AccessKind, Cpu, Ea, Exec, Fault, exec};
+use x86_core::{AccessKind, Cpu, Ea, Exec, Fault};
 
 use crate::blocks::Block;
 use crate::engine::{Engine, Found, INDIRECT, NOTHING, RETIRED};
@@ -54,14 +54,18 @@ fn bad_target(cpu: &mut Cpu, engine: &mut Engine, number: u32, site: &Site, move
     let rsp = &mut cpu.gpr[accel_api::gpr::RSP];
     *rsp = rsp.wrapping_add_signed(i64::from(moved));
     engine.count(-1 - i64::from(site.rest));
-    engine.fault = Some(Fault::GP0);
+    raise(engine, Fault::GP0)
+}
+
+/// Leaves translated code for `fault` to be delivered at RIP.
+fn raise(engine: &mut Engine, fault: Fault) -> *const u8 {
+    engine.fault = Some(fault);
     LEAVE
 }
 
 /// Linear address of the instruction of `site`.
 fn address(block: &Block, site: &Site, cpu: &Cpu) -> u64 {
-    let page = if block.mode.user() { cpu.code_page } else { block.page };
-    page + u64::from(site.offset)
+    block.page_now(cpu) + u64::from(site.offset)
 }
 
 /// Where to go on at RIP.
@@ -93,17 +97,13 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
             }
             Ok(Found::Single) => {
                 if let Err(fault) = engine.single(cpu) {
-                    engine.fault = Some(fault);
-                    return LEAVE;
+                    return raise(engine, fault);
                 }
                 // What was to be linked is not this.
                 argument = NOTHING;
             }
             Ok(Found::Again | Found::Interpret | Found::Restless | Found::Excluded(_)) => return LEAVE,
-            Err(fault) => {
-                engine.fault = Some(fault);
-                return LEAVE;
-            }
+            Err(fault) => return raise(engine, fault),
         }
     }
 }
@@ -159,13 +159,8 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
     }
     engine.stats.slow_accesses += 1;
     engine.compare_before(cpu, &site, false);
-    let mut next = 0;
-    let done = cpu.decode_at(cpu.rip).and_then(|ins| {
-        next = ins.next_ip();
-        cpu.next_rip = next;
-        exec::lookup(ins.code())(cpu, &ins)
-    });
-    executed(cpu, engine, number, &site, next, done)
+    let done = cpu.execute_one().map(|ins| ins.next_ip());
+    executed(cpu, engine, number, &site, done)
 }
 
 /// Executes an instruction by its function.
@@ -180,34 +175,26 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
     let block = engine.blocks.get(number);
     let generic = &engine.blocks.generics[generic as usize];
     engine.calls.count(&generic.instruction);
-    let moved = generic.relative && block.page != cpu.code_page && block.mode.user();
-    let next = cpu.rip.wrapping_add(generic.instruction.len() as u64);
+    let moved = generic.relative && block.page != block.page_now(cpu);
     let done = if moved {
-        cpu.decode_at(cpu.rip).and_then(|ins| {
-            cpu.next_rip = ins.next_ip();
-            (generic.function)(cpu, &ins)
-        })
+        cpu.execute_one().map(|ins| ins.next_ip())
     } else {
+        let next = cpu.rip.wrapping_add(generic.instruction.len() as u64);
         cpu.next_rip = next;
-        (generic.function)(cpu, &generic.instruction)
+        (generic.function)(cpu, &generic.instruction).map(|()| next)
     };
-    executed(cpu, engine, number, &site, next, done)
+    executed(cpu, engine, number, &site, done)
 }
 
-/// Goes on behind an instruction that x86-core has executed; `next` is what follows it.
-fn executed(
-    cpu: &mut Cpu,
-    engine: &mut Engine,
-    number: u32,
-    site: &Site,
-    next: u64,
-    done: Exec,
-) -> *const u8 {
-    if let Err(fault) = done {
-        engine.count(-1 - i64::from(site.rest));
-        engine.fault = Some(fault);
-        return LEAVE;
-    }
+/// Goes on behind an instruction that x86-core has executed; `done` has the address of what follows it.
+fn executed(cpu: &mut Cpu, engine: &mut Engine, number: u32, site: &Site, done: Exec<u64>) -> *const u8 {
+    let next = match done {
+        Ok(next) => next,
+        Err(fault) => {
+            engine.count(-1 - i64::from(site.rest));
+            return raise(engine, fault);
+        }
+    };
     cpu.rip = cpu.next_rip;
     if engine.timer_moved(cpu) || engine.note_waiting(cpu) {
         cpu.leave = true;
@@ -250,16 +237,14 @@ unsafe extern "sysv64" fn fault(cpu: *mut Cpu, engine: *mut Engine, _: u32) -> *
         let block = engine.blocks.at_code(at)?;
         let distance = at as u32 - block.code;
         let &(_, guest, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
-        let page = if block.mode.user() { cpu.code_page } else { block.page };
-        Some((page + u64::from(guest), rest))
+        Some((block.page_now(cpu) + u64::from(guest), rest))
     });
     // The signal handler has made sure of it.
     let Some((rip, rest)) = offset else { std::process::abort() };
     cpu.rip = rip;
     engine.count(-1 - i64::from(rest));
     if let Err(fault) = engine.single(cpu) {
-        engine.fault = Some(fault);
-        return LEAVE;
+        return raise(engine, fault);
     }
     go_on(cpu, engine, NOTHING)
 }

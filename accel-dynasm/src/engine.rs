@@ -182,7 +182,7 @@ impl Engine {
         self.global_fetch_generation = cpu.tlb.global_fetch_generation;
         self.user_vectors = false;
         self.stamp += 1;
-        self.jumps.clear(self.home, |class| kernel || class % 3 == x86_core::TlbMode::User as usize);
+        self.jumps.clear(self.home, |class| kernel || Mode::is_user_class(class));
         if kernel {
             self.fleeting = false;
             for link in std::mem::take(&mut self.far) {
@@ -326,7 +326,7 @@ impl Engine {
         let Some(&(from, record)) = self.links.get(link as usize) else { return };
         let (from, to) = (self.blocks.get(from), self.blocks.get(number));
         // Circumstances may have changed on the way.
-        if from.mode.bits() & !crate::mode::SEPARATE != to.mode.bits() {
+        if from.mode.together() != to.mode {
             return;
         }
         self.stats.links += 1;

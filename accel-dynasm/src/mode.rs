@@ -12,7 +12,7 @@ const SSE_READY: u16 = 1 << 3;
 const AVX_READY: u16 = 1 << 4;
 const UNMASKED: u16 = 1 << 5;
 const TSC_DISABLED: u16 = 1 << 7;
-pub(crate) const SEPARATE: u16 = 1 << 6;
+const SEPARATE: u16 = 1 << 6;
 
 impl Mode {
     /// As `cpu` is, with the guest's vector registers in the host's or not.
@@ -36,6 +36,11 @@ impl Mode {
     /// Each memory access is checked on its own.
     pub(crate) fn separate(self) -> Self {
         Self(self.0 | SEPARATE)
+    }
+
+    /// The opposite.
+    pub(crate) fn together(self) -> Self {
+        Self(self.0 & !SEPARATE)
     }
 
     pub(crate) fn is_separate(self) -> bool {
@@ -78,6 +83,11 @@ impl Mode {
     /// Its jump table.
     pub(crate) fn class(self) -> usize {
         self.tlb() + 3 * usize::from(self.vectors())
+    }
+
+    /// Whether a jump table is one of user code.
+    pub(crate) fn is_user_class(class: usize) -> bool {
+        class % 3 == TlbMode::User as usize
     }
 
     /// What code of the same class can differ in.

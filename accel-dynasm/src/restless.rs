@@ -3,7 +3,9 @@
 //! A page whose code was overwritten a few times is suspect. Blocks on it are interpreted until they have been met often
 //! enough without having been overwritten; so a program that generates code pays for translations only of what runs often.
 
-use crate::blocks::{Hashed, Key};
+use x86_core::Keyed;
+
+use crate::blocks::Key;
 
 /// Invalidations that make a page suspect.
 const SUSPECT: u32 = 8;
@@ -13,8 +15,8 @@ const PATIENCE: u32 = 16;
 /// What is known of pages and blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Restless {
-    pages: Hashed<usize, u32>,
-    blocks: Hashed<Key, u32>,
+    pages: Keyed<usize, u32>,
+    blocks: Keyed<Key, u32>,
 }
 
 impl Restless {

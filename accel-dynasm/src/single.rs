@@ -1,6 +1,6 @@
 //! Instructions one by one, where no translation is to be had or wanted.
 
-use x86_core::{Cpu, Exec, MAX_INSTRUCTION, exec};
+use x86_core::{Cpu, Exec, MAX_INSTRUCTION};
 
 use crate::engine::Engine;
 
@@ -11,9 +11,7 @@ impl Engine {
     /// Its fault; RIP stays.
     pub(crate) fn single(&mut self, cpu: &mut Cpu) -> Exec {
         self.stats.single_steps += 1;
-        let ins = cpu.decode_at(cpu.rip)?;
-        cpu.next_rip = ins.next_ip();
-        exec::lookup(ins.code())(cpu, &ins)?;
+        cpu.execute_one()?;
         cpu.rip = cpu.next_rip;
         self.count(1);
         Ok(())

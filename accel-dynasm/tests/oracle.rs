@@ -4,23 +4,15 @@ use testkit::oracle::case::CodeSize;
 use testkit::oracle::soft::backend;
 use testkit::oracle::{Config, run};
 
-/// A number from the environment.
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 /// Random cases of 64-bit code, the same every time. `ORACLE_SEED` and `ORACLE_CASES` choose others, `ORACLE_FILTER`
 /// instructions by name.
 #[test]
 #[expect(clippy::print_stderr, reason = "the seed must be seen to be of use")]
 fn instructions_do_what_the_processor_does() {
     let config = Config {
-        seed: setting("ORACLE_SEED").unwrap_or(1),
-        cases: setting("ORACLE_CASES").unwrap_or(100_000),
-        filter: std::env::var("ORACLE_FILTER").ok(),
         size: Some(CodeSize::Bits64),
         backend: Some(backend::<accel_dynasm::Engine>),
-        ..Config::default()
+        ..Config::from_environment(100_000)
     };
     let report = match run(&config) {
         Err(reason) => return testkit::skip("the instruction oracle on the translator", &reason.to_string()),

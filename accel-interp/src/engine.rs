@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::soft::Executor;
-use x86_core::{Cpu, Exec, Fault, StaleCode, exec, lines};
+use x86_core::{Cpu, Exec, Fault, StaleCode, lines};
 use x86_core::{Mode, seg};
 
 use crate::lower::{self, Lowered};
@@ -104,9 +104,7 @@ impl Engine {
     /// Its fault; RIP stays.
     pub(crate) fn step(&mut self, cpu: &mut Cpu) -> Exec {
         self.stats.single_steps += 1;
-        let ins = cpu.decode_at(cpu.rip)?;
-        cpu.next_rip = ins.next_ip();
-        exec::lookup(ins.code())(cpu, &ins)?;
+        cpu.execute_one()?;
         cpu.rip = cpu.next_rip;
         Ok(())
     }

@@ -3,8 +3,7 @@
 //! Ops lie in chunks that never move, so blocks may point at each other. A block is dropped by overwriting its first op,
 //! which every way into it goes through; its memory comes back when the store is emptied as a whole.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use x86_core::Keyed;
 
 use crate::op::{Generic, Op};
 
@@ -22,30 +21,6 @@ impl Key {
     }
 }
 
-/// Hashes the one word of a [`Key`] by a multiplication.
-#[derive(Default)]
-pub(crate) struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-    fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 32;
-    }
-    fn write_usize(&mut self, value: usize) {
-        self.write_u64(value as u64);
-    }
-}
-
-type Hashed<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
-
 const CHUNK_OPS: usize = 16 * 1024;
 const CHUNK_GENERICS: usize = 4 * 1024;
 /// Ops kept before everything is dropped and decoded anew: 10 MiB, and as a rule half as much again for generics.
@@ -56,8 +31,8 @@ const MAX_OPS: usize = 320 * 1024;
 pub(crate) struct Store {
     ops: Vec<Vec<Op>>,
     generics: Vec<Vec<Generic>>,
-    blocks: Hashed<Key, *mut Op>,
-    pages: Hashed<usize, Vec<Key>>,
+    blocks: Keyed<Key, *mut Op>,
+    pages: Keyed<usize, Vec<Key>>,
     used: usize,
 }
 

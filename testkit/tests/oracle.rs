@@ -3,22 +3,12 @@
 use testkit::oracle::case::CodeSize;
 use testkit::oracle::{Config, run, select};
 
-/// A number from the environment.
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 /// A million random cases, the same every time. `ORACLE_SEED` and `ORACLE_CASES` choose others, `ORACLE_FILTER`
 /// instructions by name.
 #[test]
 #[expect(clippy::print_stderr, reason = "the seed must be seen to be of use")]
 fn instructions_do_what_the_processor_does() {
-    let config = Config {
-        seed: setting("ORACLE_SEED").unwrap_or(1),
-        cases: setting("ORACLE_CASES").unwrap_or(1_000_000),
-        filter: std::env::var("ORACLE_FILTER").ok(),
-        ..Config::default()
-    };
+    let config = Config::from_environment(1_000_000);
     let report = match run(&config) {
         Err(reason) => return eprintln!("SKIPPED: the instruction oracle cannot run here: {reason}"),
         Ok(report) => report,

@@ -11,7 +11,7 @@ use iced_x86::{Code, FlowControl, Instruction};
 
 use crate::alu::flag;
 use crate::mode::bits::CR4_DE;
-use crate::{Cpu, Exec, Fault, Shutdown, exec};
+use crate::{Cpu, Exec, Fault, Shutdown};
 
 /// Bits of DR6 (Intel SDM vol. 3, 18.2.3).
 #[allow(missing_docs)] // the manual's names
@@ -133,13 +133,10 @@ impl Cpu {
         }
         let stepping = self.has(flag::TF);
         let before = self.pending_debug;
-        let ins = self.decode_at(self.rip)?;
-        self.next_rip = ins.next_ip();
-        if let Err(fault) = exec::lookup(ins.code())(self, &ins) {
+        let ins = self.execute_one().inspect_err(|_| {
             // An instruction that has not completed traps for nothing it touched.
             self.pending_debug = before | self.pending_debug & dr6::BT;
-            return Err(fault);
-        }
+        })?;
         self.rip = self.next_rip;
         self.instructions += 1;
         // Of several MOV SS in a row only the first holds traps back (6.8.3), so that none waits for ever.

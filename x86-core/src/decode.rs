@@ -117,6 +117,18 @@ impl Cpu {
         Ok(ins)
     }
 
+    /// Decodes and executes the instruction at RIP, which stays; [`Cpu::next_rip`] is then where to go on. Breakpoints and
+    /// single steps are [`Cpu::step`]'s.
+    ///
+    /// # Errors
+    /// The fault of the fetch, the decoding or the instruction.
+    pub fn execute_one(&mut self) -> Exec<Instruction> {
+        let ins = self.decode_at(self.rip)?;
+        self.next_rip = ins.next_ip();
+        crate::exec::lookup(ins.code())(self, &ins)?;
+        Ok(ins)
+    }
+
     /// Bytes from `rip` to the end of the code segment, at most the longest instruction.
     fn code_room(&self, rip: u64) -> Exec<usize> {
         if self.mode == Mode::Long {

@@ -11,7 +11,7 @@ use crate::cpu::seg;
 use crate::lapic::{ApicBus, ApicHost, Lapic, LapicConfig};
 use crate::mode::{Mode, bits};
 use crate::shared::VmShared;
-use crate::{Cpu, Exec, exec};
+use crate::{Cpu, Exec};
 
 /// RAM of [`cpu`], in bytes.
 pub const RAM_SIZE: u64 = 1 << 20;
@@ -139,9 +139,7 @@ pub fn peek(cpu: &mut Cpu, address: u64, len: usize) -> Vec<u8> {
 /// # Errors
 /// The fault it raises; RIP stays.
 pub fn step(cpu: &mut Cpu) -> Exec {
-    let ins = cpu.decode_at(cpu.rip)?;
-    cpu.next_rip = ins.next_ip();
-    exec::lookup(ins.code())(cpu, &ins)?;
+    cpu.execute_one()?;
     cpu.rip = cpu.next_rip;
     Ok(())
 }

@@ -163,7 +163,7 @@ impl Plan {
             follow(&mut values, last, self.steps.len() as u32, info);
         }
         step.uses = operands(&ins, info);
-        describe(&mut step, page);
+        describe(&mut step, page, info);
         if needs_both_scratch(&step) || !reaches(&step, page, admission.mode.user()) {
             action = if action.is_branch() { Action::GenericEnd } else { Action::Generic };
             (step.action, step.operand, step.stack, step.vector) = (action, None, None, false);
@@ -367,7 +367,7 @@ fn full(register: Register) -> u8 {
 }
 
 /// Fills in the accesses.
-fn describe(step: &mut Step, page: u64) {
+fn describe(step: &mut Step, page: u64, info: &mut InstructionInfoFactory) {
     let ins = &step.ins;
     let stack = |disp: i32, write: bool| Access {
         base: Base::Register(RSP),
@@ -398,7 +398,7 @@ fn describe(step: &mut Step, page: u64) {
         }
         Action::Pop | Action::Return => step.stack = Some(stack(0, false)),
         Action::Leave => step.stack = Some(Access { base: Base::Register(RBP), ..stack(0, false) }),
-        Action::Memory => step.operand = Some(operand(ins, page, writes_memory(ins))),
+        Action::Memory => step.operand = Some(operand(ins, page, writes_memory(ins, info))),
         _ => {}
     }
 }
@@ -422,8 +422,7 @@ fn operand(ins: &Instruction, page: u64, write: bool) -> Access {
 }
 
 /// Whether the memory operand is written, too. An access too many as a write is only slower, one too few is wrong.
-fn writes_memory(ins: &Instruction) -> bool {
-    let mut info = InstructionInfoFactory::new();
+fn writes_memory(ins: &Instruction, info: &mut InstructionInfoFactory) -> bool {
     let info = info.info(ins);
     (0..ins.op_count()).any(|n| {
         ins.op_kind(n) == OpKind::Memory

@@ -59,6 +59,20 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// `cases` cases under the first seed, unless `ORACLE_SEED` and `ORACLE_CASES` choose others; `ORACLE_FILTER` chooses
+    /// instructions by name.
+    pub fn from_environment(cases: u64) -> Self {
+        let setting = |name: &str| std::env::var(name).ok()?.parse().ok();
+        Self {
+            seed: setting("ORACLE_SEED").unwrap_or(1),
+            cases: setting("ORACLE_CASES").unwrap_or(cases),
+            filter: std::env::var("ORACLE_FILTER").ok(),
+            ..Self::default()
+        }
+    }
+}
+
 /// A case on which the two do not agree.
 #[derive(Clone, Debug)]
 pub struct Finding {
