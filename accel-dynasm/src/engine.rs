@@ -254,11 +254,8 @@ impl Engine {
             relative: instruction.is_ip_rel_memory_operand()
                 || instruction.flow_control() != iced_x86::FlowControl::Next,
         }));
-        for link in &out.links {
-            self.links.push((number, *link));
-            // Assembled as a jump to a label, which is where it is to ask; said again for the record.
-            self.cache.link((at + link.field) as usize, (at + link.ask) as usize);
-        }
+        // As assembled, they lead to where they ask.
+        self.links.extend(out.links.iter().map(|link| (number, *link)));
         let block = Block {
             key,
             mode,

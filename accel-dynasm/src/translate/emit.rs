@@ -519,7 +519,6 @@ impl<'a> Emitter<'a> {
                 }
                 Cold::Ask { label, link, delta } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
-                    // Not where the label is first used, so that the field and what it leads to can be told apart.
                     self.out.links[link].ask = at(self.asm.offset());
                     self.set_rip(delta);
                     self.hand_over(self.places.stubs.lookup, self.bases.link + link as u32);
