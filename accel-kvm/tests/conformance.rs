@@ -21,6 +21,7 @@ const EMULATED: &[(&str, &str)] = &[
         "puts the vector times 8, not 16, into the error code of a missing 64-bit gate",
     ),
     ("exceptions::undefined", "executes LOCK MOV"),
+    ("halt::sti_hlt", "delivers virtual interrupts in the shadow of STI, if the guest was left there"),
     (
         "interrupts::sti_shadow",
         "delivers virtual interrupts in the shadow of STI, if the guest was left there",
