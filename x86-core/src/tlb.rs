@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::mem::offset_of;
 
 /// Entries in each table; a power of two.
-pub const TLB_ENTRIES: usize = 1024;
+pub const TLB_ENTRIES: usize = 4096;
 /// Entries in the fetch table; a power of two.
 const FETCH_ENTRIES: usize = 256;
 
