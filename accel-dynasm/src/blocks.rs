@@ -43,10 +43,15 @@ impl Key {
     }
 }
 
+/// Lines of its second page that an instruction can reach into.
+pub(crate) const SECOND_LINES: u64 = 1;
+
 /// One translation.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub key: Key,
+    /// RAM page that its only instruction crosses into.
+    pub second: Option<usize>,
     pub mode: Mode,
     /// Linear address of its page when it was translated: of user code, one of them.
     pub page: u64,
@@ -80,6 +85,12 @@ impl Block {
     /// Linear address of its page where `cpu`, which is in it, has it.
     pub(crate) fn page_now(&self, cpu: &Cpu) -> u64 {
         if self.mode.user() { cpu.code_page } else { self.page }
+    }
+
+    /// Lines of RAM page `page` that it depends on.
+    pub(crate) fn lines_in(&self, page: usize) -> u64 {
+        let first = if page == self.key.ram_page() { self.lines } else { 0 };
+        first | if self.second == Some(page) { SECOND_LINES } else { 0 }
     }
 
     /// The flags that are right where it leads to `offset` in its page.
@@ -137,8 +148,10 @@ impl Blocks {
     pub(crate) fn insert(&mut self, block: Block) {
         let number = self.next_number();
         let key = block.key;
+        for page in [Some(key.ram_page()), block.second].into_iter().flatten() {
+            self.by_page.entry(page).or_default().push(number);
+        }
         self.list.push(block);
-        self.by_page.entry(key.ram_page()).or_default().push(number);
         self.by_key.insert(key, number);
     }
 

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
-use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, StaleCode, exec};
+use x86_core::{CodePage, Cpu, Exec, Fault, MAX_INSTRUCTION, Mode as CpuMode, StaleCode, exec};
 
-use crate::blocks::{Block, Blocks, Generic, Key, Listing};
+use crate::blocks::{Block, Blocks, Generic, Key, Listing, SECOND_LINES};
 use crate::cache::CodeCache;
 use crate::config::Config;
 use crate::home::{self, Home};
@@ -33,6 +33,7 @@ pub(crate) const INDIRECT: u32 = 1 << 31;
 /// Likewise: from a block that was dropped, to which a jump table led.
 pub(crate) const RETIRED: u32 = u32::MAX - 1;
 
+const PAGE: usize = PAGE_SIZE as usize;
 /// Failed checks of a group after which a block is translated without groups.
 const MAX_GROUP_MISSES: u32 = 32;
 /// More than one block can take.
@@ -92,7 +93,7 @@ pub struct Engine {
 /// What there is to run.
 pub(crate) enum Found {
     Code(u32),
-    /// An instruction that no block can hold.
+    /// No instruction, or one whose second page has none.
     Single,
     /// Translations have changed meanwhile.
     Again,
@@ -132,22 +133,35 @@ impl Engine {
                 mode = mode.separate();
             }
             let key = Key::new(page.index, rip, mode);
-            let number = match self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped) {
+            let known = self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped);
+            let number = match known.filter(|number| self.is_whole(cpu, *number)) {
                 Some(number) => number,
                 None if self.watch(cpu, page.index) => {
                     self.separate = separate;
                     return Ok(Found::Again);
                 }
                 None if self.restless.is(key) => return Ok(Found::Restless),
-                None => match self.translate(cpu, key, mode, page.host)? {
-                    (Outcome::Done, number) => number,
-                    (Outcome::NoInstruction, _) => return Ok(Found::Single),
-                    (Outcome::WantsVectors, _) => {
-                        self.vectors = true;
-                        self.user_vectors |= mode.user();
-                        continue;
+                None => {
+                    let mut outcome = self.translate(cpu, key, mode, page.host, None);
+                    if outcome.0 == Outcome::Crosses {
+                        let Some(second) = self.second_page(cpu) else { return Ok(Found::Single) };
+                        if self.watch(cpu, second.index) {
+                            self.separate = separate;
+                            return Ok(Found::Again);
+                        }
+                        self.fleeting |= !mode.user() && !second.global;
+                        outcome = self.translate(cpu, key, mode, page.host, Some(second));
                     }
-                },
+                    match outcome {
+                        (Outcome::Done, number) => number,
+                        (Outcome::NoInstruction | Outcome::Crosses, _) => return Ok(Found::Single),
+                        (Outcome::WantsVectors, _) => {
+                            self.vectors = true;
+                            self.user_vectors |= mode.user();
+                            continue;
+                        }
+                    }
+                }
             };
             if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
                 return Ok(Found::Excluded(self.blocks.get(number).instructions));
@@ -191,8 +205,16 @@ impl Engine {
         }
     }
 
+    /// Translates the block with `key`, whose page is at `host`; with a `second` page, the instruction that crosses into it.
     #[cold]
-    fn translate(&mut self, cpu: &mut Cpu, key: Key, mode: Mode, host: *const u8) -> Exec<(Outcome, u32)> {
+    fn translate(
+        &mut self,
+        cpu: &mut Cpu,
+        key: Key,
+        mode: Mode,
+        host: *const u8,
+        second: Option<CodePage>,
+    ) -> (Outcome, u32) {
         if !self.cache.has_room(MAX_CODE) {
             self.flush();
         }
@@ -203,14 +225,20 @@ impl Engine {
             mode,
         };
         let start = key.offset() as usize;
-        let mut bytes = [0u8; PAGE_SIZE as usize];
+        let mut bytes = [0u8; PAGE + MAX_INSTRUCTION];
+        let len = if second.is_some() { bytes.len() } else { PAGE };
         let mut limit = MAX_INSTRUCTIONS;
         // Another vCPU that goes on storing to code must not keep us here: after a few tries, one instruction.
         for _ in 0..4 {
             let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
             // SAFETY: a page of RAM.
-            unsafe { std::ptr::copy(host, bytes.as_mut_ptr(), bytes.len()) };
-            let source = Source { bytes: &bytes, page: cpu.code_page, offset: start as u16, mode, separate };
+            unsafe { std::ptr::copy(host, bytes.as_mut_ptr(), PAGE) };
+            if let Some(second) = second {
+                // SAFETY: the start of another.
+                unsafe { std::ptr::copy(second.host, bytes[PAGE..].as_mut_ptr(), MAX_INSTRUCTION) };
+            }
+            let source =
+                Source { bytes: &bytes[..len], page: cpu.code_page, offset: start as u16, mode, separate };
             let bases = Bases {
                 site: self.blocks.sites.len() as u32,
                 link: self.links.len() as u32,
@@ -219,7 +247,7 @@ impl Engine {
             };
             let outcome = self.translator.translate(&source, &admission, &self.places, bases, limit);
             if outcome != Outcome::Done {
-                return Ok((outcome, 0));
+                return (outcome, 0);
             }
             let Some(code) = self.translator.code() else {
                 // A distance that does not fit; one instruction at a time, all do.
@@ -227,16 +255,28 @@ impl Engine {
                 continue;
             };
             cpu.vm.code.add(key.ram_page(), self.translator.output.lines);
+            if let Some(second) = second {
+                cpu.vm.code.add(second.index, SECOND_LINES);
+            }
             // A store between our reading and this could not know that it hits code.
             if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
                 let guest = &bytes[start..start + usize::from(self.translator.output.length)];
-                return Ok((Outcome::Done, self.insert(key, mode, cpu.code_page, guest, code)));
+                let second = second.map(|second| second.index);
+                return (Outcome::Done, self.insert(key, second, mode, cpu.code_page, guest, code));
             }
         }
-        Ok((Outcome::NoInstruction, 0))
+        (Outcome::NoInstruction, 0)
     }
 
-    fn insert(&mut self, key: Key, mode: Mode, page: u64, guest: &[u8], mut code: Vec<u8>) -> u32 {
+    fn insert(
+        &mut self,
+        key: Key,
+        second: Option<usize>,
+        mode: Mode,
+        page: u64,
+        guest: &[u8],
+        mut code: Vec<u8>,
+    ) -> u32 {
         let number = self.blocks.next_number();
         if let Some(constant) = self.config.sabotage {
             lockstep::sabotage(&mut code, constant);
@@ -256,6 +296,7 @@ impl Engine {
         self.links.extend(out.links.iter().map(|link| (number, *link)));
         let block = Block {
             key,
+            second,
             mode,
             page,
             code: at,
@@ -322,14 +363,15 @@ impl Engine {
         }
         let Some(&(from, record)) = self.links.get(link as usize) else { return };
         let (from, to) = (self.blocks.get(from), self.blocks.get(number));
-        // Circumstances may have changed on the way.
-        if from.mode.together() != to.mode {
+        // Circumstances may have changed on the way. And where a page of user code lies is known only by its address.
+        if from.mode.together() != to.mode || to.second.is_some() && to.mode.user() {
             return;
         }
+        let far = record.far || to.second.is_some();
         self.stats.links += 1;
         self.cache.link((from.code + record.field) as usize, to.entry as usize);
         self.blocks.get_mut(number).incoming.push(link);
-        if record.far {
+        if far {
             self.far.push(link);
         }
     }
@@ -542,7 +584,7 @@ impl Executor for Engine {
         self.stats.invalidations += 1;
         self.stamp += 1;
         self.interpreter.code_stale(stale);
-        let dropped = self.blocks.drop_page(stale.page, |b| b.lines & stale.lines != 0);
+        let dropped = self.blocks.drop_page(stale.page, |b| b.lines_in(stale.page) & stale.lines != 0);
         self.restless.dropped(stale.page, dropped.iter().map(|n| self.blocks.get(*n).key));
         if stale.lines == u64::MAX {
             self.watched.remove(&stale.page);
