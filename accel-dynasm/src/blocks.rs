@@ -1,4 +1,5 @@
-//! What is known of translated blocks: by their place in RAM, and by where their code lies.
+//! What is known of translated blocks: by their place in RAM, and by where their code lies. What is dropped is kept until
+//! its code is, so that the memory it takes is bounded by that of code.
 
 use std::hash::Hasher as _;
 
@@ -7,7 +8,9 @@ use x86_core::alu::flag;
 use x86_core::exec::ExecFn;
 use x86_core::{Cpu, KeyHasher, Keyed};
 
+use crate::links::Edge;
 use crate::mode::Mode;
+use crate::regions::{Numbered, region_of};
 use crate::translate::Site;
 
 /// Place and circumstances of a block.
@@ -68,8 +71,10 @@ pub(crate) struct Block {
     pub retired: u32,
     /// Times that a group's check has failed.
     pub misses: u32,
-    /// Links that lead to it.
-    pub incoming: Vec<u32>,
+    /// The first of the links that lead to it, or [`NOTHING`](crate::engine::NOTHING).
+    pub incoming: u32,
+    /// Times that it was checked, in lockstep.
+    pub checked: u8,
     /// Its code must not be entered any more.
     pub dropped: bool,
     /// Host instructions that may fault, by their distance from `code`, their guest instructions' offsets, and how many behind
@@ -119,12 +124,13 @@ pub(crate) struct Generic {
 /// Where blocks are.
 #[derive(Default)]
 pub(crate) struct Blocks {
-    list: Vec<Block>,
+    pub list: Numbered<Block>,
     by_key: Keyed<Key, u32>,
     by_page: Keyed<usize, Vec<u32>>,
     /// With the block each belongs to.
-    pub sites: Vec<(u32, Site)>,
-    pub generics: Vec<Generic>,
+    pub sites: Numbered<(u32, Site)>,
+    pub generics: Numbered<Generic>,
+    pub links: Numbered<Edge>,
 }
 
 impl Blocks {
@@ -133,25 +139,21 @@ impl Blocks {
     }
 
     pub(crate) fn get(&self, number: u32) -> &Block {
-        &self.list[number as usize]
+        &self.list[number]
     }
 
     pub(crate) fn get_mut(&mut self, number: u32) -> &mut Block {
-        &mut self.list[number as usize]
+        &mut self.list[number]
     }
 
-    pub(crate) fn next_number(&self) -> u32 {
-        self.list.len() as u32
-    }
-
-    /// Adds a block.
-    pub(crate) fn insert(&mut self, block: Block) {
-        let number = self.next_number();
+    /// Adds a block whose code lies in `region`.
+    pub(crate) fn insert(&mut self, region: usize, block: Block) {
+        let number = self.list.next(region);
         let key = block.key;
         for page in [Some(key.ram_page()), block.second].into_iter().flatten() {
             self.by_page.entry(page).or_default().push(number);
         }
-        self.list.push(block);
+        self.list.push(region, block);
         self.by_key.insert(key, number);
     }
 
@@ -161,7 +163,7 @@ impl Blocks {
         let list = &mut self.list;
         let mut dropped = Vec::new();
         numbers.retain(|&n| {
-            let block = &mut list[n as usize];
+            let block = &mut list[n];
             if !block.dropped && !hit(block) {
                 return true;
             }
@@ -177,22 +179,28 @@ impl Blocks {
         dropped
     }
 
-    /// The block whose code is at offset `at` of the cache.
-    pub(crate) fn at_code(&self, at: usize) -> Option<&Block> {
+    /// The block whose code is at offset `at` of the cache, which lies in `region`.
+    pub(crate) fn at_code(&self, region: usize, at: usize) -> Option<&Block> {
+        let list = self.list.of(region);
         // Code is only ever appended.
-        let behind = self.list.partition_point(|b| b.code as usize <= at);
-        self.list[..behind].last().filter(|b| at < (b.code + b.code_len) as usize)
+        let behind = list.partition_point(|b| b.code as usize <= at);
+        list[..behind].last().filter(|b| at < (b.code + b.code_len) as usize)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.by_key.len()
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.list.clear();
-        self.by_key.clear();
-        self.by_page.clear();
-        self.sites.clear();
-        self.generics.clear();
+    /// Forgets the blocks of a region, from which no link leads anywhere.
+    pub(crate) fn clear(&mut self, region: usize) {
+        self.by_key.retain(|_, number| region_of(*number) != region);
+        self.by_page.retain(|_, numbers| {
+            numbers.retain(|number| region_of(*number) != region);
+            !numbers.is_empty()
+        });
+        self.list.clear(region);
+        self.sites.clear(region);
+        self.generics.clear(region);
+        self.links.clear(region);
     }
 }

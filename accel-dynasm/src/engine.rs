@@ -15,6 +15,7 @@ use crate::cache::CodeCache;
 use crate::config::Config;
 use crate::home::{self, Home};
 use crate::jumps::Jumps;
+use crate::links::Edge;
 use crate::lockstep::{self, Lockstep};
 use crate::mode::Mode;
 use crate::places::Places;
@@ -23,7 +24,7 @@ use crate::restless::Restless;
 use crate::stats::{Calls, Stats};
 use crate::stubs::{self, Enter};
 use crate::translate::admit::Admission;
-use crate::translate::{Bases, Link, MAX_INSTRUCTIONS, Outcome, Source, Translator};
+use crate::translate::{Bases, MAX_INSTRUCTIONS, Outcome, Source, Translator};
 use crate::{calls, signals};
 
 /// Arguments of the stub that looks up: nothing to remember; with this bit, a site that found nothing in its jump table;
@@ -36,8 +37,6 @@ pub(crate) const RETIRED: u32 = u32::MAX - 1;
 const PAGE: usize = PAGE_SIZE as usize;
 /// Failed checks of a group after which a block is translated without groups.
 const MAX_GROUP_MISSES: u32 = 32;
-/// More than one block can take.
-const MAX_CODE: usize = 64 << 10;
 /// Instructions of restless code that are interpreted before another look.
 const RESTLESS_BUDGET: i64 = 64;
 
@@ -48,9 +47,8 @@ pub struct Engine {
     pub(crate) blocks: Blocks,
     pub(crate) home: *mut Home,
     pub(crate) jumps: Jumps,
-    pub(crate) links: Vec<(u32, Link)>,
     /// Links to other pages that have been made.
-    far: Vec<u32>,
+    pub(crate) far: Vec<u32>,
     translator: Translator,
     pub(crate) config: Arc<Config>,
     /// Executes what is not 64-bit code, and code whose accesses are watched.
@@ -63,12 +61,12 @@ pub struct Engine {
     pub(crate) separate: bool,
     /// What was found lately, while `stamp` is what it was.
     recent: Box<[Recent; RECENT]>,
-    stamp: u64,
+    pub(crate) stamp: u64,
     /// Pages that stores have been made to ask for.
     watched: HashSet<usize>,
     restless: Restless,
     /// Blocks whose groups have failed too often.
-    ungrouped: HashSet<Key>,
+    pub(crate) ungrouped: HashSet<Key>,
     /// Why translated code was left.
     pub(crate) fault: Option<Fault>,
     deadline: Option<TimerDeadline>,
@@ -199,9 +197,7 @@ impl Engine {
         self.jumps.clear(self.home, |class| kernel || Mode::is_user_class(class));
         if kernel {
             self.fleeting = false;
-            for link in std::mem::take(&mut self.far) {
-                self.unlink(link);
-            }
+            self.unlink_far();
         }
     }
 
@@ -215,9 +211,6 @@ impl Engine {
         host: *const u8,
         second: Option<CodePage>,
     ) -> (Outcome, u32) {
-        if !self.cache.has_room(MAX_CODE) {
-            self.flush();
-        }
         let separate = mode.is_separate() || self.ungrouped.contains(&key);
         let admission = Admission {
             features: self.guest_features,
@@ -229,7 +222,7 @@ impl Engine {
         let len = if second.is_some() { bytes.len() } else { PAGE };
         let mut limit = MAX_INSTRUCTIONS;
         // Another vCPU that goes on storing to code must not keep us here: after a few tries, one instruction.
-        for _ in 0..4 {
+        for _ in 0..6 {
             let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
             // SAFETY: a page of RAM.
             unsafe { std::ptr::copy(host, bytes.as_mut_ptr(), PAGE) };
@@ -239,10 +232,11 @@ impl Engine {
             }
             let source =
                 Source { bytes: &bytes[..len], page: cpu.code_page, offset: start as u16, mode, separate };
+            let region = self.cache.current();
             let bases = Bases {
-                site: self.blocks.sites.len() as u32,
-                link: self.links.len() as u32,
-                generic: self.blocks.generics.len() as u32,
+                site: self.blocks.sites.next(region),
+                link: self.blocks.links.next(region),
+                generic: self.blocks.generics.next(region),
                 code: self.cache.cursor(),
             };
             let outcome = self.translator.translate(&source, &admission, &self.places, bases, limit);
@@ -254,6 +248,15 @@ impl Engine {
                 limit = 1;
                 continue;
             };
+            if !self.cache.has_room(code.len()) {
+                if self.cache.is_empty() {
+                    limit = 1;
+                } else {
+                    // What was assembled works only where it was to lie.
+                    self.evict();
+                }
+                continue;
+            }
             cpu.vm.code.add(key.ram_page(), self.translator.output.lines);
             if let Some(second) = second {
                 cpu.vm.code.add(second.index, SECOND_LINES);
@@ -277,7 +280,8 @@ impl Engine {
         guest: &[u8],
         mut code: Vec<u8>,
     ) -> u32 {
-        let number = self.blocks.next_number();
+        let region = self.cache.current();
+        let number = self.blocks.list.next(region);
         if let Some(constant) = self.config.sabotage {
             lockstep::sabotage(&mut code, constant);
         }
@@ -285,15 +289,15 @@ impl Engine {
         let out = &mut self.translator.output;
         self.stats.translated += 1;
         self.stats.instructions_translated += u64::from(out.instructions);
-        self.blocks.sites.extend(out.sites.iter().map(|site| (number, *site)));
-        self.blocks.generics.extend(out.generics.iter().map(|&instruction| Generic {
+        self.blocks.sites.extend(region, out.sites.iter().map(|site| (number, *site)));
+        let generics = out.generics.iter().map(|&instruction| Generic {
             instruction,
             function: exec::lookup(instruction.code()),
             relative: instruction.is_ip_rel_memory_operand()
                 || instruction.flow_control() != iced_x86::FlowControl::Next,
-        }));
-        // As assembled, they lead to where they ask.
-        self.links.extend(out.links.iter().map(|link| (number, *link)));
+        });
+        self.blocks.generics.extend(region, generics);
+        self.blocks.links.extend(region, out.links.iter().map(|link| Edge::new(number, *link)));
         let block = Block {
             key,
             second,
@@ -308,7 +312,8 @@ impl Engine {
             far_entry: at + out.far_entry,
             retired: at + out.retired,
             misses: 0,
-            incoming: Vec::new(),
+            incoming: NOTHING,
+            checked: 0,
             dropped: false,
             faults: out.faults.as_slice().into(),
             exits: if self.lockstep.is_some() { out.exits.as_slice().into() } else { Box::default() },
@@ -318,7 +323,7 @@ impl Engine {
                 .then(|| Box::new(Listing { guest: guest.into(), starts: out.starts.as_slice().into() })),
         };
         self.show(&block, &code);
-        self.blocks.insert(block);
+        self.blocks.insert(region, block);
         number
     }
 
@@ -335,45 +340,9 @@ impl Engine {
         cpu.serve_memory_requests()
     }
 
-    /// Drops everything. No translated code may be going to be returned to.
-    fn flush(&mut self) {
-        self.stats.flushes += 1;
-        self.stamp += 1;
-        self.blocks.clear();
-        self.ungrouped.clear();
-        self.restless.clear();
-        self.links.clear();
-        self.far.clear();
-        self.jumps.clear(self.home, |_| true);
-        self.cache.truncate(self.places.stubs.end);
-        if let Some(lockstep) = &mut self.lockstep {
-            lockstep.forget();
-        }
-    }
-
     /// Where block `number` is entered.
     pub(crate) fn entry(&self, number: u32) -> *const u8 {
         self.cache.address(self.blocks.get(number).entry as usize)
-    }
-
-    /// Makes the jump with number `link` lead to the block that was found for it.
-    pub(crate) fn link(&mut self, link: u32, number: u32) {
-        if self.lockstep.is_some() {
-            return;
-        }
-        let Some(&(from, record)) = self.links.get(link as usize) else { return };
-        let (from, to) = (self.blocks.get(from), self.blocks.get(number));
-        // Circumstances may have changed on the way. And where a page of user code lies is known only by its address.
-        if from.mode.together() != to.mode || to.second.is_some() && to.mode.user() {
-            return;
-        }
-        let far = record.far || to.second.is_some();
-        self.stats.links += 1;
-        self.cache.link((from.code + record.field) as usize, to.entry as usize);
-        self.blocks.get_mut(number).incoming.push(link);
-        if far {
-            self.far.push(link);
-        }
     }
 
     /// Enters the block that was found for `address` into the jump table.
@@ -387,22 +356,6 @@ impl Engine {
         }
         let entry = self.cache.address(block.far_entry as usize);
         self.jumps.set(self.home, block.mode.class(), address, entry);
-    }
-
-    /// Makes every way into block `number`, which is dropped, ask again.
-    fn retire(&mut self, number: u32) {
-        for link in std::mem::take(&mut self.blocks.get_mut(number).incoming) {
-            self.unlink(link);
-        }
-        // The jump tables may lead here.
-        let block = self.blocks.get(number);
-        self.cache.put_jump(block.entry as usize, block.retired as usize);
-    }
-
-    fn unlink(&mut self, link: u32) {
-        let (block, link) = self.links[link as usize];
-        let code = self.blocks.get(block).code;
-        self.cache.link((code + link.field) as usize, (code + link.ask) as usize);
     }
 
     /// A group's check has failed in block `number`, for good.
@@ -449,13 +402,14 @@ impl Engine {
         cpu.lapic.next_deadline() != self.deadline
     }
 
-    /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, whether the guest's vector
-    /// registers are in the host's there.
-    pub(crate) fn may_fault(&self, pc: u64) -> Option<bool> {
+    /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, its block, the page offset
+    /// of the guest's, and how many behind that have been counted already.
+    pub(crate) fn at_fault(&self, pc: u64) -> Option<(&Block, u16, u8)> {
         let at = self.cache.offset(pc)?;
-        let block = self.blocks.at_code(at)?;
+        let block = self.blocks.at_code(self.cache.region_at(at)?, at)?;
         let distance = at as u32 - block.code;
-        block.faults.iter().any(|(host, ..)| *host == distance).then(|| block.mode.vectors())
+        let &(_, offset, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
+        Some((block, offset, rest))
     }
 
     /// Instructions counted.
@@ -502,6 +456,7 @@ impl Executor for Engine {
         let mut cache = CodeCache::new(config.cache_bytes, config.perf_map.is_some())?;
         let mut places = Places::new(home, cpu.shared.request_word());
         places.stubs = stubs::emit(&mut cache, &places, config.host.avx, &calls::FUNCTIONS)?;
+        cache.divide();
         let fault = [0, 1].map(|v| cache.address(places.stubs.fault[v]) as usize);
         let registered = signals::register(cache.range(), fault, home)?;
         let mut jumps = Jumps::default();
@@ -512,7 +467,6 @@ impl Executor for Engine {
             blocks: Blocks::default(),
             home,
             jumps,
-            links: Vec::new(),
             far: Vec::new(),
             translator: Translator::new(config.host.bmi2, config.counts()),
             config: config.clone(),
@@ -568,7 +522,7 @@ impl Executor for Engine {
                 }
                 Found::Excluded(instructions) => return self.step_through(cpu, instructions),
             };
-            if self.lockstep.as_mut().is_some_and(|l| l.due(number)) {
+            if self.is_due(number) {
                 self.run_checked(cpu, number);
             } else {
                 self.enter(cpu, number);

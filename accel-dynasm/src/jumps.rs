@@ -1,6 +1,8 @@
 //! The jump tables: blocks by linear address, for jumps whose target is known only when they happen.
 #![allow(unsafe_code)] // the tables lie where translated code finds them
 
+use std::ops::Range;
+
 use crate::home::{CLASSES, Home, JUMPS};
 
 /// Which entries are filled, so that emptying a table costs what was filled.
@@ -35,6 +37,24 @@ impl Jumps {
             }
             (&raw mut (*table).code[index]).write(code as u64);
             negated.write(address.wrapping_neg());
+        }
+    }
+
+    /// Empties the entries that lead to host addresses in `code`.
+    pub(crate) fn forget(&mut self, home: *mut Home, code: &Range<u64>) {
+        for (class, filled) in self.filled.iter_mut().enumerate() {
+            filled.retain(|index| {
+                let index = usize::from(*index);
+                // SAFETY: as in `set`.
+                unsafe {
+                    let table = &raw mut (*home).jumps[class];
+                    let leads = code.contains(&(&raw const (*table).code[index]).read());
+                    if leads {
+                        (&raw mut (*table).negated[index]).write(never(index));
+                    }
+                    !leads
+                }
+            });
         }
     }
 
