@@ -18,6 +18,7 @@ mod cache;
 mod calls;
 mod config;
 mod engine;
+mod follow;
 mod home;
 mod host;
 mod jumps;
