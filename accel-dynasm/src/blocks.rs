@@ -3,6 +3,7 @@
 use std::hash::Hasher as _;
 
 use iced_x86::Instruction;
+use x86_core::alu::flag;
 use x86_core::exec::ExecFn;
 use x86_core::{Cpu, KeyHasher, Keyed};
 
@@ -53,6 +54,8 @@ pub(crate) struct Block {
     pub code: u32,
     pub code_len: u32,
     pub length: u16,
+    /// Lines of the page that it depends on.
+    pub lines: u64,
     pub instructions: u16,
     /// Offsets in the cache.
     pub entry: u32,
@@ -67,6 +70,8 @@ pub(crate) struct Block {
     /// Host instructions that may fault, by their distance from `code`, their guest instructions' offsets, and how many behind
     /// those have been counted already.
     pub faults: Box<[(u32, u16, u8)]>,
+    /// Where it leads in its page, by offset, and which flags are right there, if not all; for who compares them.
+    pub exits: Box<[(u16, u16)]>,
     /// What it is shown by, where somebody may want to see it.
     pub listing: Option<Box<Listing>>,
 }
@@ -75,6 +80,12 @@ impl Block {
     /// Linear address of its page where `cpu`, which is in it, has it.
     pub(crate) fn page_now(&self, cpu: &Cpu) -> u64 {
         if self.mode.user() { cpu.code_page } else { self.page }
+    }
+
+    /// The flags that are right where it leads to `offset` in its page.
+    pub(crate) fn flags_at(&self, offset: u64) -> u64 {
+        let exit = self.exits.iter().find(|(at, _)| u64::from(*at) == offset);
+        exit.map_or(flag::ARITH, |(_, wanted)| u64::from(*wanted))
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
-use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, StaleCode, exec, lines};
+use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, StaleCode, exec};
 
 use crate::blocks::{Block, Blocks, Generic, Key, Listing};
 use crate::cache::CodeCache;
@@ -171,16 +171,14 @@ impl Engine {
             mode,
         };
         let start = key.offset() as usize;
-        let mut bytes = [0u8; MAX_INSTRUCTIONS * x86_core::MAX_INSTRUCTION];
-        let len = bytes.len().min(PAGE_SIZE as usize - start);
+        let mut bytes = [0u8; PAGE_SIZE as usize];
         let mut limit = MAX_INSTRUCTIONS;
         // Another vCPU that goes on storing to code must not keep us here: after a few tries, one instruction.
         for _ in 0..4 {
             let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
-            // SAFETY: `start + len` is at most the size of the RAM page.
-            unsafe { std::ptr::copy(host.add(start), bytes.as_mut_ptr(), len) };
-            let source =
-                Source { bytes: &bytes[..len], page: cpu.code_page, offset: start as u16, mode, separate };
+            // SAFETY: a page of RAM.
+            unsafe { std::ptr::copy(host, bytes.as_mut_ptr(), bytes.len()) };
+            let source = Source { bytes: &bytes, page: cpu.code_page, offset: start as u16, mode, separate };
             let bases = Bases {
                 site: self.blocks.sites.len() as u32,
                 link: self.links.len() as u32,
@@ -196,10 +194,10 @@ impl Engine {
                 limit = 1;
                 continue;
             };
-            cpu.vm.code.add(key.ram_page(), lines(start, self.translator.output.length.into()));
+            cpu.vm.code.add(key.ram_page(), self.translator.output.lines);
             // A store between our reading and this could not know that it hits code.
             if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
-                let guest = &bytes[..usize::from(self.translator.output.length)];
+                let guest = &bytes[start..start + usize::from(self.translator.output.length)];
                 return Ok((Outcome::Done, self.insert(key, mode, cpu.code_page, guest, code)));
             }
         }
@@ -231,6 +229,7 @@ impl Engine {
             code: at,
             code_len: code.len() as u32,
             length: out.length,
+            lines: out.lines,
             instructions: out.instructions as u16,
             entry: at + out.entry,
             far_entry: at + out.far_entry,
@@ -239,6 +238,7 @@ impl Engine {
             incoming: Vec::new(),
             dropped: false,
             faults: out.faults.as_slice().into(),
+            exits: if self.lockstep.is_some() { out.exits.as_slice().into() } else { Box::default() },
             listing: self
                 .config
                 .keeps_listings()
@@ -506,8 +506,7 @@ impl Executor for Engine {
         self.stats.invalidations += 1;
         self.stamp += 1;
         self.interpreter.code_stale(stale);
-        let hit = |b: &Block| lines(b.key.offset() as usize, b.length.into()) & stale.lines != 0;
-        let dropped = self.blocks.drop_page(stale.page, hit);
+        let dropped = self.blocks.drop_page(stale.page, |b| b.lines & stale.lines != 0);
         self.restless.dropped(stale.page, dropped.iter().map(|n| self.blocks.get(*n).key));
         if stale.lines == u64::MAX {
             self.watched.remove(&stale.page);

@@ -28,6 +28,12 @@ impl Mode {
         )
     }
 
+    /// The kernel's, without any vector register.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self(0)
+    }
+
     /// Whether code for these circumstances may go on as `cpu` is now.
     pub(crate) fn holds(self, cpu: &Cpu) -> bool {
         Self::of(cpu, self.vectors()).0 == self.0 & !SEPARATE

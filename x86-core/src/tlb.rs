@@ -17,7 +17,7 @@ use crate::KeyedSet;
 use spaces::Spaces;
 
 /// Entries in each table; a power of two.
-pub const TLB_ENTRIES: usize = 1024;
+pub const TLB_ENTRIES: usize = 4096;
 /// Entries in the fetch table; a power of two.
 const FETCH_ENTRIES: usize = 256;
 

@@ -20,7 +20,7 @@ const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << entry::SHIFT) as i32;
 /// What the check leaves behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Keep {
-    /// The address in R10.
+    /// The address in R10, taken back from what the check has made of it.
     Address,
     Nothing,
 }
@@ -230,8 +230,15 @@ impl Emitter<'_> {
             Base::Register(r) if plain && Self::scratch(r).is_none() && !avoid[1] => Some(r),
             _ => None,
         };
-        let keep = if direct.is_some() { Keep::Nothing } else { Keep::Address };
+        // Computed once more, the address does not wait for the tag.
+        let again = access.segment.is_none()
+            && matches!(access.base, Base::Register(_) | Base::None)
+            && registers.into_iter().flatten().all(|r| Self::scratch(r).is_none());
+        let keep = if direct.is_some() || again { Keep::Nothing } else { Keep::Address };
         self.check(access.size, access.write, kind, retry, step.live, keep);
+        if again && direct.is_none() {
+            self.address(access);
+        }
         if let Some(base) = direct {
             return Memory { base: Some(base), index: Some((11, 0)), disp: access.disp };
         }

@@ -302,7 +302,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn bytes(&self, step: &Step) -> &'a [u8] {
-        let start = (step.offset - self.source.offset) as usize;
+        let start = usize::from(step.offset);
         let bytes = &self.source.bytes[start..start + step.ins.len()];
         match bytes {
             // The host would take the prefix for TZCNT.

@@ -1,6 +1,7 @@
 //! From guest code to host code.
 //!
-//! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole.
+//! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole, `flags.rs`
+//!    at what becomes of the flags.
 //! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
 //!    block.
 //! 3. `system.rs` has what kernels do to the vCPU's other state.
@@ -11,15 +12,17 @@ pub(crate) mod admit;
 mod branch;
 mod emit;
 mod encode;
+mod flags;
 mod plan;
 mod system;
 
 use dynasmrt::{AssemblyOffset, DynamicLabel, VecAssembler, x64::X64Relocation};
 use iced_x86::{Decoder, Instruction, InstructionInfoFactory};
-use x86_core::DECODER_OPTIONS;
+use x86_core::{DECODER_OPTIONS, lines};
 
 use self::admit::{Action, Admission};
 use self::emit::Emitter;
+use self::flags::Ahead;
 use self::plan::Plan;
 use crate::mode::Mode;
 use crate::places::Places;
@@ -32,11 +35,11 @@ pub(crate) type Assembler = VecAssembler<X64Relocation>;
 /// The guest code to translate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Source<'a> {
-    /// From the first byte to the end of the page, or as much as a block can have.
+    /// Of the whole page.
     pub bytes: &'a [u8],
     /// Linear address of the page.
     pub page: u64,
-    /// Of the first byte in the page.
+    /// Of the first instruction in the page.
     pub offset: u16,
     pub mode: Mode,
     /// Each memory access is checked on its own.
@@ -101,6 +104,10 @@ pub(crate) struct Output {
     pub instructions: u32,
     /// Bytes of guest code.
     pub length: u16,
+    /// Lines of the page that it depends on.
+    pub lines: u64,
+    /// Where it leads in its page, by offset, and which flags are right there, if not all.
+    pub exits: Vec<(u16, u16)>,
     /// Where the code of each instruction begins.
     pub starts: Vec<(u32, u16)>,
 }
@@ -170,7 +177,8 @@ impl Translator {
         self.plan.clear();
         self.output.clear();
         let rip = source.page.wrapping_add(u64::from(source.offset));
-        let mut decoder = Decoder::with_ip(64, source.bytes, rip, DECODER_OPTIONS);
+        let bytes = source.bytes.get(source.offset.into()..).unwrap_or_default();
+        let mut decoder = Decoder::with_ip(64, bytes, rip, DECODER_OPTIONS);
         let mut switch = false;
         while (self.plan.steps.len() < limit || self.plan.holds_interrupts()) && decoder.can_decode() {
             let ins = decoder.decode();
@@ -193,7 +201,10 @@ impl Translator {
         };
         self.output.instructions = self.plan.steps.len() as u32;
         self.output.length = last.next_offset() - source.offset;
-        self.plan.finish(source.separate);
+        let mut ahead = Ahead::new(source.bytes, source.page, admission);
+        self.plan.finish(source.separate, &mut ahead);
+        self.output.lines = ahead.lines | lines(source.offset.into(), self.output.length.into());
+        self.output.exits.clone_from(&self.plan.exits);
         Emitter::new(
             &mut self.asm,
             &self.plan,
