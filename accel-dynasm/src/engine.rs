@@ -13,6 +13,7 @@ use x86_core::{CodePage, Cpu, Exec, Fault, MAX_INSTRUCTION, Mode as CpuMode, Sta
 use crate::blocks::{Block, Blocks, Generic, Key, Listing, SECOND_LINES};
 use crate::cache::CodeCache;
 use crate::config::Config;
+use crate::follow::{Followed, generation};
 use crate::home::{self, Home};
 use crate::jumps::Jumps;
 use crate::links::Edge;
@@ -55,8 +56,8 @@ pub struct Engine {
     interpreter: accel_interp::Engine,
     /// The guest's vector registers are to be in the host's: user code has used them, and the code at hand.
     pub(crate) vectors: bool,
-    user_vectors: bool,
-    was_user: bool,
+    pub(crate) user_vectors: bool,
+    pub(crate) followed: Followed,
     /// The next block is to check each access on its own.
     pub(crate) separate: bool,
     /// What was found lately, while `stamp` is what it was.
@@ -70,12 +71,6 @@ pub struct Engine {
     /// Why translated code was left.
     pub(crate) fault: Option<Fault>,
     deadline: Option<TimerDeadline>,
-    write_generation: u64,
-    fetch_generation: u64,
-    global_fetch_generation: u64,
-    /// Code of the kernel lies on pages that are not global.
-    fleeting: bool,
-    circumstances: u16,
     pub(crate) stats: Stats,
     pub(crate) calls: Calls,
     /// Translated code is checked.
@@ -110,7 +105,6 @@ impl Engine {
             return Ok(Found::Interpret);
         }
         self.follow(cpu);
-        self.write_generation = cpu.tlb.write_generation;
         let rip = cpu.rip;
         if let Some((_, left)) = self.stepping.filter(|(at, _)| *at == rip) {
             return Ok(Found::Excluded(left));
@@ -118,7 +112,8 @@ impl Engine {
         cpu.code_page = rip & !(PAGE_SIZE - 1);
         let recent = &self.recent[recent_index(rip)];
         let now = Mode::of(cpu, self.vectors);
-        if recent.address == rip && recent.mode == now && recent.stamp == self.stamp && !self.separate {
+        if recent.address == rip && recent.mode == now && recent.holds(self.stamp, &cpu.tlb) && !self.separate
+        {
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = now.vectors().into() };
             return Ok(Found::Code(recent.block));
@@ -147,7 +142,6 @@ impl Engine {
                             self.separate = separate;
                             return Ok(Found::Again);
                         }
-                        self.fleeting |= !mode.user() && !second.global;
                         outcome = self.translate(cpu, key, mode, page.host, Some(second));
                     }
                     match outcome {
@@ -164,40 +158,16 @@ impl Engine {
             if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
                 return Ok(Found::Excluded(self.blocks.get(number).instructions));
             }
-            self.fleeting |= !mode.user() && !page.global;
+            let global = page.global && self.is_global(cpu, number);
+            self.followed.fleeting |= !mode.user() && !global;
             if !separate {
+                let generation = generation(&cpu.tlb, global);
                 self.recent[recent_index(rip)] =
-                    Recent { address: rip, mode, stamp: self.stamp, block: number };
+                    Recent { address: rip, mode, stamp: self.stamp, generation, block: number };
             }
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
             return Ok(Found::Code(number));
-        }
-    }
-
-    /// Forgets what no longer holds, now that the vCPU may have changed its translations or its circumstances.
-    fn follow(&mut self, cpu: &Cpu) {
-        let user = cpu.cpl == 3;
-        if user != self.was_user {
-            self.was_user = user;
-            self.vectors = user && self.user_vectors;
-        }
-        let mode = Mode::of(cpu, false);
-        let global = cpu.tlb.global_fetch_generation != self.global_fetch_generation;
-        let changed = cpu.tlb.fetch_generation != self.fetch_generation;
-        if !changed && mode.circumstances() == self.circumstances {
-            return;
-        }
-        let kernel = global || changed && self.fleeting;
-        self.circumstances = mode.circumstances();
-        self.fetch_generation = cpu.tlb.fetch_generation;
-        self.global_fetch_generation = cpu.tlb.global_fetch_generation;
-        self.user_vectors = false;
-        self.stamp += 1;
-        self.jumps.clear(self.home, |class| kernel || Mode::is_user_class(class));
-        if kernel {
-            self.fleeting = false;
-            self.unlink_far();
         }
     }
 
@@ -391,12 +361,6 @@ impl Engine {
         }
     }
 
-    /// Whether translations of code may have changed since a block was last looked up; or what stores may do, which it may
-    /// have checked for stores that are still to come.
-    pub(crate) fn moved(&self, cpu: &Cpu) -> bool {
-        cpu.tlb.fetch_generation != self.fetch_generation || cpu.tlb.write_generation != self.write_generation
-    }
-
     /// Whether the run loop has to be told of another deadline of the local APIC's timer.
     pub(crate) fn timer_moved(&self, cpu: &Cpu) -> bool {
         cpu.lapic.next_deadline() != self.deadline
@@ -473,20 +437,15 @@ impl Executor for Engine {
             interpreter: accel_interp::Engine::new(cpu, &())?,
             vectors: false,
             user_vectors: false,
-            was_user: false,
+            followed: Followed::default(),
             separate: false,
-            recent: Box::new([Recent { address: 0, mode: Mode::of(cpu, false), stamp: 0, block: 0 }; RECENT]),
+            recent: Box::new([Recent::none(Mode::of(cpu, false)); RECENT]),
             stamp: 1,
             watched: HashSet::new(),
             restless: Restless::default(),
             ungrouped: HashSet::new(),
             fault: None,
             deadline: None,
-            write_generation: 0,
-            fetch_generation: 0,
-            global_fetch_generation: 0,
-            fleeting: false,
-            circumstances: 0,
             stats: Stats::default(),
             calls: Calls::default(),
             lockstep: config.verify.map(|every| Box::new(Lockstep::new(every))),

@@ -19,6 +19,7 @@ mod calls;
 mod config;
 mod engine;
 mod evict;
+mod follow;
 mod home;
 mod host;
 mod jumps;

@@ -22,6 +22,11 @@ impl Engine {
         self.second_page(cpu).is_some_and(|page| page.index == second)
     }
 
+    /// Whether the translation of the second page of block `number`, which was found for RIP, is global; if it has one.
+    pub(crate) fn is_global(&mut self, cpu: &mut Cpu, number: u32) -> bool {
+        self.blocks.get(number).second.is_none() || self.second_page(cpu).is_some_and(|page| page.global)
+    }
+
     /// Decodes and executes the instruction at RIP on its own.
     ///
     /// # Errors
