@@ -13,7 +13,7 @@ use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, StaleCode, exec, lines};
 use crate::blocks::{Block, Blocks, Generic, Key, Listing};
 use crate::cache::CodeCache;
 use crate::config::Config;
-use crate::home::{self, Home};
+use crate::home::{self, Context, Home};
 use crate::jumps::Jumps;
 use crate::lockstep::{self, Lockstep};
 use crate::mode::Mode;
@@ -54,10 +54,8 @@ pub struct Engine {
     pub(crate) config: Arc<Config>,
     /// Executes what is not 64-bit code, and code whose accesses are watched.
     interpreter: accel_interp::Engine,
-    /// The guest's vector registers are to be in the host's: user code has used them, and the code at hand.
+    /// The guest's vector registers are to be in the host's: the code at hand has used them.
     pub(crate) vectors: bool,
-    user_vectors: bool,
-    was_user: bool,
     /// The next block is to check each access on its own.
     pub(crate) separate: bool,
     /// What was found lately, while `stamp` is what it was.
@@ -144,7 +142,7 @@ impl Engine {
                     (Outcome::NoInstruction, _) => return Ok(Found::Single),
                     (Outcome::WantsVectors, _) => {
                         self.vectors = true;
-                        self.user_vectors |= mode.user();
+                        self.context().user_vectors |= u64::from(mode.user());
                         continue;
                     }
                 },
@@ -163,12 +161,18 @@ impl Engine {
         }
     }
 
+    fn context(&mut self) -> &mut Context {
+        // SAFETY: our home lives as long as we do, and no code runs.
+        unsafe { &mut (*self.home).context }
+    }
+
     /// Forgets what no longer holds, now that the vCPU may have changed its translations or its circumstances.
     fn follow(&mut self, cpu: &Cpu) {
         let user = cpu.cpl == 3;
-        if user != self.was_user {
-            self.was_user = user;
-            self.vectors = user && self.user_vectors;
+        let context = self.context();
+        if user != (context.was_user != 0) {
+            context.was_user = user.into();
+            self.vectors = user && context.user_vectors != 0;
         }
         let mode = Mode::of(cpu, false);
         let global = cpu.tlb.global_fetch_generation != self.global_fetch_generation;
@@ -180,7 +184,7 @@ impl Engine {
         self.circumstances = mode.circumstances();
         self.fetch_generation = cpu.tlb.fetch_generation;
         self.global_fetch_generation = cpu.tlb.global_fetch_generation;
-        self.user_vectors = false;
+        self.context().user_vectors = 0;
         self.stamp += 1;
         self.jumps.clear(self.home, |class| kernel || Mode::is_user_class(class));
         if kernel {
@@ -476,8 +480,6 @@ impl Executor for Engine {
             config: config.clone(),
             interpreter: accel_interp::Engine::new(cpu, &())?,
             vectors: false,
-            user_vectors: false,
-            was_user: false,
             separate: false,
             recent: Box::new([Recent { address: 0, mode: Mode::of(cpu, false), stamp: 0, block: 0 }; RECENT]),
             stamp: 1,

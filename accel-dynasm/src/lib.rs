@@ -5,7 +5,7 @@
 //! 2. `cache.rs` keeps code, `blocks.rs` what is known of it, `jumps.rs` the tables for computed jumps; `engine.rs` finds,
 //!    translates, links and drops.
 //! 3. `stubs.rs` is the way between translated code and Rust, `calls.rs` what is called: whatever the translator does not know
-//!    is executed by x86-core.
+//!    is executed by x86-core. `transfer.rs` is the way from a program to the kernel and back.
 //! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host.
 //! 5. `lockstep.rs` compares what blocks do with what x86-core does, `report.rs` tells of a difference, `show.rs` shows
 //!    blocks.
@@ -35,6 +35,7 @@ mod stats;
 mod stubs;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod translate;
 
 use std::sync::Arc;

@@ -76,7 +76,7 @@ impl Places {
         }
     }
 
-    context_fields! { host_rsp target vectors rax ea engine instructions temporary waiting }
+    context_fields! { host_rsp target vectors rax ea engine instructions temporary waiting site user_vectors was_user }
 
     pub(crate) fn gpr(&self, index: u8) -> i32 {
         self.cpu + Cpu::gpr_offset(index as usize) as i32
@@ -90,8 +90,12 @@ impl Places {
         self.cpu + Cpu::seg_base_offset(index) as i32
     }
 
+    pub(crate) fn segment(&self, index: usize) -> i32 {
+        self.segment_base(index) - offset_of!(Segment, base) as i32
+    }
+
     pub(crate) fn selector(&self, index: usize) -> i32 {
-        self.segment_base(index) - offset_of!(Segment, base) as i32 + offset_of!(Segment, selector) as i32
+        self.segment(index) + offset_of!(Segment, selector) as i32
     }
 
     pub(crate) fn slot(&self, index: u8) -> i32 {

@@ -254,8 +254,12 @@ fn divisions_fault() {
 }
 
 /// Lets `code` loop from `start` on until a request comes, a while later.
-#[expect(clippy::print_stderr, reason = "what an abort leaves behind")]
 fn loops_until_asked(scene: &Scene, start: usize, code: &[u8]) {
+    loops_until_asked_with(scene, start, code, pointing(gpr::RBX, scene.data + 8));
+}
+
+#[expect(clippy::print_stderr, reason = "what an abort leaves behind")]
+fn loops_until_asked_with(scene: &Scene, start: usize, code: &[u8], adjust: impl Fn(&mut Cpu)) {
     let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
     let shared = pair.home().shared.clone();
     let (sender, ended) = std::sync::mpsc::channel();
@@ -269,7 +273,7 @@ fn loops_until_asked(scene: &Scene, start: usize, code: &[u8]) {
                 std::process::abort();
             }
         });
-        pair.run_until_asked(&Program::new(start, code), &pointing(gpr::RBX, scene.data + 8));
+        pair.run_until_asked(&Program::new(start, code), &adjust);
         sender.send(()).expect("the other thread waits");
     });
 }
@@ -322,3 +326,5 @@ fn the_jump_that_fills_the_cache() {
         assert_eq!(end, Some(Ok(())));
     }
 }
+
+mod transfer;

@@ -27,6 +27,8 @@ pub(crate) enum Action {
     Return,
     JumpIndirect,
     CallIndirect,
+    /// To another privilege: see [`crate::transfer`].
+    Transfer,
     /// By its function in x86-core.
     Generic,
     /// Likewise, and what comes next is not what follows it.
@@ -43,8 +45,14 @@ impl Action {
                 | Self::Return
                 | Self::JumpIndirect
                 | Self::CallIndirect
+                | Self::Transfer
                 | Self::GenericEnd
         )
+    }
+
+    /// May be handed to x86-core, for which all arithmetic flags must be right.
+    pub(crate) fn wants_flags(self) -> bool {
+        matches!(self, Self::Transfer | Self::Generic | Self::GenericEnd)
     }
 }
 
@@ -75,6 +83,9 @@ impl Admission {
             FlowControl::IndirectCall if ins.code() == Code::Call_rm64 => {
                 self.with_operand(ins, Action::CallIndirect, Action::GenericEnd)
             }
+            // The other way is rare, and could come back here with nobody looking for requests.
+            _ if ins.code() == Code::Syscall && self.mode.user() => Action::Transfer,
+            _ if ins.code() == Code::Sysretq && !self.mode.user() => Action::Transfer,
             _ => Action::GenericEnd,
         }
     }

@@ -3,7 +3,7 @@
 //! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole.
 //! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
 //!    block.
-//! 3. `system.rs` has what kernels do to the vCPU's other state.
+//! 3. `system.rs` has what kernels do to the vCPU's other state, `transfer.rs` system calls.
 //! 4. `encode.rs` takes machine code apart and puts it together.
 
 mod access;
@@ -13,6 +13,7 @@ mod emit;
 mod encode;
 mod plan;
 mod system;
+mod transfer;
 
 use dynasmrt::{AssemblyOffset, DynamicLabel, VecAssembler, x64::X64Relocation};
 use iced_x86::{Decoder, Instruction, InstructionInfoFactory};

@@ -203,7 +203,7 @@ impl Plan {
                 wanted &= !sets | ins.rflags_undefined();
             }
             wanted |= ins.rflags_read() & ARITH;
-            if matches!(step.action, Action::Generic | Action::GenericEnd) {
+            if step.action.wants_flags() {
                 wanted = ARITH;
             }
             step.live = wanted != 0;

@@ -309,6 +309,11 @@ impl<E: Executor> Pair<E> {
         &mut self.home
     }
 
+    /// What runs it.
+    pub fn executor(&self) -> &E {
+        &self.executor
+    }
+
     /// Runs `program`, which never ends, by the executor alone until something is requested.
     ///
     /// # Panics
@@ -388,6 +393,9 @@ fn compare(want: &mut Cpu, got: &mut Cpu, want_end: Exec, got_end: Exec, text: &
     }
     assert_eq!((got.rip, got.rflags()), (want.rip, want.rflags()), "RIP, RFLAGS: {}", text());
     assert_eq!(got.fpu.mxcsr, want.fpu.mxcsr, "MXCSR: {}", text());
+    assert_eq!((got.segs, got.cpl), (want.segs, want.cpl), "segments, CPL: {}", text());
+    let table = got.tlb.table(got.tlb_mode());
+    assert!(got.strict || got.data_tlb == table, "the wrong TLB: {}", text());
     for (at, len) in [(DATA, DATA_LEN), (CODE, CODE_LEN)] {
         let (g, w) = (read(got, at, len), read(want, at, len));
         let differs = g.iter().zip(&w).position(|(g, w)| g != w);
