@@ -405,7 +405,7 @@ pub fn behind_returns(accel: &Arc<dyn Accelerator>) {
         }
         let port = rig.port();
         rig.bus().on_out(ACT, move |n| {
-            if waits(n as u32) {
+            if waits(n) {
                 port.signal_msi(fixed(0, 0x50)).expect("signal_msi");
             }
         });
