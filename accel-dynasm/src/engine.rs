@@ -14,7 +14,7 @@ use crate::blocks::{Block, Blocks, Generic, Key, Listing, SECOND_LINES};
 use crate::cache::CodeCache;
 use crate::config::Config;
 use crate::follow::{Followed, generation};
-use crate::home::{self, Home};
+use crate::home::{self, Context, Home};
 use crate::jumps::Jumps;
 use crate::links::Edge;
 use crate::lockstep::{self, Lockstep};
@@ -54,9 +54,8 @@ pub struct Engine {
     pub(crate) config: Arc<Config>,
     /// Executes what is not 64-bit code, and code whose accesses are watched.
     interpreter: accel_interp::Engine,
-    /// The guest's vector registers are to be in the host's: user code has used them, and the code at hand.
+    /// The guest's vector registers are to be in the host's: the code at hand has used them.
     pub(crate) vectors: bool,
-    pub(crate) user_vectors: bool,
     pub(crate) followed: Followed,
     /// The next block is to check each access on its own.
     pub(crate) separate: bool,
@@ -149,7 +148,7 @@ impl Engine {
                         (Outcome::NoInstruction | Outcome::Crosses, _) => return Ok(Found::Single),
                         (Outcome::WantsVectors, _) => {
                             self.vectors = true;
-                            self.user_vectors |= mode.user();
+                            self.context().user_vectors |= u64::from(mode.user());
                             continue;
                         }
                     }
@@ -169,6 +168,11 @@ impl Engine {
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
             return Ok(Found::Code(number));
         }
+    }
+
+    pub(crate) fn context(&mut self) -> &mut Context {
+        // SAFETY: our home lives as long as we do, and no code runs.
+        unsafe { &mut (*self.home).context }
     }
 
     /// Translates the block with `key`, whose page is at `host`; with a `second` page, the instruction that crosses into it.
@@ -436,7 +440,6 @@ impl Executor for Engine {
             config: config.clone(),
             interpreter: accel_interp::Engine::new(cpu, &())?,
             vectors: false,
-            user_vectors: false,
             followed: Followed::default(),
             separate: false,
             recent: Box::new([Recent::none(Mode::of(cpu, false)); RECENT]),

@@ -14,7 +14,6 @@ use crate::mode::Mode;
 /// What the engine has followed.
 #[derive(Debug, Default)]
 pub(crate) struct Followed {
-    user: bool,
     view: View,
     global_fetch_generation: u64,
     write_generation: u64,
@@ -25,12 +24,13 @@ pub(crate) struct Followed {
 impl Engine {
     /// Forgets what does not hold, now that the vCPU may have changed its translations or its circumstances.
     pub(crate) fn follow(&mut self, cpu: &Cpu) {
-        let (tlb, last) = (&cpu.tlb, &mut self.followed);
         let user = cpu.cpl == 3;
-        if user != last.user {
-            last.user = user;
-            self.vectors = user && self.user_vectors;
+        let context = self.context();
+        if user != (context.was_user != 0) {
+            context.was_user = user.into();
+            self.vectors = user && context.user_vectors != 0;
         }
+        let (tlb, last) = (&cpu.tlb, &mut self.followed);
         last.write_generation = tlb.write_generation;
         let circumstances = Mode::of(cpu, false).circumstances();
         let view = View { generation: tlb.fetch_generation, circumstances };
@@ -46,11 +46,12 @@ impl Engine {
             self.jumps.clear_user(self.home);
             self.jumps.forget_away();
         } else if !changed || tlb.may_return(before.generation) {
-            self.jumps.leave(self.home, before, self.user_vectors);
+            let vectors = self.context().user_vectors != 0;
+            self.jumps.leave(self.home, before, vectors);
         } else {
             self.jumps.clear_user(self.home);
         }
-        self.user_vectors = self.jumps.resume(self.home, view).unwrap_or(false);
+        self.context().user_vectors = self.jumps.resume(self.home, view).unwrap_or(false).into();
         if global || fleeting || view.circumstances != before.circumstances {
             self.jumps.clear_kernel(self.home);
         }

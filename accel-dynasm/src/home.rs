@@ -51,6 +51,12 @@ pub(crate) struct Context {
     pub temporary: u64,
     /// Not 0: an interrupt waits for IF, or an NMI.
     pub waiting: u64,
+    /// Site of an instruction that is being executed by shared code.
+    pub site: u64,
+    /// Not 0: user code has used vector registers, so that it is given them in the host's.
+    pub user_vectors: u64,
+    /// Not 0: user code was executed last, as far as Rust has seen.
+    pub was_user: u64,
     /// Addends of groups of accesses.
     pub slots: [u64; SLOTS],
 }

@@ -88,7 +88,12 @@ impl Mode {
 
     /// Its jump table.
     pub(crate) fn class(self) -> usize {
-        self.tlb() + 3 * usize::from(self.vectors())
+        Self::class_of(self.tlb(), self.vectors())
+    }
+
+    /// The jump table of code that accesses data through table `tlb`.
+    pub(crate) fn class_of(tlb: usize, vectors: bool) -> usize {
+        tlb + 3 * usize::from(vectors)
     }
 
     /// Whether a jump table is one of user code.

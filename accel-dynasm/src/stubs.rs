@@ -8,6 +8,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocati
 
 use crate::cache::CodeCache;
 use crate::places::Places;
+use crate::transfer;
 
 /// What a stub calls: the vCPU, its engine and the stub's argument; where to go on.
 pub(crate) type Function =
@@ -27,6 +28,10 @@ pub(crate) struct Stubs {
     pub generic: [usize; 2],
     pub poll: [usize; 2],
     pub fault: [usize; 2],
+    pub syscall: [usize; 2],
+    pub sysret: [usize; 2],
+    /// By whether SMAP keeps the code from a program's data.
+    pub iret: [[usize; 2]; 2],
 }
 
 /// The functions, in the order of [`Stubs`].
@@ -139,6 +144,7 @@ pub(crate) fn emit(
             );
         }
     }
+    transfer::emit(&mut asm, start, places, avx, &mut stubs);
     let code = asm.take().map_err(|_| AccelError::Host {
         what: "assemble the ways into translated code",
         source: std::io::ErrorKind::Other.into(),
@@ -148,7 +154,7 @@ pub(crate) fn emit(
 }
 
 /// Stores or loads the vector registers.
-fn vectors(asm: &mut VecAssembler<X64Relocation>, places: &Places, avx: bool, store: bool) {
+pub(crate) fn vectors(asm: &mut VecAssembler<X64Relocation>, places: &Places, avx: bool, store: bool) {
     for r in 0..16 {
         let at = places.vector(r);
         match (avx, store) {

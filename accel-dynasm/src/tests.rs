@@ -256,8 +256,12 @@ fn divisions_fault() {
 }
 
 /// Lets `code` loop from `start` on until a request comes, a while later.
-#[expect(clippy::print_stderr, reason = "what an abort leaves behind")]
 fn loops_until_asked(scene: &Scene, start: usize, code: &[u8]) {
+    loops_until_asked_with(scene, start, code, pointing(gpr::RBX, scene.data + 8));
+}
+
+#[expect(clippy::print_stderr, reason = "what an abort leaves behind")]
+fn loops_until_asked_with(scene: &Scene, start: usize, code: &[u8], adjust: impl Fn(&mut Cpu)) {
     let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
     let shared = pair.home().shared.clone();
     let (sender, ended) = std::sync::mpsc::channel();
@@ -271,7 +275,7 @@ fn loops_until_asked(scene: &Scene, start: usize, code: &[u8]) {
                 std::process::abort();
             }
         });
-        pair.run_until_asked(&Program::new(start, code), &pointing(gpr::RBX, scene.data + 8));
+        pair.run_until_asked(&Program::new(start, code), &adjust);
         sender.send(()).expect("the other thread waits");
     });
 }
@@ -375,3 +379,6 @@ fn what_is_known_of_blocks_is_bounded() {
     assert!(translated > 1000 && most < 300, "{translated} translated, {most} known at a time");
     assert!(translated - evicted <= most as u64);
 }
+
+mod string;
+mod transfer;

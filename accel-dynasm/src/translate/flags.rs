@@ -26,8 +26,7 @@ pub(super) struct Effect {
 
 impl Effect {
     pub(super) fn of(ins: &Instruction, action: Action, ignores_prefix: bool) -> Self {
-        if matches!(action, Action::Generic | Action::GenericEnd) {
-            // For x86-core's functions, they must all be right.
+        if action.wants_flags() {
             return Self { reads: ARITH, sets: 0 };
         }
         let reads = ins.rflags_read() & ARITH;

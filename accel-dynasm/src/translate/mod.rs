@@ -4,7 +4,7 @@
 //!    at what becomes of the flags.
 //! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
 //!    block.
-//! 3. `system.rs` has what kernels do to the vCPU's other state.
+//! 3. `system.rs` has what kernels do to the vCPU's other state, `transfer.rs` changes of privilege, `string.rs` MOVS and STOS.
 //! 4. `encode.rs` takes machine code apart and puts it together.
 
 mod access;
@@ -14,7 +14,9 @@ mod emit;
 mod encode;
 mod flags;
 mod plan;
+mod string;
 mod system;
+mod transfer;
 
 use dynasmrt::{AssemblyOffset, DynamicLabel, VecAssembler, x64::X64Relocation};
 use iced_x86::{Decoder, DecoderError, Instruction, InstructionInfoFactory};
