@@ -1,13 +1,19 @@
 //! The jump tables: blocks by linear address, for jumps whose target is known only when they happen.
 //!
-//! Those of user code hold for one address space. When the vCPU leaves one that it may come back to, they are put away, and
-//! put back when it does.
+//! 1. Blocks at the same place in different runs of 64 KiB share an entry. The one that has lost it is in a second part of
+//!    the table, where shared code looks before Rust does.
+//! 2. Those of user code hold for one address space. When the vCPU leaves one that it may come back to, they are put away,
+//!    and put back when it does.
 #![allow(unsafe_code)] // the tables lie where translated code finds them
 
 use std::ops::Range;
 
-use crate::home::{CLASSES, Home, JUMPS};
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
+
+use crate::home::{CLASSES, DISPLACED, Home, JUMPS};
 use crate::mode::Mode;
+use crate::places::Places;
+use crate::stubs::{Stubs, jump};
 
 /// Sets of tables put away.
 const AWAY: usize = 8;
@@ -27,7 +33,7 @@ pub(crate) struct View {
 #[derive(Debug, Default)]
 pub(crate) struct Jumps {
     /// In the order in which they were filled.
-    filled: [Vec<u16>; CLASSES],
+    filled: [Vec<u32>; CLASSES],
     away: Vec<Away>,
     departures: u64,
 }
@@ -44,19 +50,29 @@ struct Away {
 #[derive(Debug)]
 struct Entry {
     class: usize,
-    index: u16,
+    index: u32,
     negated: u64,
     code: u64,
 }
 
+/// Where a block is looked for whose entry is another's: bits of the address that select the entry, and those above, mixed.
+fn elsewhere(address: u64) -> u32 {
+    let mixed = ((address >> 16) as u32).wrapping_mul(MIX).wrapping_add(address as u32);
+    JUMPS as u32 + mixed % DISPLACED as u32
+}
+
+/// An odd number.
+const MIX: u32 = 0x2545;
+
 /// What no address that selects entry `index` cancels out: as memory comes from the kernel, but for address 0.
-fn never(index: usize) -> u64 {
-    u64::from(index == 0)
+fn never(index: u32) -> u64 {
+    u64::from(index as usize % JUMPS == 0)
 }
 
 /// The two words of an entry.
-fn words(home: *mut Home, class: usize, index: usize) -> (*mut u64, *mut u64) {
-    assert!(class < CLASSES && index < JUMPS, "no entry of a jump table");
+fn words(home: *mut Home, class: usize, index: u32) -> (*mut u64, *mut u64) {
+    let index = index as usize;
+    assert!(class < CLASSES && index < JUMPS + DISPLACED, "no entry of a jump table");
     // SAFETY: within the table, just checked, of a home, which lives as long as its engine.
     unsafe {
         let table = &raw mut (*home).jumps[class];
@@ -72,23 +88,31 @@ impl Jumps {
     /// Prepares the tables of a new home, which are all zero.
     pub(crate) fn empty(&mut self, home: *mut Home) {
         for class in 0..CLASSES {
-            let (negated, _) = words(home, class, 0);
-            // SAFETY: an entry of a home, which nobody else uses now.
-            unsafe { negated.write(never(0)) };
+            for index in [0, JUMPS as u32] {
+                let (negated, _) = words(home, class, index);
+                // SAFETY: an entry of a home, which nobody else uses now.
+                unsafe { negated.write(never(index)) };
+            }
         }
     }
 
     /// Lets jumps to `address` go to `code`.
     pub(crate) fn set(&mut self, home: *mut Home, class: usize, address: u64, code: *const u8) {
-        let index = (address & (JUMPS as u64 - 1)) as usize;
-        self.put(home, class, index as u16, address.wrapping_neg(), code as u64);
+        let index = address as u32 % JUMPS as u32;
+        let (negated, leads_to) = words(home, class, index);
+        // SAFETY: as in `put`.
+        let (before, to) = unsafe { (negated.read(), leads_to.read()) };
+        if before != never(index) && before != address.wrapping_neg() {
+            self.put(home, class, elsewhere(before.wrapping_neg()), before, to);
+        }
+        self.put(home, class, index, address.wrapping_neg(), code as u64);
     }
 
-    fn put(&mut self, home: *mut Home, class: usize, index: u16, negated: u64, code: u64) {
-        let (at_negated, at_code) = words(home, class, index.into());
+    fn put(&mut self, home: *mut Home, class: usize, index: u32, negated: u64, code: u64) {
+        let (at_negated, at_code) = words(home, class, index);
         // SAFETY: as in `empty`: translated code does not run while Rust does.
         unsafe {
-            if at_negated.read() == never(index.into()) {
+            if at_negated.read() == never(index) {
                 self.filled[class].push(index);
             }
             at_code.write(code);
@@ -100,12 +124,12 @@ impl Jumps {
     pub(crate) fn forget(&mut self, home: *mut Home, code: &Range<u64>) {
         for (class, filled) in self.filled.iter_mut().enumerate() {
             filled.retain(|index| {
-                let (negated, leads_to) = words(home, class, usize::from(*index));
+                let (negated, leads_to) = words(home, class, *index);
                 // SAFETY: as in `put`.
                 let leads = code.contains(&unsafe { leads_to.read() });
                 if leads {
                     // SAFETY: likewise.
-                    unsafe { negated.write(never((*index).into())) };
+                    unsafe { negated.write(never(*index)) };
                 }
                 !leads
             });
@@ -117,9 +141,9 @@ impl Jumps {
 
     fn clear_class(&mut self, home: *mut Home, class: usize) {
         for index in self.filled[class].drain(..) {
-            let (negated, _) = words(home, class, index.into());
+            let (negated, _) = words(home, class, index);
             // SAFETY: as in `put`.
-            unsafe { negated.write(never(index.into())) };
+            unsafe { negated.write(never(index)) };
         }
     }
 
@@ -149,13 +173,13 @@ impl Jumps {
             let filled = &mut self.filled[class];
             let surplus = filled.len().saturating_sub(MOST);
             for (n, index) in filled.drain(..).enumerate() {
-                let (negated, code) = words(home, class, index.into());
+                let (negated, code) = words(home, class, index);
                 // SAFETY: as in `put`.
                 unsafe {
                     if n >= surplus {
                         away.entries.push(Entry { class, index, negated: negated.read(), code: code.read() });
                     }
-                    negated.write(never(index.into()));
+                    negated.write(never(index));
                 }
             }
         }
@@ -178,5 +202,41 @@ impl Jumps {
     /// No view that was left comes back.
     pub(crate) fn forget_away(&mut self) {
         self.away.clear();
+    }
+}
+/// Emits what looks into the second parts of the tables, one for each class of code. The address is in R10, the argument
+/// for [`Stubs::lookup`] in [`crate::home::Context::site`].
+pub(crate) fn emit(asm: &mut VecAssembler<X64Relocation>, start: usize, places: &Places, stubs: &mut Stubs) {
+    const PART: i32 = 8 * JUMPS as i32;
+    for class in 0..CLASSES {
+        dynasm!(asm ; .arch x64 ; .align 16);
+        stubs.displaced[class] = start + asm.offset().0;
+        dynasm!(asm
+            ; .arch x64
+            ; mov [places.rax()], rax
+            ; lahf
+            ; seto al
+            ; mov [places.temporary()], ax
+            ; mov r11, r10
+            ; shr r11, 16
+            ; imul r11d, r11d, MIX as i32
+            ; add r11d, r10d
+            ; and r11d, DISPLACED as i32 - 1
+            ; mov rax, [r11 * 8 + places.negated(class) + PART]
+            ; add rax, r10
+            ; movzx eax, WORD [places.temporary()]
+            ; jnz >unknown
+            ; add al, 0x7f
+            ; sahf
+            ; mov rax, [places.rax()]
+            ; jmp QWORD [r11 * 8 + places.code(class) + PART]
+            ; unknown:
+            ; add al, 0x7f
+            ; sahf
+            ; mov rax, [places.rax()]
+            ; mov [places.rip], r10
+            ; mov r11d, [places.site()]
+        );
+        jump(asm, start, stubs.lookup[usize::from(Mode::class_has_vectors(class))]);
     }
 }

@@ -96,6 +96,11 @@ impl Mode {
         tlb + 3 * usize::from(vectors)
     }
 
+    /// Whether code of a class has the guest's vector registers in the host's.
+    pub(crate) fn class_has_vectors(class: usize) -> bool {
+        class >= 3
+    }
+
     /// Whether a jump table is one of user code.
     pub(crate) fn is_user_class(class: usize) -> bool {
         class % 3 == TlbMode::User as usize

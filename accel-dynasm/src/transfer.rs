@@ -22,7 +22,7 @@ use x86_core::{Cpu, TlbMode, seg};
 use crate::engine::INDIRECT;
 use crate::mode::Mode;
 use crate::places::Places;
-use crate::stubs::{Stubs, vectors};
+use crate::stubs::{Stubs, jump, vectors};
 
 /// Flags that the single step, alignment checks and SMAP, or virtual interrupts hang on.
 const UNUSUAL: i32 = (flag::TF | flag::AC | flag::VIF | flag::VIP | flag::RF | flag::VM) as i32;
@@ -265,7 +265,7 @@ impl Transfer<'_> {
     fn ways_out(&mut self, start: usize, stubs: &Stubs) {
         dynasm!(self.asm ; .arch x64 ; =>self.slow ; mov r11, [self.places.site()]);
         self.restore();
-        self.jump(start, stubs.generic[0]);
+        jump(self.asm, start, stubs.generic[0]);
         dynasm!(self.asm
             ; .arch x64
             ; =>self.unknown
@@ -274,13 +274,6 @@ impl Transfer<'_> {
             ; or r11d, INDIRECT as i32
         );
         self.restore();
-        self.jump(start, stubs.lookup[0]);
-    }
-
-    /// To another stub.
-    fn jump(&mut self, start: usize, to: usize) {
-        let from = start + self.asm.offset().0 + 5;
-        self.asm.push(0xe9);
-        self.asm.extend(&((to as i64 - from as i64) as i32).to_le_bytes());
+        jump(self.asm, start, stubs.lookup[0]);
     }
 }
