@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::{HostCpu, PerfMap, Show};
+use crate::{HostCpu, JitDump, PerfMap, Show};
 
 /// How code is translated.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Config {
     pub show: Option<Arc<Show>>,
     /// Where perf finds the names of translated code.
     pub perf_map: Option<Arc<PerfMap>>,
+    /// Where perf finds translated code itself.
+    pub jitdump: Option<Arc<JitDump>>,
     /// Mistranslates this constant, for tests of [`Self::verify`].
     #[doc(hidden)]
     pub sabotage: Option<u32>,
@@ -51,6 +53,7 @@ impl Default for Config {
             only: None,
             show: None,
             perf_map: None,
+            jitdump: None,
             sabotage: None,
         }
     }

@@ -8,7 +8,7 @@
 //!    is executed by x86-core. `transfer.rs` is the way from a program to the kernel and back.
 //! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host.
 //! 5. `lockstep.rs` compares what blocks do with what x86-core does, `report.rs` tells of a difference, `show.rs` shows
-//!    blocks.
+//!    blocks; `perf.rs` and `jitdump.rs` tell perf of them.
 //! 6. Code of 16 and 32 bits is interpreted. Everything that is not executing instructions is x86-core's
 //!    [`x86_core::soft`], shared with the interpreter.
 #![allow(clippy::useless_conversion)] // what dynasm! makes of register numbers
@@ -22,6 +22,7 @@ mod evict;
 mod follow;
 mod home;
 mod host;
+mod jitdump;
 mod jumps;
 mod links;
 mod lockstep;
@@ -53,6 +54,7 @@ use x86_core::soft::{MAX_VCPUS, SoftVm, features};
 pub use crate::config::Config;
 pub use crate::engine::Engine;
 pub use crate::host::HostCpu;
+pub use crate::jitdump::JitDump;
 pub use crate::perf::PerfMap;
 pub use crate::show::Show;
 

@@ -1,6 +1,5 @@
 //! Names of translated blocks for perf(1), which reads them from /tmp/perf-PID.map.
 
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -26,9 +25,7 @@ impl PerfMap {
     }
 
     fn at(path: PathBuf) -> io::Result<Self> {
-        // A new file, never one that a link or another user has put there.
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+        let file = new_file(&path)?;
         Ok(Self { path, file: Mutex::new(Some(file)) })
     }
 
@@ -39,15 +36,24 @@ impl PerfMap {
 
     /// Tells that the `len` bytes of code at host address `code` were translated from guest address `guest`.
     pub(crate) fn add(&self, code: u64, len: usize, guest: u64) {
-        let mut line = String::new();
-        // A String takes all that is written.
-        let _ = writeln!(line, "{code:x} {len:x} guest:{guest:016x}");
+        let line = format!("{code:x} {len:x} {}\n", guest_name(guest));
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if file.as_mut().is_some_and(|file| file.write_all(line.as_bytes()).is_err()) {
             // A disk that is full is no reason to stop the guest.
             *file = None;
         }
     }
+}
+
+/// What perf calls the translation of the code at guest address `guest`.
+pub(crate) fn guest_name(guest: u64) -> String {
+    format!("guest:{guest:016x}")
+}
+
+/// Makes a file that was not there: never one that a link or another user has put there.
+pub(crate) fn new_file(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+    file.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
 }
 
 #[cfg(test)]

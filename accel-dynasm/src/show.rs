@@ -40,6 +40,9 @@ impl Engine {
         if let Some(perf) = &self.config.perf_map {
             perf.add(self.cache.address(block.code as usize) as u64, code.len(), start);
         }
+        if let Some(dump) = &self.config.jitdump {
+            dump.add(self.cache.address(block.code as usize) as u64, code, start);
+        }
         let Some(show) = &self.config.show else { return };
         let inside = start <= show.address && show.address - start < u64::from(block.length);
         if inside && show.told.fetch_add(1, Ordering::Relaxed) < MOST {

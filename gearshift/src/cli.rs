@@ -77,7 +77,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a guest and connect its serial console to this terminal
     #[command(after_help = after_run_help())]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Show the accelerators of this build and whether they work on this host
     Probe {
         /// Print JSON (the format is in the README)
@@ -293,7 +293,7 @@ mod tests {
     fn run_args(words: &[&str]) -> RunArgs {
         let words = ["gearshift", "run"].iter().chain(words).map(OsString::from);
         match parse(words).unwrap() {
-            Parsed::Do(Cli { command: Command::Run(args) }) => args,
+            Parsed::Do(Cli { command: Command::Run(args) }) => *args,
             other => panic!("{other:?}"),
         }
     }

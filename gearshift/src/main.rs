@@ -52,7 +52,7 @@ fn main() -> std::process::ExitCode {
 fn execute(parsed: Parsed) -> Result<ExitCode, Failure> {
     match parsed {
         Parsed::Show(text) => stdio::print(text)?,
-        Parsed::Do(Cli { command: Command::Run(args) }) => return run::run(args),
+        Parsed::Do(Cli { command: Command::Run(args) }) => return run::run(*args),
         Parsed::Do(Cli { command: Command::Probe { json } }) => probe::probe(json)?,
         Parsed::Do(Cli { command: Command::Compare(options) }) => return compare::run(&options),
         Parsed::Do(Cli { command: Command::CompareGuest(options) }) => return Ok(compare::work(&options)),

@@ -1,7 +1,10 @@
 //! Options of the translator alone: to look for its mistakes, and to see what it does.
 
 use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel_api::AccelId;
@@ -10,6 +13,7 @@ use machine::TranslatorOptions;
 
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::size;
 use crate::stdio::say_all;
 
 /// The accelerator that these are for.
@@ -40,6 +44,35 @@ pub(crate) struct TranslatorArgs {
     /// Write /tmp/perf-PID.map, from which perf(1) names guest blocks
     #[arg(long)]
     pub(crate) perf_map: bool,
+
+    /// Write jit-PID.dump into this folder, from which perf(1) shows the host code of guest blocks
+    ///
+    /// `perf record -k mono gearshift run --jitdump DIR ...`, then `perf inject --jit -i perf.data -o jit.data`, then
+    /// `perf report -i jit.data` and `perf annotate -i jit.data`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) jitdump: Option<PathBuf>,
+
+    /// Memory for translated code, for each vCPU [default: 64M]
+    ///
+    /// Up to 1G; it is taken as code comes to fill it. When it is full the code that was translated first makes room, a
+    /// sixteenth at a time.
+    #[arg(long, value_name = "SIZE", value_parser = parse_cache)]
+    pub(crate) jit_cache: Option<usize>,
+}
+
+/// The size of a code cache.
+fn parse_cache(text: &str) -> Result<usize, String> {
+    let bytes = size::parse(text)?;
+    let range = 32 << 10..=1 << 30;
+    let fits = usize::try_from(bytes).ok().filter(|bytes| range.contains(bytes));
+    fits.ok_or_else(|| "give a size from 32K to 1G".to_owned())
+}
+
+/// Whether files can be made in `folder`.
+fn try_folder(folder: &Path) -> io::Result<()> {
+    let probe = folder.join(format!(".gearshift-{}", std::process::id()));
+    File::create_new(&probe)?;
+    fs::remove_file(probe)
 }
 
 /// A decimal number, or a hexadecimal one behind 0x.
@@ -85,6 +118,8 @@ impl TranslatorArgs {
             show: self.dump_block.map(|address| (address, shown.listener())),
             counting: with_stats,
             perf_map: self.perf_map,
+            jitdump: self.jitdump.clone(),
+            cache_bytes: self.jit_cache,
             ..TranslatorOptions::default()
         }
     }
@@ -100,6 +135,13 @@ impl TranslatorArgs {
             );
             return Err(Failure::new(ExitCode::Usage, message));
         }
+        if let Some(folder) = &self.jitdump
+            && let Err(error) = try_folder(folder)
+        {
+            let message =
+                format!("--jitdump {}: {error}; name a folder that can be written to", folder.display());
+            return Err(Failure::new(ExitCode::Usage, message));
+        }
         Ok(())
     }
 
@@ -113,6 +155,8 @@ impl TranslatorArgs {
             ("--jit-bisect", self.jit_bisect.is_some()),
             ("--dump-block", self.dump_block.is_some()),
             ("--perf-map", self.perf_map),
+            ("--jitdump", self.jitdump.is_some()),
+            ("--jit-cache", self.jit_cache.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((name, _)) if id.0 != TRANSLATOR => {
@@ -161,6 +205,17 @@ mod tests {
         assert_eq!(parse_range("7..7"), Ok(7..=7));
         for bad in ["", "1", "..", "1..", "..1", "2..1", "0x..1", "0..0x1ffffffffffffffff", "-1..2"] {
             assert!(parse_range(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_the_cache() {
+        assert_eq!(
+            (parse_cache("32K"), parse_cache("1G"), parse_cache("48")),
+            (Ok(32 << 10), Ok(1 << 30), Ok(48 << 20))
+        );
+        for bad in ["0", "31K", "1025M", "17179869184G", "big"] {
+            assert!(parse_cache(bad).is_err(), "{bad}");
         }
     }
 

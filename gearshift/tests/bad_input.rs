@@ -113,6 +113,8 @@ fn options_of_the_translator() {
         &["--jit-bisect", "0..1"],
         &["--dump-block", "0xffffffff81000000"],
         &["--perf-map"],
+        &["--jitdump", "/tmp"],
+        &["--jit-cache", "64K"],
     ];
     for option in options {
         let arguments = [option, &["--accel", "interp"]].concat();
@@ -122,6 +124,10 @@ fn options_of_the_translator() {
     refused_with_kernel(&["--verify=0"], USAGE, &["--verify", "0"]);
     refused_with_kernel(&["--jit-bisect", "3..2"], USAGE, &["--jit-bisect", "3..2", "larger"]);
     refused_with_kernel(&["--dump-block", "main"], USAGE, &["--dump-block", "main", "0xffffffff81000000"]);
+    refused_with_kernel(&["--jit-cache", "2G"], USAGE, &["--jit-cache", "2G", "32K to 1G"]);
+    for folder in ["/nonexistent", "/dev/null"] {
+        refused_with_kernel(&["--jitdump", folder], USAGE, &["--jitdump", folder, "name a folder"]);
+    }
 }
 
 /// Names of this project's backends that a build may lack are no unknown names.

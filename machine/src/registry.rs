@@ -73,8 +73,12 @@ pub struct TranslatorOptions {
     pub show: Option<(u64, Listener)>,
     /// Count all instructions, which costs some speed.
     pub counting: bool,
+    /// Bytes of translated code that each vCPU keeps, from 32 KiB to 1 GiB; 64 MiB unless told.
+    pub cache_bytes: Option<usize>,
     /// Write /tmp/perf-PID.map, so that perf names guest blocks.
     pub perf_map: bool,
+    /// Write jit-PID.dump into this folder, so that `perf inject --jit` has the code of guest blocks.
+    pub jitdump: Option<PathBuf>,
     /// Mistranslates this constant, for tests of `verify`.
     #[doc(hidden)]
     pub sabotage: Option<u32>,
@@ -85,14 +89,16 @@ pub type Listener = Arc<dyn Fn(String) + Send + Sync>;
 
 impl fmt::Debug for TranslatorOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { verify, only, show, counting, perf_map, sabotage } = self;
+        let Self { verify, only, show, counting, cache_bytes, perf_map, jitdump, sabotage } = self;
         let show = show.as_ref().map(|(address, _)| address);
         f.debug_struct("TranslatorOptions")
             .field("verify", verify)
             .field("only", only)
             .field("show", &show)
             .field("counting", counting)
+            .field("cache_bytes", cache_bytes)
             .field("perf_map", perf_map)
+            .field("jitdump", jitdump)
             .field("sabotage", sabotage)
             .finish()
     }
@@ -100,18 +106,24 @@ impl fmt::Debug for TranslatorOptions {
 
 #[cfg(feature = "jit")]
 fn create_translator(options: &TranslatorOptions) -> Result<Arc<dyn Accelerator>, AccelError> {
-    use accel_dynasm::{Config, PerfMap, Show};
-    let TranslatorOptions { verify, only, show, counting, perf_map, sabotage } = options.clone();
+    use accel_dynasm::{Config, JitDump, PerfMap, Show};
+    let TranslatorOptions { verify, only, show, counting, cache_bytes, perf_map, jitdump, sabotage } =
+        options.clone();
     let perf_map = perf_map.then(PerfMap::for_this_process).transpose();
     let perf_map = perf_map.map_err(|source| AccelError::Host { what: "make a map for perf", source })?;
+    let jitdump = jitdump.as_deref().map(JitDump::in_folder).transpose();
+    let jitdump = jitdump.map_err(|source| AccelError::Host { what: "dump code for perf", source })?;
+    let default = Config::default();
     Ok(accel_dynasm::create_with(Config {
         verify,
         only,
         counting,
         sabotage,
         show: show.map(|(address, tell)| Arc::new(Show::new(address, tell))),
+        cache_bytes: cache_bytes.unwrap_or(default.cache_bytes),
         perf_map: perf_map.map(Arc::new),
-        ..Config::default()
+        jitdump: jitdump.map(Arc::new),
+        ..default
     }))
 }
 

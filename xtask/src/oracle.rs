@@ -10,17 +10,22 @@ use std::time::Instant;
 use std::{env, fs, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use testkit::oracle::case::CodeSize;
 use testkit::oracle::coverage::{self, Tested};
 use testkit::oracle::{Config, Report};
+
+use crate::cargo;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Seed of everything; the same seed gives the same cases on processors with the same features
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Run them on this accelerator: interp or jit. Without it single instructions are executed by their functions
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["coverage", "write_docs"])]
+    accel: Option<Backend>,
     /// How many cases to run
     #[arg(long, default_value_t = 1_000_000)]
     cases: u64,
@@ -48,6 +53,24 @@ pub(crate) struct Arguments {
     /// Run this part of the cases: number and count
     #[arg(long, hide = true, num_args = 2)]
     shard: Option<Vec<u64>>,
+}
+
+/// An accelerator that executes instructions itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Backend {
+    Interp,
+    /// Code of 64 bits, unless --bits says otherwise; the other is interpreted
+    Jit,
+}
+
+impl Backend {
+    /// Its package, which has the oracle as a test.
+    fn package(self) -> &'static str {
+        match self {
+            Self::Interp => "accel-interp",
+            Self::Jit => "accel-dynasm",
+        }
+    }
 }
 
 /// What one process found.
@@ -110,12 +133,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         println!("{}", serde_json::to_string(&Part::new(&report))?);
         return Ok(true);
     }
-    let start = Instant::now();
     let jobs = match (arguments.case, arguments.jobs) {
         (Some(_), _) => 1,
         (None, Some(jobs)) => jobs.max(1),
         (None, None) => thread::available_parallelism()?.get() as u64,
     };
+    if let Some(backend) = arguments.accel {
+        return on_backend(arguments, backend, jobs);
+    }
+    let start = Instant::now();
     let part =
         if jobs == 1 { Part::new(&report(arguments, (0, 1))?) } else { in_processes(arguments, jobs)? };
     if arguments.coverage {
@@ -149,13 +175,62 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(part.findings.is_empty())
 }
 
-fn report(arguments: &Arguments, shard: (u64, u64)) -> Result<Report> {
-    let Arguments { seed, cases, case, bits, strict, .. } = *arguments;
+/// The size of code that was asked for.
+fn size(bits: Option<u32>) -> Result<Option<CodeSize>> {
     let size = CodeSize::ALL.into_iter().find(|size| bits == Some(size.bitness()));
     ensure!(bits.is_none() || size.is_some(), "code has 16, 32 or 64 bits");
+    Ok(size)
+}
+
+/// How many cases process `job` of `jobs` runs.
+fn share(cases: u64, job: u64, jobs: u64) -> u64 {
+    cases / jobs + u64::from(job < cases % jobs)
+}
+
+/// Runs the oracle that is a test of the accelerator, which this program may not know itself. Whether no instruction differs.
+#[expect(clippy::print_stderr, reason = "a command-line tool")]
+fn on_backend(arguments: &Arguments, backend: Backend, jobs: u64) -> Result<bool> {
+    size(arguments.bits)?;
+    let package = backend.package();
+    let built = cargo::executables(&["test", "--no-run", "--package", package, "--test", "oracle"])?;
+    let test = built.iter().find(|program| program.test && program.name == "oracle");
+    let test = test.with_context(|| format!("{package} has no test called oracle"))?;
+    let mut children = Vec::new();
+    for job in 0..jobs {
+        let mut command = Command::new(&test.path);
+        command.arg("--nocapture").env("ORACLE_REQUIRED", "1");
+        command.env("ORACLE_SEED", arguments.seed.to_string());
+        command.env("ORACLE_CASES", share(arguments.cases, job, jobs).to_string());
+        command.env("ORACLE_SHARD", format!("{job}/{jobs}"));
+        command.env("ORACLE_STRICT", arguments.strict.to_string());
+        let chosen = [
+            ("ORACLE_CASE", arguments.case.map(|n| n.to_string())),
+            ("ORACLE_BITS", arguments.bits.map(|n| n.to_string())),
+            ("ORACLE_FILTER", arguments.filter.clone()),
+        ];
+        for (name, value) in chosen {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        children.push(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
+    }
+    let mut same = true;
+    for child in children {
+        let output = child.wait_with_output()?;
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        same &= output.status.success();
+    }
+    Ok(same)
+}
+
+fn report(arguments: &Arguments, shard: (u64, u64)) -> Result<Report> {
+    let Arguments { seed, cases, case, bits, strict, .. } = *arguments;
+    let size = size(bits)?;
     let filter = arguments.filter.clone();
     let progress = Some(progress as fn(u64)).filter(|_| shard.0 == 0);
-    let config = Config { seed, cases, only: case, filter, size, strict, shard, progress, backend: None };
+    let config = Config { seed, cases, only: case, filter, size, strict, shard, progress, accel: None };
     testkit::oracle::run(&config).context("this host cannot run instructions natively")
 }
 
@@ -170,7 +245,7 @@ fn progress(cases: u64) {
 fn in_processes(arguments: &Arguments, jobs: u64) -> Result<Part> {
     let mut children = Vec::new();
     for job in 0..jobs {
-        let cases = arguments.cases / jobs + u64::from(job < arguments.cases % jobs);
+        let cases = share(arguments.cases, job, jobs);
         let mut command = Command::new(env::current_exe()?);
         command.arg("oracle").args(["--seed", &arguments.seed.to_string(), "--cases", &cases.to_string()]);
         command.args(["--shard", &job.to_string(), &jobs.to_string()]);

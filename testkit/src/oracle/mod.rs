@@ -6,7 +6,8 @@
 //! 3. `compare` looks at everything that the manual defines; `known` holds the few differences that are expected.
 //!    The segments of both are in `segments`.
 //! 4. `minimise` takes away the inputs that do not matter; [`run`] puts it together and reports.
-//! 5. `coverage` lists what is tried, and what tests the rest.
+//! 5. `suite` makes a test of it for each backend that executes instructions itself.
+//! 6. `coverage` lists what is tried, and what tests the rest.
 
 pub mod case;
 pub mod compare;
@@ -21,5 +22,7 @@ mod run;
 pub mod segments;
 pub mod select;
 pub mod soft;
+mod suite;
 
 pub use run::{Config, Finding, Report, run};
+pub use suite::suite;

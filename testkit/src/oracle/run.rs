@@ -39,8 +39,8 @@ pub struct Config {
     pub progress: Option<fn(u64)>,
     /// Flags that the manual leaves undefined count, too.
     pub strict: bool,
-    /// What executes the software's side; single steps if it is not given.
-    pub backend: Option<Backend>,
+    /// What executes the software's side, by its accelerator's name; single steps if it is not given.
+    pub accel: Option<(&'static str, Backend)>,
 }
 
 impl Default for Config {
@@ -52,23 +52,9 @@ impl Default for Config {
             filter: None,
             size: None,
             strict: false,
-            backend: None,
+            accel: None,
             shard: (0, 1),
             progress: None,
-        }
-    }
-}
-
-impl Config {
-    /// `cases` cases under the first seed, unless `ORACLE_SEED` and `ORACLE_CASES` choose others; `ORACLE_FILTER` chooses
-    /// instructions by name.
-    pub fn from_environment(cases: u64) -> Self {
-        let setting = |name: &str| std::env::var(name).ok()?.parse().ok();
-        Self {
-            seed: setting("ORACLE_SEED").unwrap_or(1),
-            cases: setting("ORACLE_CASES").unwrap_or(cases),
-            filter: std::env::var("ORACLE_FILTER").ok(),
-            ..Self::default()
         }
     }
 }
@@ -80,6 +66,8 @@ pub struct Finding {
     pub index: u64,
     /// The run's seed.
     pub seed: u64,
+    /// Name of the accelerator, if it was not single steps.
+    pub accel: Option<&'static str>,
     /// The case with everything taken away that does not matter.
     pub case: Case,
     /// What differs then.
@@ -191,13 +179,14 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
             report.unavailable.push((size, reason.to_string()));
         }
     }
-    if config.backend.is_some() {
+    if config.accel.is_some() {
         native.leave_room();
     }
     // Code of 16 and 32 bits and the LDT come together.
     let ldt = report.unavailable.is_empty();
-    let backend =
-        config.backend.map(|b| Box::new(move || Soft::new(features, ldt, Some(b))) as Box<dyn Fn() -> Soft>);
+    let backend = config
+        .accel
+        .map(|(_, b)| Box::new(move || Soft::new(features, ldt, Some(b))) as Box<dyn Fn() -> Soft>);
     let mut pair = Pair { native, soft: Soft::new(features, ldt, None), backend, executor: None };
     let mut generator = Generator::new(ldt);
     let possible = |size: CodeSize| {
@@ -266,7 +255,8 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
             Some(finding) => finding.count += 1,
             None => {
                 let (case, differences) = minimise(&mut pair, &ins, case, found);
-                let finding = Finding { index, seed: config.seed, case, differences, count: 1 };
+                let accel = config.accel.map(|(name, _)| name);
+                let finding = Finding { index, seed: config.seed, accel, case, differences, count: 1 };
                 report.findings.insert(name(), finding);
             }
         }
@@ -308,9 +298,10 @@ impl fmt::Display for Finding {
         for Difference { what, native, soft } in &self.differences {
             writeln!(f, "  {what}: host {native}, software {soft}")?;
         }
+        let accel = self.accel.map(|name| format!("--accel {name} ")).unwrap_or_default();
         writeln!(
             f,
-            "  {} case(s); again: cargo xtask oracle --seed {} --case {}",
+            "  {} case(s); again: cargo xtask oracle {accel}--seed {} --case {}",
             self.count, self.seed, self.index
         )
     }
