@@ -1,4 +1,5 @@
-//! What is known of translated blocks: by their place in RAM, and by where their code lies.
+//! What is known of translated blocks: by their place in RAM, and by where their code lies. What is dropped is kept until
+//! its code is, so that the memory it takes is bounded by that of code.
 
 use std::hash::Hasher as _;
 
@@ -7,7 +8,9 @@ use x86_core::alu::flag;
 use x86_core::exec::ExecFn;
 use x86_core::{Cpu, KeyHasher, Keyed};
 
+use crate::links::Edge;
 use crate::mode::Mode;
+use crate::regions::{Numbered, region_of};
 use crate::translate::Site;
 
 /// Place and circumstances of a block.
@@ -43,10 +46,15 @@ impl Key {
     }
 }
 
+/// Lines of its second page that an instruction can reach into.
+pub(crate) const SECOND_LINES: u64 = 1;
+
 /// One translation.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub key: Key,
+    /// RAM page that its only instruction crosses into.
+    pub second: Option<usize>,
     pub mode: Mode,
     /// Linear address of its page when it was translated: of user code, one of them.
     pub page: u64,
@@ -63,8 +71,10 @@ pub(crate) struct Block {
     pub retired: u32,
     /// Times that a group's check has failed.
     pub misses: u32,
-    /// Links that lead to it.
-    pub incoming: Vec<u32>,
+    /// The first of the links that lead to it, or [`NOTHING`](crate::engine::NOTHING).
+    pub incoming: u32,
+    /// Times that it was checked, in lockstep.
+    pub checked: u8,
     /// Its code must not be entered any more.
     pub dropped: bool,
     /// Host instructions that may fault, by their distance from `code`, their guest instructions' offsets, and how many behind
@@ -80,6 +90,12 @@ impl Block {
     /// Linear address of its page where `cpu`, which is in it, has it.
     pub(crate) fn page_now(&self, cpu: &Cpu) -> u64 {
         if self.mode.user() { cpu.code_page } else { self.page }
+    }
+
+    /// Lines of RAM page `page` that it depends on.
+    pub(crate) fn lines_in(&self, page: usize) -> u64 {
+        let first = if page == self.key.ram_page() { self.lines } else { 0 };
+        first | if self.second == Some(page) { SECOND_LINES } else { 0 }
     }
 
     /// The flags that are right where it leads to `offset` in its page.
@@ -108,12 +124,13 @@ pub(crate) struct Generic {
 /// Where blocks are.
 #[derive(Default)]
 pub(crate) struct Blocks {
-    list: Vec<Block>,
+    pub list: Numbered<Block>,
     by_key: Keyed<Key, u32>,
     by_page: Keyed<usize, Vec<u32>>,
     /// With the block each belongs to.
-    pub sites: Vec<(u32, Site)>,
-    pub generics: Vec<Generic>,
+    pub sites: Numbered<(u32, Site)>,
+    pub generics: Numbered<Generic>,
+    pub links: Numbered<Edge>,
 }
 
 impl Blocks {
@@ -122,23 +139,21 @@ impl Blocks {
     }
 
     pub(crate) fn get(&self, number: u32) -> &Block {
-        &self.list[number as usize]
+        &self.list[number]
     }
 
     pub(crate) fn get_mut(&mut self, number: u32) -> &mut Block {
-        &mut self.list[number as usize]
+        &mut self.list[number]
     }
 
-    pub(crate) fn next_number(&self) -> u32 {
-        self.list.len() as u32
-    }
-
-    /// Adds a block.
-    pub(crate) fn insert(&mut self, block: Block) {
-        let number = self.next_number();
+    /// Adds a block whose code lies in `region`.
+    pub(crate) fn insert(&mut self, region: usize, block: Block) {
+        let number = self.list.next(region);
         let key = block.key;
-        self.list.push(block);
-        self.by_page.entry(key.ram_page()).or_default().push(number);
+        for page in [Some(key.ram_page()), block.second].into_iter().flatten() {
+            self.by_page.entry(page).or_default().push(number);
+        }
+        self.list.push(region, block);
         self.by_key.insert(key, number);
     }
 
@@ -148,7 +163,7 @@ impl Blocks {
         let list = &mut self.list;
         let mut dropped = Vec::new();
         numbers.retain(|&n| {
-            let block = &mut list[n as usize];
+            let block = &mut list[n];
             if !block.dropped && !hit(block) {
                 return true;
             }
@@ -164,22 +179,28 @@ impl Blocks {
         dropped
     }
 
-    /// The block whose code is at offset `at` of the cache.
-    pub(crate) fn at_code(&self, at: usize) -> Option<&Block> {
+    /// The block whose code is at offset `at` of the cache, which lies in `region`.
+    pub(crate) fn at_code(&self, region: usize, at: usize) -> Option<&Block> {
+        let list = self.list.of(region);
         // Code is only ever appended.
-        let behind = self.list.partition_point(|b| b.code as usize <= at);
-        self.list[..behind].last().filter(|b| at < (b.code + b.code_len) as usize)
+        let behind = list.partition_point(|b| b.code as usize <= at);
+        list[..behind].last().filter(|b| at < (b.code + b.code_len) as usize)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.by_key.len()
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.list.clear();
-        self.by_key.clear();
-        self.by_page.clear();
-        self.sites.clear();
-        self.generics.clear();
+    /// Forgets the blocks of a region, from which no link leads anywhere.
+    pub(crate) fn clear(&mut self, region: usize) {
+        self.by_key.retain(|_, number| region_of(*number) != region);
+        self.by_page.retain(|_, numbers| {
+            numbers.retain(|number| region_of(*number) != region);
+            !numbers.is_empty()
+        });
+        self.list.clear(region);
+        self.sites.clear(region);
+        self.generics.clear(region);
+        self.links.clear(region);
     }
 }

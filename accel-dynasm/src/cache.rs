@@ -2,53 +2,116 @@
 //! both.
 #![allow(unsafe_code)] // maps memory and writes code into it
 
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
-use accel_api::AccelError;
+use accel_api::{AccelError, PAGE_SIZE};
 
-/// Code is filled in from the start; it is emptied as a whole.
+use crate::regions::REGIONS;
+
+/// Blocks begin at multiples of this.
+const ALIGN: usize = 16;
+
+/// Least and most bytes of a cache: of regions that hold a few blocks, and of code that can jump from end to end.
+pub(crate) const LEAST: usize = 32 << 10;
+pub(crate) const MOST: usize = 1 << 30;
+
+/// Bytes of a jump that [`CodeCache::put_jump`] puts.
+pub(crate) const JUMP_LEN: usize = 5;
+
+/// What lies at the start stays; behind it code is filled in region by region.
 #[derive(Debug)]
 pub(crate) struct CodeCache {
     writable: NonNull<u8>,
     executable: NonNull<u8>,
     len: usize,
-    used: usize,
+    /// Where the regions begin, and how long each is.
+    start: usize,
+    region_len: usize,
+    /// The region that is being filled, and where the code in each ends.
+    current: usize,
+    ends: [usize; REGIONS],
 }
 
 impl CodeCache {
-    /// Room for `len` bytes, a multiple of the page size. Pages cost nothing until they are filled. `nameless`: without a file
+    /// Room for `len` bytes, or as many as there can be. Pages cost nothing until they are filled. `nameless`: without a file
     /// of its own, as perf wants it of memory whose names it is to look up elsewhere.
     ///
     /// # Errors
     /// The host does not map memory as executable, or has none.
     pub(crate) fn new(len: usize, nameless: bool) -> Result<Self, AccelError> {
+        let len = len.clamp(LEAST, MOST).next_multiple_of(PAGE_SIZE as usize);
         let (writable, executable) = if nameless { map_nameless(len)? } else { map_file(len)? };
-        Ok(Self { writable, executable, len, used: 0 })
+        Ok(Self { writable, executable, len, start: 0, region_len: len, current: 0, ends: [0; REGIONS] })
+    }
+
+    /// Lets what has been appended stay, and makes regions of what is left.
+    pub(crate) fn divide(&mut self) {
+        self.start = self.cursor();
+        self.region_len = ((self.len - self.start) / REGIONS) & !(ALIGN - 1);
+        self.current = 0;
+        self.ends = std::array::from_fn(|region| self.range_of(region).start);
     }
 
     /// Bytes in use.
     pub(crate) fn used(&self) -> usize {
-        self.used
+        let regions = self.ends.iter().enumerate();
+        self.start + regions.map(|(region, end)| end - self.range_of(region).start).sum::<usize>()
     }
 
-    /// Whether `len` more bytes fit.
+    /// The region that is being filled.
+    pub(crate) fn current(&self) -> usize {
+        self.current
+    }
+
+    /// Goes on to the region that was filled first, whose code is overwritten from now on; which it is.
+    pub(crate) fn turn(&mut self) -> usize {
+        self.current = (self.current + 1) % REGIONS;
+        self.ends[self.current] = self.range_of(self.current).start;
+        self.current
+    }
+
+    /// Whether the region that is being filled has nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cursor() == self.range_of(self.current).start
+    }
+
+    /// Whether `len` more bytes fit into the region that is being filled.
     pub(crate) fn has_room(&self, len: usize) -> bool {
-        self.len - self.used >= len
+        self.range_of(self.current).end - self.cursor() >= len
     }
 
     /// Where the next code is going to lie.
     pub(crate) fn cursor(&self) -> usize {
-        self.used
+        self.ends[self.current]
+    }
+
+    /// Offsets of a region.
+    fn range_of(&self, region: usize) -> Range<usize> {
+        let start = self.start + region * self.region_len;
+        start..start + self.region_len
+    }
+
+    /// The region in which offset `at` lies.
+    pub(crate) fn region_at(&self, at: usize) -> Option<usize> {
+        let region = at.checked_sub(self.start)? / self.region_len;
+        (region < REGIONS).then_some(region)
+    }
+
+    /// The addresses at which the code of a region executes.
+    pub(crate) fn addresses(&self, region: usize) -> Range<u64> {
+        let range = self.range_of(region);
+        self.address(range.start) as u64..self.address(range.end) as u64
     }
 
     /// Appends code; returns its offset. The caller has looked for room.
     pub(crate) fn append(&mut self, code: &[u8]) -> usize {
-        let at = self.used;
+        let at = self.cursor();
         assert!(self.has_room(code.len()), "code cache overrun");
-        // SAFETY: within the mapping, just checked.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.as_ptr().add(at), code.len()) };
-        self.used = (at + code.len()).next_multiple_of(16).min(self.len);
+        self.overwrite(at, code);
+        self.ends[self.current] =
+            (at + code.len()).next_multiple_of(ALIGN).min(self.range_of(self.current).end);
         at
     }
 
@@ -61,18 +124,13 @@ impl CodeCache {
     /// Puts a jump to offset `target` over the code at offset `at`.
     pub(crate) fn put_jump(&mut self, at: usize, target: usize) {
         self.overwrite(at, &[0xe9]);
-        self.link(at + 1, target);
+        self.link(at + JUMP_LEN - 4, target);
     }
 
     fn overwrite(&mut self, at: usize, bytes: &[u8]) {
-        assert!(at + bytes.len() <= self.used, "not code");
+        assert!(at + bytes.len() <= self.len, "not in the cache");
         // SAFETY: within the mapping, just checked. No other thread executes this cache.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.writable.as_ptr().add(at), bytes.len()) };
-    }
-
-    /// Drops all code behind offset `keep`.
-    pub(crate) fn truncate(&mut self, keep: usize) {
-        self.used = self.used.min(keep.next_multiple_of(16));
     }
 
     /// The address at which the code at `offset` executes.
@@ -83,18 +141,18 @@ impl CodeCache {
     /// The offset of an address within.
     pub(crate) fn offset(&self, address: u64) -> Option<usize> {
         let at = usize::try_from(address).ok()?.checked_sub(self.executable.as_ptr() as usize)?;
-        (at < self.used).then_some(at)
+        (at < self.len).then_some(at)
     }
 
     /// The bytes of some code.
-    pub(crate) fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
-        assert!(range.start <= range.end && range.end <= self.used, "not code");
+    pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        assert!(range.start <= range.end && range.end <= self.len, "not in the cache");
         // SAFETY: within the mapping; whoever writes does so through `&mut self`.
         unsafe { std::slice::from_raw_parts(self.writable.as_ptr().add(range.start), range.len()) }
     }
 
     /// The executable mapping.
-    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+    pub(crate) fn range(&self) -> Range<usize> {
         let start = self.executable.as_ptr() as usize;
         start..start + self.len
     }
@@ -181,7 +239,7 @@ mod tests {
     #[test]
     fn code_that_is_written_executes_and_no_page_is_both() {
         for nameless in [false, true] {
-            let mut cache = CodeCache::new(8192, nameless).unwrap();
+            let mut cache = CodeCache::new(LEAST, nameless).unwrap();
             // mov eax, 42; ret
             let at = cache.append(b"\xb8\x2a\0\0\0\xc3");
             // SAFETY: a function of that type, just written.
@@ -192,5 +250,28 @@ mod tests {
             // perf looks for the names of what lies in such mappings in its map.
             assert_eq!(code.contains("/dev/zero"), nameless, "{code}");
         }
+    }
+    #[test]
+    fn regions_are_filled_in_turn() {
+        let mut cache = CodeCache::new(LEAST, false).unwrap();
+        cache.append(&[0xcc; 100]);
+        cache.divide();
+        let len = cache.region_len;
+        assert_eq!((cache.cursor(), len), (112, (LEAST - 112) / REGIONS / ALIGN * ALIGN));
+        let code = vec![0x90; len / 2 + 1];
+        for turn in 0..2 * REGIONS {
+            let region = turn % REGIONS;
+            assert!(cache.is_empty() && cache.current() == region);
+            let at = cache.append(&code);
+            assert_eq!(
+                (at, cache.region_at(at), cache.region_at(111)),
+                (112 + region * len, Some(region), None)
+            );
+            assert!(cache.has_room(len / 2 - ALIGN) && !cache.has_room(len / 2) && !cache.is_empty());
+            assert!(cache.addresses(region).contains(&(cache.address(at) as u64)));
+            assert!(cache.used() <= LEAST && cache.used() > (turn + 1).min(REGIONS) * len / 2);
+            cache.turn();
+        }
+        assert_eq!(cache.region_at(LEAST), None);
     }
 }

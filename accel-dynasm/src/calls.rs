@@ -36,7 +36,7 @@ unsafe extern "sysv64" fn lookup(cpu: *mut Cpu, engine: *mut Engine, argument: u
     }
     if !matches!(argument, NOTHING | RETIRED) && argument & INDIRECT != 0 {
         engine.stats.jump_misses += 1;
-        let (number, site) = engine.blocks.sites[(argument & !INDIRECT) as usize];
+        let (number, site) = engine.blocks.sites[argument & !INDIRECT];
         if !Cpu::canonical(cpu.rip)
             && let SiteKind::Indirect { moved } = site.kind
         {
@@ -79,14 +79,14 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
         if cpu.leave && !settle(cpu, engine) || cpu.shared.requested() != 0 {
             return LEAVE;
         }
-        let flushes = engine.stats.flushes;
+        let evictions = engine.stats.evictions;
         match engine.find(cpu) {
             Ok(Found::Code(code)) => {
-                if engine.lockstep.as_mut().is_some_and(|l| l.due(code)) {
+                if engine.is_due(code) {
                     return LEAVE;
                 }
-                if flushes != engine.stats.flushes {
-                    // The link is gone, and its number another's.
+                if evictions != engine.stats.evictions {
+                    // The link may be gone, and its number another's.
                 } else if argument & INDIRECT == 0 {
                     engine.link(argument, code);
                 } else if argument != NOTHING {
@@ -134,7 +134,7 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
     engine.stats.tlb_misses += 1;
-    let (number, site) = engine.blocks.sites[site as usize];
+    let (number, site) = engine.blocks.sites[site];
     let (SiteKind::Access { size, write } | SiteKind::Group { size, write }) = site.kind else {
         return LEAVE;
     };
@@ -168,12 +168,12 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
     engine.stats.generic_calls += 1;
-    let (number, site) = engine.blocks.sites[site as usize];
+    let (number, site) = engine.blocks.sites[site];
     let SiteKind::Generic(generic) = site.kind else { return LEAVE };
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
     engine.compare_before(cpu, &site, true);
     let block = engine.blocks.get(number);
-    let generic = &engine.blocks.generics[generic as usize];
+    let generic = &engine.blocks.generics[generic];
     engine.calls.count(&generic.instruction);
     let moved = generic.relative && block.page != block.page_now(cpu);
     let done = if moved {
@@ -220,7 +220,7 @@ fn resume(engine: &mut Engine, number: u32, at: u32) -> *const u8 {
 unsafe extern "sysv64" fn poll(cpu: *mut Cpu, engine: *mut Engine, site: u32) -> *const u8 {
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
-    let (number, site) = engine.blocks.sites[site as usize];
+    let (number, site) = engine.blocks.sites[site];
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
     engine.count(-1 - i64::from(site.rest));
     LEAVE
@@ -233,15 +233,9 @@ unsafe extern "sysv64" fn fault(cpu: *mut Cpu, engine: *mut Engine, _: u32) -> *
     engine.stats.host_faults += 1;
     // SAFETY: our home; translated code does not run.
     let pc = unsafe { (*engine.home).context.fault_pc };
-    let offset = engine.cache.offset(pc).and_then(|at| {
-        let block = engine.blocks.at_code(at)?;
-        let distance = at as u32 - block.code;
-        let &(_, guest, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
-        Some((block.page_now(cpu) + u64::from(guest), rest))
-    });
     // The signal handler has made sure of it.
-    let Some((rip, rest)) = offset else { std::process::abort() };
-    cpu.rip = rip;
+    let Some((block, offset, rest)) = engine.at_fault(pc) else { std::process::abort() };
+    cpu.rip = block.page_now(cpu) + u64::from(offset);
     engine.count(-1 - i64::from(rest));
     if let Err(fault) = engine.single(cpu) {
         return raise(engine, fault);

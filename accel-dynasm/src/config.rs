@@ -10,7 +10,7 @@ use crate::{HostCpu, PerfMap, Show};
 pub struct Config {
     /// What the host's processor is taken to have.
     pub host: HostCpu,
-    /// Bytes of translated code that a vCPU keeps.
+    /// Bytes of translated code that a vCPU keeps: from 32 KiB to 1 GiB; what is less or more is taken for that.
     pub cache_bytes: usize,
     /// Count the instructions that are executed, which costs some speed.
     pub counting: bool,

@@ -8,14 +8,15 @@ use std::sync::atomic::Ordering;
 use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
-use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, StaleCode, exec};
+use x86_core::{CodePage, Cpu, Exec, Fault, MAX_INSTRUCTION, Mode as CpuMode, StaleCode, exec};
 
-use crate::blocks::{Block, Blocks, Generic, Key, Listing};
+use crate::blocks::{Block, Blocks, Generic, Key, Listing, SECOND_LINES};
 use crate::cache::CodeCache;
 use crate::config::Config;
 use crate::follow::{Followed, generation};
 use crate::home::{self, Home};
 use crate::jumps::Jumps;
+use crate::links::Edge;
 use crate::lockstep::{self, Lockstep};
 use crate::mode::Mode;
 use crate::places::Places;
@@ -24,7 +25,7 @@ use crate::restless::Restless;
 use crate::stats::{Calls, Stats};
 use crate::stubs::{self, Enter};
 use crate::translate::admit::Admission;
-use crate::translate::{Bases, Link, MAX_INSTRUCTIONS, Outcome, Source, Translator};
+use crate::translate::{Bases, MAX_INSTRUCTIONS, Outcome, Source, Translator};
 use crate::{calls, signals};
 
 /// Arguments of the stub that looks up: nothing to remember; with this bit, a site that found nothing in its jump table;
@@ -34,10 +35,9 @@ pub(crate) const INDIRECT: u32 = 1 << 31;
 /// Likewise: from a block that was dropped, to which a jump table led.
 pub(crate) const RETIRED: u32 = u32::MAX - 1;
 
+const PAGE: usize = PAGE_SIZE as usize;
 /// Failed checks of a group after which a block is translated without groups.
 const MAX_GROUP_MISSES: u32 = 32;
-/// More than one block can take.
-const MAX_CODE: usize = 64 << 10;
 /// Instructions of restless code that are interpreted before another look.
 const RESTLESS_BUDGET: i64 = 64;
 
@@ -48,9 +48,8 @@ pub struct Engine {
     pub(crate) blocks: Blocks,
     pub(crate) home: *mut Home,
     pub(crate) jumps: Jumps,
-    pub(crate) links: Vec<(u32, Link)>,
     /// Links to other pages that have been made.
-    far: Vec<u32>,
+    pub(crate) far: Vec<u32>,
     translator: Translator,
     pub(crate) config: Arc<Config>,
     /// Executes what is not 64-bit code, and code whose accesses are watched.
@@ -63,12 +62,12 @@ pub struct Engine {
     pub(crate) separate: bool,
     /// What was found lately, while `stamp` is what it was.
     recent: Box<[Recent; RECENT]>,
-    stamp: u64,
+    pub(crate) stamp: u64,
     /// Pages that stores have been made to ask for.
     watched: HashSet<usize>,
     restless: Restless,
     /// Blocks whose groups have failed too often.
-    ungrouped: HashSet<Key>,
+    pub(crate) ungrouped: HashSet<Key>,
     /// Why translated code was left.
     pub(crate) fault: Option<Fault>,
     deadline: Option<TimerDeadline>,
@@ -87,7 +86,7 @@ pub struct Engine {
 /// What there is to run.
 pub(crate) enum Found {
     Code(u32),
-    /// An instruction that no block can hold.
+    /// No instruction, or one whose second page has none.
     Single,
     /// Translations have changed meanwhile.
     Again,
@@ -127,29 +126,42 @@ impl Engine {
                 mode = mode.separate();
             }
             let key = Key::new(page.index, rip, mode);
-            let number = match self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped) {
+            let known = self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped);
+            let number = match known.filter(|number| self.is_whole(cpu, *number)) {
                 Some(number) => number,
                 None if self.watch(cpu, page.index) => {
                     self.separate = separate;
                     return Ok(Found::Again);
                 }
                 None if self.restless.is(key) => return Ok(Found::Restless),
-                None => match self.translate(cpu, key, mode, page.host)? {
-                    (Outcome::Done, number) => number,
-                    (Outcome::NoInstruction, _) => return Ok(Found::Single),
-                    (Outcome::WantsVectors, _) => {
-                        self.vectors = true;
-                        self.user_vectors |= mode.user();
-                        continue;
+                None => {
+                    let mut outcome = self.translate(cpu, key, mode, page.host, None);
+                    if outcome.0 == Outcome::Crosses {
+                        let Some(second) = self.second_page(cpu) else { return Ok(Found::Single) };
+                        if self.watch(cpu, second.index) {
+                            self.separate = separate;
+                            return Ok(Found::Again);
+                        }
+                        outcome = self.translate(cpu, key, mode, page.host, Some(second));
                     }
-                },
+                    match outcome {
+                        (Outcome::Done, number) => number,
+                        (Outcome::NoInstruction | Outcome::Crosses, _) => return Ok(Found::Single),
+                        (Outcome::WantsVectors, _) => {
+                            self.vectors = true;
+                            self.user_vectors |= mode.user();
+                            continue;
+                        }
+                    }
+                }
             };
             if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
                 return Ok(Found::Excluded(self.blocks.get(number).instructions));
             }
-            self.followed.fleeting |= !mode.user() && !page.global;
+            let global = page.global && self.is_global(cpu, number);
+            self.followed.fleeting |= !mode.user() && !global;
             if !separate {
-                let generation = generation(&cpu.tlb, page.global);
+                let generation = generation(&cpu.tlb, global);
                 self.recent[recent_index(rip)] =
                     Recent { address: rip, mode, stamp: self.stamp, generation, block: number };
             }
@@ -159,11 +171,16 @@ impl Engine {
         }
     }
 
+    /// Translates the block with `key`, whose page is at `host`; with a `second` page, the instruction that crosses into it.
     #[cold]
-    fn translate(&mut self, cpu: &mut Cpu, key: Key, mode: Mode, host: *const u8) -> Exec<(Outcome, u32)> {
-        if !self.cache.has_room(MAX_CODE) {
-            self.flush();
-        }
+    fn translate(
+        &mut self,
+        cpu: &mut Cpu,
+        key: Key,
+        mode: Mode,
+        host: *const u8,
+        second: Option<CodePage>,
+    ) -> (Outcome, u32) {
         let separate = mode.is_separate() || self.ungrouped.contains(&key);
         let admission = Admission {
             features: self.guest_features,
@@ -171,41 +188,70 @@ impl Engine {
             mode,
         };
         let start = key.offset() as usize;
-        let mut bytes = [0u8; PAGE_SIZE as usize];
+        let mut bytes = [0u8; PAGE + MAX_INSTRUCTION];
+        let len = if second.is_some() { bytes.len() } else { PAGE };
         let mut limit = MAX_INSTRUCTIONS;
         // Another vCPU that goes on storing to code must not keep us here: after a few tries, one instruction.
-        for _ in 0..4 {
+        for _ in 0..6 {
             let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
             // SAFETY: a page of RAM.
-            unsafe { std::ptr::copy(host, bytes.as_mut_ptr(), bytes.len()) };
-            let source = Source { bytes: &bytes, page: cpu.code_page, offset: start as u16, mode, separate };
+            unsafe { std::ptr::copy(host, bytes.as_mut_ptr(), PAGE) };
+            if let Some(second) = second {
+                // SAFETY: the start of another.
+                unsafe { std::ptr::copy(second.host, bytes[PAGE..].as_mut_ptr(), MAX_INSTRUCTION) };
+            }
+            let source =
+                Source { bytes: &bytes[..len], page: cpu.code_page, offset: start as u16, mode, separate };
+            let region = self.cache.current();
             let bases = Bases {
-                site: self.blocks.sites.len() as u32,
-                link: self.links.len() as u32,
-                generic: self.blocks.generics.len() as u32,
+                site: self.blocks.sites.next(region),
+                link: self.blocks.links.next(region),
+                generic: self.blocks.generics.next(region),
                 code: self.cache.cursor(),
             };
             let outcome = self.translator.translate(&source, &admission, &self.places, bases, limit);
             if outcome != Outcome::Done {
-                return Ok((outcome, 0));
+                return (outcome, 0);
             }
             let Some(code) = self.translator.code() else {
                 // A distance that does not fit; one instruction at a time, all do.
                 limit = 1;
                 continue;
             };
+            if !self.cache.has_room(code.len()) {
+                if self.cache.is_empty() {
+                    limit = 1;
+                } else {
+                    // What was assembled works only where it was to lie.
+                    self.evict();
+                }
+                continue;
+            }
             cpu.vm.code.add(key.ram_page(), self.translator.output.lines);
+            if let Some(second) = second {
+                cpu.vm.code.add(second.index, SECOND_LINES);
+            }
             // A store between our reading and this could not know that it hits code.
             if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
                 let guest = &bytes[start..start + usize::from(self.translator.output.length)];
-                return Ok((Outcome::Done, self.insert(key, mode, cpu.code_page, guest, code)));
+                let second = second.map(|second| second.index);
+                return (Outcome::Done, self.insert(key, second, mode, cpu.code_page, guest, code));
             }
         }
-        Ok((Outcome::NoInstruction, 0))
+        (Outcome::NoInstruction, 0)
     }
 
-    fn insert(&mut self, key: Key, mode: Mode, page: u64, guest: &[u8], mut code: Vec<u8>) -> u32 {
-        let number = self.blocks.next_number();
+    fn insert(
+        &mut self,
+        key: Key,
+        second: Option<usize>,
+        mode: Mode,
+        page: u64,
+        guest: &[u8],
+        mut code: Vec<u8>,
+    ) -> u32 {
+        let region = self.cache.current();
+        let number = self.blocks.list.next(region);
         if let Some(constant) = self.config.sabotage {
             lockstep::sabotage(&mut code, constant);
         }
@@ -213,17 +259,18 @@ impl Engine {
         let out = &mut self.translator.output;
         self.stats.translated += 1;
         self.stats.instructions_translated += u64::from(out.instructions);
-        self.blocks.sites.extend(out.sites.iter().map(|site| (number, *site)));
-        self.blocks.generics.extend(out.generics.iter().map(|&instruction| Generic {
+        self.blocks.sites.extend(region, out.sites.iter().map(|site| (number, *site)));
+        let generics = out.generics.iter().map(|&instruction| Generic {
             instruction,
             function: exec::lookup(instruction.code()),
             relative: instruction.is_ip_rel_memory_operand()
                 || instruction.flow_control() != iced_x86::FlowControl::Next,
-        }));
-        // As assembled, they lead to where they ask.
-        self.links.extend(out.links.iter().map(|link| (number, *link)));
+        });
+        self.blocks.generics.extend(region, generics);
+        self.blocks.links.extend(region, out.links.iter().map(|link| Edge::new(number, *link)));
         let block = Block {
             key,
+            second,
             mode,
             page,
             code: at,
@@ -235,7 +282,8 @@ impl Engine {
             far_entry: at + out.far_entry,
             retired: at + out.retired,
             misses: 0,
-            incoming: Vec::new(),
+            incoming: NOTHING,
+            checked: 0,
             dropped: false,
             faults: out.faults.as_slice().into(),
             exits: if self.lockstep.is_some() { out.exits.as_slice().into() } else { Box::default() },
@@ -245,7 +293,7 @@ impl Engine {
                 .then(|| Box::new(Listing { guest: guest.into(), starts: out.starts.as_slice().into() })),
         };
         self.show(&block, &code);
-        self.blocks.insert(block);
+        self.blocks.insert(region, block);
         number
     }
 
@@ -262,44 +310,9 @@ impl Engine {
         cpu.serve_memory_requests()
     }
 
-    /// Drops everything. No translated code may be going to be returned to.
-    fn flush(&mut self) {
-        self.stats.flushes += 1;
-        self.stamp += 1;
-        self.blocks.clear();
-        self.ungrouped.clear();
-        self.restless.clear();
-        self.links.clear();
-        self.far.clear();
-        self.jumps.clear(self.home, |_| true);
-        self.cache.truncate(self.places.stubs.end);
-        if let Some(lockstep) = &mut self.lockstep {
-            lockstep.forget();
-        }
-    }
-
     /// Where block `number` is entered.
     pub(crate) fn entry(&self, number: u32) -> *const u8 {
         self.cache.address(self.blocks.get(number).entry as usize)
-    }
-
-    /// Makes the jump with number `link` lead to the block that was found for it.
-    pub(crate) fn link(&mut self, link: u32, number: u32) {
-        if self.lockstep.is_some() {
-            return;
-        }
-        let Some(&(from, record)) = self.links.get(link as usize) else { return };
-        let (from, to) = (self.blocks.get(from), self.blocks.get(number));
-        // Circumstances may have changed on the way.
-        if from.mode.together() != to.mode {
-            return;
-        }
-        self.stats.links += 1;
-        self.cache.link((from.code + record.field) as usize, to.entry as usize);
-        self.blocks.get_mut(number).incoming.push(link);
-        if record.far {
-            self.far.push(link);
-        }
     }
 
     /// Enters the block that was found for `address` into the jump table.
@@ -313,29 +326,6 @@ impl Engine {
         }
         let entry = self.cache.address(block.far_entry as usize);
         self.jumps.set(self.home, block.mode.class(), address, entry);
-    }
-
-    /// Makes every way into block `number`, which is dropped, ask again.
-    fn retire(&mut self, number: u32) {
-        for link in std::mem::take(&mut self.blocks.get_mut(number).incoming) {
-            self.unlink(link);
-        }
-        // The jump tables may lead here.
-        let block = self.blocks.get(number);
-        self.cache.put_jump(block.entry as usize, block.retired as usize);
-    }
-
-    /// Makes the kernel's jumps to other pages ask again.
-    pub(crate) fn unlink_far(&mut self) {
-        for link in std::mem::take(&mut self.far) {
-            self.unlink(link);
-        }
-    }
-
-    fn unlink(&mut self, link: u32) {
-        let (block, link) = self.links[link as usize];
-        let code = self.blocks.get(block).code;
-        self.cache.link((code + link.field) as usize, (code + link.ask) as usize);
     }
 
     /// A group's check has failed in block `number`, for good.
@@ -376,13 +366,14 @@ impl Engine {
         cpu.lapic.next_deadline() != self.deadline
     }
 
-    /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, whether the guest's vector
-    /// registers are in the host's there.
-    pub(crate) fn may_fault(&self, pc: u64) -> Option<bool> {
+    /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, its block, the page offset
+    /// of the guest's, and how many behind that have been counted already.
+    pub(crate) fn at_fault(&self, pc: u64) -> Option<(&Block, u16, u8)> {
         let at = self.cache.offset(pc)?;
-        let block = self.blocks.at_code(at)?;
+        let block = self.blocks.at_code(self.cache.region_at(at)?, at)?;
         let distance = at as u32 - block.code;
-        block.faults.iter().any(|(host, ..)| *host == distance).then(|| block.mode.vectors())
+        let &(_, offset, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
+        Some((block, offset, rest))
     }
 
     /// Instructions counted.
@@ -429,6 +420,7 @@ impl Executor for Engine {
         let mut cache = CodeCache::new(config.cache_bytes, config.perf_map.is_some())?;
         let mut places = Places::new(home, cpu.shared.request_word());
         places.stubs = stubs::emit(&mut cache, &places, config.host.avx, &calls::FUNCTIONS)?;
+        cache.divide();
         let fault = [0, 1].map(|v| cache.address(places.stubs.fault[v]) as usize);
         let registered = signals::register(cache.range(), fault, home)?;
         let mut jumps = Jumps::default();
@@ -439,7 +431,6 @@ impl Executor for Engine {
             blocks: Blocks::default(),
             home,
             jumps,
-            links: Vec::new(),
             far: Vec::new(),
             translator: Translator::new(config.host.bmi2, config.counts()),
             config: config.clone(),
@@ -490,7 +481,7 @@ impl Executor for Engine {
                 }
                 Found::Excluded(instructions) => return self.step_through(cpu, instructions),
             };
-            if self.lockstep.as_mut().is_some_and(|l| l.due(number)) {
+            if self.is_due(number) {
                 self.run_checked(cpu, number);
             } else {
                 self.enter(cpu, number);
@@ -506,7 +497,7 @@ impl Executor for Engine {
         self.stats.invalidations += 1;
         self.stamp += 1;
         self.interpreter.code_stale(stale);
-        let dropped = self.blocks.drop_page(stale.page, |b| b.lines & stale.lines != 0);
+        let dropped = self.blocks.drop_page(stale.page, |b| b.lines_in(stale.page) & stale.lines != 0);
         self.restless.dropped(stale.page, dropped.iter().map(|n| self.blocks.get(*n).key));
         if stale.lines == u64::MAX {
             self.watched.remove(&stale.page);

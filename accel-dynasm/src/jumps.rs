@@ -4,6 +4,8 @@
 //! put back when it does.
 #![allow(unsafe_code)] // the tables lie where translated code finds them
 
+use std::ops::Range;
+
 use crate::home::{CLASSES, Home, JUMPS};
 use crate::mode::Mode;
 
@@ -94,11 +96,22 @@ impl Jumps {
         }
     }
 
-    /// Empties the tables of the classes that `which` says so of, those put away, too.
-    pub(crate) fn clear(&mut self, home: *mut Home, which: impl Fn(usize) -> bool) {
-        (0..CLASSES).filter(|class| which(*class)).for_each(|class| self.clear_class(home, class));
+    /// Empties the entries that lead to host addresses in `code`, those put away, too.
+    pub(crate) fn forget(&mut self, home: *mut Home, code: &Range<u64>) {
+        for (class, filled) in self.filled.iter_mut().enumerate() {
+            filled.retain(|index| {
+                let (negated, leads_to) = words(home, class, usize::from(*index));
+                // SAFETY: as in `put`.
+                let leads = code.contains(&unsafe { leads_to.read() });
+                if leads {
+                    // SAFETY: likewise.
+                    unsafe { negated.write(never((*index).into())) };
+                }
+                !leads
+            });
+        }
         for away in &mut self.away {
-            away.entries.retain(|entry| !which(entry.class));
+            away.entries.retain(|entry| !code.contains(&entry.code));
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! 1. `translate` makes host code of a block of guest instructions. Guest registers are the host's, flags and vector registers
 //!    too, so most instructions are copied; memory operands are led through the soft TLB.
-//! 2. `cache.rs` keeps code, `blocks.rs` what is known of it, `jumps.rs` the tables for computed jumps; `engine.rs` finds,
-//!    translates, links and drops.
+//! 2. `cache.rs` keeps code, `blocks.rs` what is known of it, `links.rs` what leads from block to block, `jumps.rs` the tables
+//!    for computed jumps; `engine.rs` finds, translates and drops. When the cache is full `evict.rs` makes room, by `regions.rs`.
 //! 3. `stubs.rs` is the way between translated code and Rust, `calls.rs` what is called: whatever the translator does not know
 //!    is executed by x86-core.
 //! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host.
@@ -18,15 +18,18 @@ mod cache;
 mod calls;
 mod config;
 mod engine;
+mod evict;
 mod follow;
 mod home;
 mod host;
 mod jumps;
+mod links;
 mod lockstep;
 mod mode;
 mod perf;
 mod places;
 mod recent;
+mod regions;
 mod report;
 mod restless;
 mod show;

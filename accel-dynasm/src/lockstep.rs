@@ -46,8 +46,6 @@ pub(crate) struct Lockstep {
     /// One in so many blocks is checked.
     every: u64,
     left: u64,
-    /// Times that each block has been checked, by number.
-    times: Vec<u8>,
     /// The block that is to be checked next.
     pending: Option<u32>,
     /// A block is being checked.
@@ -70,31 +68,26 @@ impl Lockstep {
         Self { every: every.max(1), left: 1, ..Self::default() }
     }
 
-    /// Whether block `number`, about to run, is to be checked.
-    pub(crate) fn due(&mut self, number: u32) -> bool {
+    /// Whether block `number`, about to run, is to be checked, which has been done `times`.
+    pub(crate) fn due(&mut self, number: u32, times: &mut u8) -> bool {
         if self.pending == Some(number) {
             return true;
-        }
-        let at = number as usize;
-        if self.times.len() <= at {
-            self.times.resize(at + 1, 0);
         }
         self.left -= 1;
         let turn = self.left == 0;
         if turn {
             self.left = self.every;
         }
-        if !turn && self.times[at] >= FIRST {
+        if !turn && *times >= FIRST {
             return false;
         }
-        self.times[at] = self.times[at].saturating_add(1);
+        *times = times.saturating_add(1);
         self.pending = Some(number);
         true
     }
 
-    /// Numbers begin anew.
+    /// A number may be another block's from now on.
     pub(crate) fn forget(&mut self) {
-        self.times.clear();
         self.pending = None;
     }
 
@@ -208,6 +201,12 @@ impl Lockstep {
 }
 
 impl Engine {
+    /// Whether block `number`, about to run, is to be checked.
+    pub(crate) fn is_due(&mut self, number: u32) -> bool {
+        let Self { lockstep, blocks, .. } = self;
+        lockstep.as_mut().is_some_and(|lockstep| lockstep.due(number, &mut blocks.get_mut(number).checked))
+    }
+
     /// x86-core is about to execute the instruction of `site`, which a trial may not have gone beyond.
     pub(crate) fn compare_before(&mut self, cpu: &mut Cpu, site: &Site, flags: bool) {
         let counted = self.counted();

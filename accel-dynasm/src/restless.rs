@@ -12,6 +12,9 @@ const SUSPECT: u32 = 8;
 /// Times that a block on a suspect page is interpreted first.
 const PATIENCE: u32 = 16;
 
+/// Blocks that are known at a time: code that is somewhere else each time must not take memory without end.
+const MOST: usize = 1 << 16;
+
 /// What is known of pages and blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Restless {
@@ -33,13 +36,11 @@ impl Restless {
         if self.pages.get(&key.ram_page()).is_none_or(|n| *n < SUSPECT) {
             return false;
         }
+        if self.blocks.len() >= MOST {
+            self.blocks.clear();
+        }
         let met = self.blocks.entry(key).or_default();
         *met += 1;
         *met <= PATIENCE
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.pages.clear();
-        self.blocks.clear();
     }
 }

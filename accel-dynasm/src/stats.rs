@@ -18,7 +18,8 @@ pub(crate) struct Stats {
     pub single_steps: u64,
     pub host_faults: u64,
     pub invalidations: u64,
-    pub flushes: u64,
+    pub evictions: u64,
+    pub evicted: u64,
 }
 
 impl Stats {
@@ -37,7 +38,8 @@ impl Stats {
             ("single_steps", self.single_steps),
             ("host_faults", self.host_faults),
             ("code_invalidations", self.invalidations),
-            ("cache_flushes", self.flushes),
+            ("regions_evicted", self.evictions),
+            ("blocks_evicted", self.evicted),
         ]
     }
 }

@@ -27,8 +27,6 @@ pub(crate) struct Stubs {
     pub generic: [usize; 2],
     pub poll: [usize; 2],
     pub fault: [usize; 2],
-    /// Where the stubs end and translated code begins.
-    pub end: usize,
 }
 
 /// The functions, in the order of [`Stubs`].
@@ -146,7 +144,6 @@ pub(crate) fn emit(
         source: std::io::ErrorKind::Other.into(),
     })?;
     cache.append(&code);
-    stubs.end = cache.cursor();
     Ok(stubs)
 }
 

@@ -17,8 +17,8 @@ mod plan;
 mod system;
 
 use dynasmrt::{AssemblyOffset, DynamicLabel, VecAssembler, x64::X64Relocation};
-use iced_x86::{Decoder, Instruction, InstructionInfoFactory};
-use x86_core::{DECODER_OPTIONS, lines};
+use iced_x86::{Decoder, DecoderError, Instruction, InstructionInfoFactory};
+use x86_core::{DECODER_OPTIONS, MAX_INSTRUCTION, lines};
 
 use self::admit::{Action, Admission};
 use self::emit::Emitter;
@@ -26,6 +26,8 @@ use self::flags::Ahead;
 use self::plan::Plan;
 use crate::mode::Mode;
 use crate::places::Places;
+
+const PAGE: usize = accel_api::PAGE_SIZE as usize;
 
 /// Most instructions in a block.
 pub(crate) const MAX_INSTRUCTIONS: usize = 40;
@@ -35,7 +37,7 @@ pub(crate) type Assembler = VecAssembler<X64Relocation>;
 /// The guest code to translate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Source<'a> {
-    /// Of the whole page.
+    /// Of the whole page; and some of the next one's, for an instruction that crosses into it.
     pub bytes: &'a [u8],
     /// Linear address of the page.
     pub page: u64,
@@ -44,6 +46,21 @@ pub(crate) struct Source<'a> {
     pub mode: Mode,
     /// Each memory access is checked on its own.
     pub separate: bool,
+}
+
+impl<'a> Source<'a> {
+    /// The bytes of the page itself.
+    fn first_page(&self) -> &'a [u8] {
+        &self.bytes[..self.bytes.len().min(PAGE)]
+    }
+
+    /// Whether there is an instruction at `offset` of the page that crosses into the next.
+    fn crosses(&self, offset: u64) -> bool {
+        let near_end = PAGE - MAX_INSTRUCTION..PAGE;
+        let Some(at) = usize::try_from(offset).ok().filter(|at| near_end.contains(at)) else { return false };
+        let mut decoder = Decoder::with_ip(64, &self.first_page()[at..], offset, DECODER_OPTIONS);
+        decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
+    }
 }
 
 /// Where translated code hands over to Rust in the middle of a block.
@@ -126,7 +143,9 @@ impl Output {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Outcome {
     Done,
-    /// The first instruction crosses into another page, or is none.
+    /// The first instruction crosses into another page, which the source does not have.
+    Crosses,
+    /// There is none.
     NoInstruction,
     /// The first instruction uses vector registers, and they are not in the host's.
     WantsVectors,
@@ -180,6 +199,8 @@ impl Translator {
         let bytes = source.bytes.get(source.offset.into()..).unwrap_or_default();
         let mut decoder = Decoder::with_ip(64, bytes, rip, DECODER_OPTIONS);
         let mut switch = false;
+        // An instruction that crosses into another page is alone.
+        let limit = if source.bytes.len() > PAGE { 1 } else { limit };
         while (self.plan.steps.len() < limit || self.plan.holds_interrupts()) && decoder.can_decode() {
             let ins = decoder.decode();
             if ins.is_invalid() {
@@ -197,11 +218,15 @@ impl Translator {
             }
         }
         let Some(last) = self.plan.steps.last() else {
-            return if switch { Outcome::WantsVectors } else { Outcome::NoInstruction };
+            return match decoder.last_error() {
+                _ if switch => Outcome::WantsVectors,
+                DecoderError::NoMoreBytes => Outcome::Crosses,
+                _ => Outcome::NoInstruction,
+            };
         };
         self.output.instructions = self.plan.steps.len() as u32;
         self.output.length = last.next_offset() - source.offset;
-        let mut ahead = Ahead::new(source.bytes, source.page, admission);
+        let mut ahead = Ahead::new(source.first_page(), source.page, admission);
         self.plan.finish(source.separate, &mut ahead);
         self.output.lines = ahead.lines | lines(source.offset.into(), self.output.length.into());
         self.output.exits.clone_from(&self.plan.exits);

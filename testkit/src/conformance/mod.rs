@@ -92,7 +92,7 @@ macro_rules! __conformance_checks {
             slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running code_unmapped;
             time: one_shot periodic tsc_deadline time_stamp;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
-                cross_modifying;
+                half_remapped half_aliased cross_modifying;
             smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu atomic_counters store_order shoot_down;
         }
     };

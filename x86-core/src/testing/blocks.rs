@@ -304,6 +304,11 @@ impl<E: Executor> Pair<E> {
         Self { scene: *scene, reference: prepare(scene), home, executor }
     }
 
+    /// What runs it.
+    pub fn executor(&self) -> &E {
+        &self.executor
+    }
+
     /// The vCPU that the executor runs.
     pub fn home(&mut self) -> &mut Cpu {
         &mut self.home
