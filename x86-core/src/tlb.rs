@@ -204,8 +204,10 @@ impl Filled {
     }
 
     fn clear(&mut self) {
-        self.slots.clear();
-        self.listed.clear();
+        for slot in self.slots.drain(..) {
+            let (mode, index) = slot.place();
+            self.listed.put(mode, index, false);
+        }
         self.stored.clear();
     }
 }

@@ -185,7 +185,7 @@ pub fn spaces_apart(accel: &Arc<dyn Accelerator>) {
             "INVPCID of other addresses",
             |a| {
                 invpcid(a, 0, 1, DATA - 0x1000)?;
-                invpcid(a, 0, 1, CODE + (1 << 22))
+                invpcid(a, 0, 1, CODE + (1 << 24))
             },
             Permitted,
         ),

@@ -166,6 +166,7 @@ impl Tlb {
         let surplus = slots.len().saturating_sub(MOST);
         for (n, slot) in slots.drain(..).enumerate() {
             let (mode, index) = slot.place();
+            listed.put(mode, index, false);
             if self.global.has(mode, index) {
                 continue;
             }
@@ -174,7 +175,6 @@ impl Tlb {
                 space.data.push((slot, entry));
             }
         }
-        listed.clear();
         std::mem::swap(stored, &mut space.stored);
         for index in bits(&self.fetch_filled) {
             let entry = &mut self.fetch[index];
