@@ -327,4 +327,5 @@ fn the_jump_that_fills_the_cache() {
     }
 }
 
+mod string;
 mod transfer;

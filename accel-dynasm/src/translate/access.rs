@@ -30,7 +30,7 @@ impl Emitter<'_> {
         self.places.tlb(self.source.mode.tlb()) + if write { entry::WRITE } else { entry::READ }
     }
 
-    fn addend(&self) -> i32 {
+    pub(super) fn addend(&self) -> i32 {
         self.places.tlb(self.source.mode.tlb()) + entry::ADDEND
     }
 
@@ -49,26 +49,26 @@ impl Emitter<'_> {
         base.known(page).map(|known| known.wrapping_add_signed(i64::from(disp)))
     }
 
-    /// Checks the access to `size` bytes at the address in R10 and leaves the addend in R11.
-    fn check(&mut self, size: u16, write: bool, kind: SiteKind, retry: u32, live: bool, keep: Keep) {
-        let (tag, addend) = (self.tag(write), self.addend());
-        if live {
-            self.save_flags();
-        }
+    /// R11 = where the entry for the address in R10 is in its table; R10 = the offset in its page if the tag fits, else more.
+    pub(super) fn look_up(&mut self, write: bool) {
         let rotation = 12 - entry::SHIFT as i8;
         if self.bmi2 {
             dynasm!(self.asm ; .arch x64 ; rorx r11, r10, rotation);
         } else {
             dynasm!(self.asm ; .arch x64 ; mov r11, r10 ; shr r11, rotation);
         }
+        dynasm!(self.asm ; .arch x64 ; and r11d, INDEX_MASK ; xor r10, [r11 + self.tag(write)]);
+    }
+
+    /// Checks the access to `size` bytes at the address in R10 and leaves the addend in R11.
+    fn check(&mut self, size: u16, write: bool, kind: SiteKind, retry: u32, live: bool, keep: Keep) {
+        let (tag, addend) = (self.tag(write), self.addend());
+        if live {
+            self.save_flags();
+        }
         let label = self.asm.new_dynamic_label();
-        dynasm!(self.asm
-            ; .arch x64
-            ; and r11d, INDEX_MASK
-            ; xor r10, [r11 + tag]
-            ; cmp r10, PAGE - i32::from(size)
-            ; ja =>label
-        );
+        self.look_up(write);
+        dynasm!(self.asm ; .arch x64 ; cmp r10, PAGE - i32::from(size) ; ja =>label);
         if keep == Keep::Address {
             dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]);
         }

@@ -294,6 +294,7 @@ impl<'a> Emitter<'a> {
             Action::Leave => self.leave(step),
             Action::Generic => self.generic(step),
             Action::System => self.system(step),
+            Action::String => self.string(step),
             Action::Transfer => self.transfer(step),
             _ => self.branch(step),
         }

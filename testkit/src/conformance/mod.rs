@@ -79,7 +79,7 @@ macro_rules! __conformance_checks {
                 triple_fault fault_on_the_handlers_stack injected_events;
             halt: wakes_by_interrupt wakes_by_nmi sti_hlt kick_while_halted early_kick kicks_in_a_loop kick_in_rep;
             interrupts: messages priority_order in_service task_priority level_eoi extint nmi sti_shadow mov_ss_shadow
-                software_disabled storm;
+                software_disabled storm behind_returns;
             io: ports string_ports string_port_fault port_permissions mmio_sizes mmio_instructions mmio_pieces
                 read_only_slot;
             memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
