@@ -30,6 +30,8 @@ pub(crate) struct Stubs {
     pub fault: [usize; 2],
     pub syscall: [usize; 2],
     pub sysret: [usize; 2],
+    /// By whether SMAP keeps the code from a program's data.
+    pub iret: [[usize; 2]; 2],
     /// Where the stubs end and translated code begins.
     pub end: usize,
 }

@@ -1,4 +1,4 @@
-//! System calls without Rust: shared code that SYSCALL and SYSRET of 64-bit code jump to, with their site in R11.
+//! Changes of privilege without Rust: shared code that SYSCALL, SYSRET and IRET of 64-bit code jump to, with their site in R11.
 //!
 //! 1. Whatever is unusual is handed to x86-core's function: nothing of the guest's state changes before the last check.
 //! 2. What changes is what the function changes in [`x86_core::Cpu`], and what follows from that; the way on is the jump
@@ -7,6 +7,8 @@
 //! 4. The engine sees in [`crate::home::Context::was_user`] that the privilege has changed since it last looked.
 //! 5. Nothing looks at requests on the way in, but on the way out: a program that does nothing but system calls must see
 //!    them, too.
+
+mod iret;
 
 use std::mem::offset_of;
 
@@ -39,6 +41,10 @@ pub(crate) fn emit(
     emitter.syscall();
     stubs.sysret = emitter.entries(start);
     emitter.sysret();
+    for (stub, mode) in stubs.iret.iter_mut().zip([TlbMode::Supervisor, TlbMode::SupervisorOnly]) {
+        *stub = emitter.entries(start);
+        emitter.iret(mode);
+    }
     emitter.ways_out(start, stubs);
 }
 
@@ -71,15 +77,26 @@ impl Transfer<'_> {
             ; seto al
             ; mov [self.places.temporary()], ax
             ; mov [self.places.site()], r11
+        );
+        [without, with_vectors]
+    }
+
+    fn must_be_enabled(&mut self) {
+        dynasm!(self.asm
+            ; .arch x64
             ; test BYTE [self.cpu(offset_of!(Cpu, efer))], EFER_SCE as i8
             ; jz =>self.slow
         );
-        [without, with_vectors]
+    }
+
+    fn must_not_have_smap(&mut self) {
+        dynasm!(self.asm ; .arch x64 ; test DWORD [self.places.cr4], CR4_SMAP as i32 ; jnz =>self.slow);
     }
 
     /// From a program; R10 is the address behind the instruction.
     fn syscall(&mut self) {
         let temporary = self.places.temporary();
+        self.must_be_enabled();
         dynasm!(self.asm
             ; .arch x64
             ; test DWORD [self.places.system_flags], UNUSUAL
@@ -107,21 +124,20 @@ impl Transfer<'_> {
         self.flat_segment(seg::SS, DATA);
         dynasm!(self.asm
             ; .arch x64
-            ; mov BYTE [self.cpu(offset_of!(Cpu, cpl))], 0
-            ; mov QWORD [self.places.was_user()], 1
             ; mov r10, [self.cpu(offset_of!(Cpu, msrs.lstar))]
             ; test DWORD [self.places.cr4], CR4_SMAP as i32
             ; jnz >no_user_data
         );
-        self.go_on(TlbMode::Supervisor, false);
+        self.enter_kernel(TlbMode::Supervisor);
         // AC is clear.
         dynasm!(self.asm ; .arch x64 ; no_user_data:);
-        self.go_on(TlbMode::SupervisorOnly, false);
+        self.enter_kernel(TlbMode::SupervisorOnly);
     }
 
     /// From the kernel.
     fn sysret(&mut self) {
         const KEPT: u64 = flag::SYSRET & flag::SYSTEM;
+        self.must_be_enabled();
         self.must_not_be_asked();
         dynasm!(self.asm
             ; .arch x64
@@ -190,6 +206,16 @@ impl Transfer<'_> {
             ; mov WORD [field(offset_of!(Segment, attributes))], rights as i16
             ; mov BYTE [field(offset_of!(Segment, unusable))], 0
         );
+    }
+
+    /// Goes on at R10, at CPL 0. If vector registers were the kernel's on the way here, they need not be in what comes next.
+    fn enter_kernel(&mut self, mode: TlbMode) {
+        dynasm!(self.asm
+            ; .arch x64
+            ; mov BYTE [self.cpu(offset_of!(Cpu, cpl))], 0
+            ; mov QWORD [self.places.was_user()], 1
+        );
+        self.go_on(mode, false);
     }
 
     /// Goes on at R10, at CPL 3.

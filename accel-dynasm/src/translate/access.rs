@@ -5,7 +5,6 @@
 //! needs are R10, R11 and the flags.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use x86_core::TLB_ENTRIES;
 
 use super::emit::{Emitter, Held};
 use super::encode::{self, Memory};
@@ -14,8 +13,6 @@ use super::{Cold, SiteKind, at};
 use crate::places::entry;
 
 const PAGE: i32 = 4096;
-/// Of an address rotated so that its page number counts entries.
-const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << entry::SHIFT) as i32;
 
 /// What the check leaves behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,13 +48,12 @@ impl Emitter<'_> {
 
     /// R11 = where the entry for the address in R10 is in its table; R10 = the offset in its page if the tag fits, else more.
     pub(super) fn look_up(&mut self, write: bool) {
-        let rotation = 12 - entry::SHIFT as i8;
         if self.bmi2 {
-            dynasm!(self.asm ; .arch x64 ; rorx r11, r10, rotation);
+            dynasm!(self.asm ; .arch x64 ; rorx r11, r10, entry::ROTATION);
         } else {
-            dynasm!(self.asm ; .arch x64 ; mov r11, r10 ; shr r11, rotation);
+            dynasm!(self.asm ; .arch x64 ; mov r11, r10 ; shr r11, entry::ROTATION);
         }
-        dynasm!(self.asm ; .arch x64 ; and r11d, INDEX_MASK ; xor r10, [r11 + self.tag(write)]);
+        dynasm!(self.asm ; .arch x64 ; and r11d, entry::INDEX_MASK ; xor r10, [r11 + self.tag(write)]);
     }
 
     /// Checks the access to `size` bytes at the address in R10 and leaves the addend in R11.

@@ -88,7 +88,7 @@ impl Admission {
             }
             // The other way is rare, and could come back here with nobody looking for requests.
             _ if ins.code() == Code::Syscall && self.mode.user() => Action::Transfer,
-            _ if ins.code() == Code::Sysretq && !self.mode.user() => Action::Transfer,
+            _ if matches!(ins.code(), Code::Sysretq | Code::Iretq) && !self.mode.user() => Action::Transfer,
             _ => Action::GenericEnd,
         }
     }

@@ -1,6 +1,7 @@
 //! Instructions that change the privilege, by code that all blocks share: see [`crate::transfer`].
 
 use iced_x86::Code;
+use x86_core::TlbMode;
 
 use super::SiteKind;
 use super::emit::Emitter;
@@ -16,7 +17,11 @@ impl Emitter<'_> {
                 self.page_relative(10, step.next_offset().into());
                 self.places.stubs.syscall
             }
-            _ => self.places.stubs.sysret,
+            Code::Sysretq => self.places.stubs.sysret,
+            _ => {
+                self.places.stubs.iret
+                    [usize::from(self.source.mode.tlb() == TlbMode::SupervisorOnly as usize)]
+            }
         };
         self.hand_over(stub, site);
     }
