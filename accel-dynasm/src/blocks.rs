@@ -4,6 +4,7 @@
 use std::hash::Hasher as _;
 
 use iced_x86::Instruction;
+use x86_core::alu::flag;
 use x86_core::exec::ExecFn;
 use x86_core::{Cpu, KeyHasher, Keyed};
 
@@ -45,10 +46,15 @@ impl Key {
     }
 }
 
+/// Lines of its second page that an instruction can reach into.
+pub(crate) const SECOND_LINES: u64 = 1;
+
 /// One translation.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub key: Key,
+    /// RAM page that its only instruction crosses into.
+    pub second: Option<usize>,
     pub mode: Mode,
     /// Linear address of its page when it was translated: of user code, one of them.
     pub page: u64,
@@ -56,6 +62,8 @@ pub(crate) struct Block {
     pub code: u32,
     pub code_len: u32,
     pub length: u16,
+    /// Lines of the page that it depends on.
+    pub lines: u64,
     pub instructions: u16,
     /// Offsets in the cache.
     pub entry: u32,
@@ -72,6 +80,8 @@ pub(crate) struct Block {
     /// Host instructions that may fault, by their distance from `code`, their guest instructions' offsets, and how many behind
     /// those have been counted already.
     pub faults: Box<[(u32, u16, u8)]>,
+    /// Where it leads in its page, by offset, and which flags are right there, if not all; for who compares them.
+    pub exits: Box<[(u16, u16)]>,
     /// What it is shown by, where somebody may want to see it.
     pub listing: Option<Box<Listing>>,
 }
@@ -80,6 +90,18 @@ impl Block {
     /// Linear address of its page where `cpu`, which is in it, has it.
     pub(crate) fn page_now(&self, cpu: &Cpu) -> u64 {
         if self.mode.user() { cpu.code_page } else { self.page }
+    }
+
+    /// Lines of RAM page `page` that it depends on.
+    pub(crate) fn lines_in(&self, page: usize) -> u64 {
+        let first = if page == self.key.ram_page() { self.lines } else { 0 };
+        first | if self.second == Some(page) { SECOND_LINES } else { 0 }
+    }
+
+    /// The flags that are right where it leads to `offset` in its page.
+    pub(crate) fn flags_at(&self, offset: u64) -> u64 {
+        let exit = self.exits.iter().find(|(at, _)| u64::from(*at) == offset);
+        exit.map_or(flag::ARITH, |(_, wanted)| u64::from(*wanted))
     }
 }
 
@@ -128,8 +150,10 @@ impl Blocks {
     pub(crate) fn insert(&mut self, region: usize, block: Block) {
         let number = self.list.next(region);
         let key = block.key;
+        for page in [Some(key.ram_page()), block.second].into_iter().flatten() {
+            self.by_page.entry(page).or_default().push(number);
+        }
         self.list.push(region, block);
-        self.by_page.entry(key.ram_page()).or_default().push(number);
         self.by_key.insert(key, number);
     }
 

@@ -8,12 +8,13 @@ use std::sync::atomic::Ordering;
 use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
-use x86_core::{Cpu, Exec, Fault, Mode as CpuMode, StaleCode, exec, lines};
+use x86_core::{CodePage, Cpu, Exec, Fault, MAX_INSTRUCTION, Mode as CpuMode, StaleCode, exec};
 
-use crate::blocks::{Block, Blocks, Generic, Key, Listing};
+use crate::blocks::{Block, Blocks, Generic, Key, Listing, SECOND_LINES};
 use crate::cache::CodeCache;
 use crate::config::Config;
-use crate::home::{self, Home};
+use crate::follow::{Followed, generation};
+use crate::home::{self, Context, Home};
 use crate::jumps::Jumps;
 use crate::links::Edge;
 use crate::lockstep::{self, Lockstep};
@@ -34,6 +35,7 @@ pub(crate) const INDIRECT: u32 = 1 << 31;
 /// Likewise: from a block that was dropped, to which a jump table led.
 pub(crate) const RETIRED: u32 = u32::MAX - 1;
 
+const PAGE: usize = PAGE_SIZE as usize;
 /// Failed checks of a group after which a block is translated without groups.
 const MAX_GROUP_MISSES: u32 = 32;
 /// Instructions of restless code that are interpreted before another look.
@@ -52,10 +54,9 @@ pub struct Engine {
     pub(crate) config: Arc<Config>,
     /// Executes what is not 64-bit code, and code whose accesses are watched.
     interpreter: accel_interp::Engine,
-    /// The guest's vector registers are to be in the host's: user code has used them, and the code at hand.
+    /// The guest's vector registers are to be in the host's: the code at hand has used them.
     pub(crate) vectors: bool,
-    user_vectors: bool,
-    was_user: bool,
+    pub(crate) followed: Followed,
     /// The next block is to check each access on its own.
     pub(crate) separate: bool,
     /// What was found lately, while `stamp` is what it was.
@@ -69,12 +70,6 @@ pub struct Engine {
     /// Why translated code was left.
     pub(crate) fault: Option<Fault>,
     deadline: Option<TimerDeadline>,
-    write_generation: u64,
-    fetch_generation: u64,
-    global_fetch_generation: u64,
-    /// Code of the kernel lies on pages that are not global.
-    fleeting: bool,
-    circumstances: u16,
     pub(crate) stats: Stats,
     pub(crate) calls: Calls,
     /// Translated code is checked.
@@ -90,7 +85,7 @@ pub struct Engine {
 /// What there is to run.
 pub(crate) enum Found {
     Code(u32),
-    /// An instruction that no block can hold.
+    /// No instruction, or one whose second page has none.
     Single,
     /// Translations have changed meanwhile.
     Again,
@@ -109,7 +104,6 @@ impl Engine {
             return Ok(Found::Interpret);
         }
         self.follow(cpu);
-        self.write_generation = cpu.tlb.write_generation;
         let rip = cpu.rip;
         if let Some((_, left)) = self.stepping.filter(|(at, _)| *at == rip) {
             return Ok(Found::Excluded(left));
@@ -117,7 +111,8 @@ impl Engine {
         cpu.code_page = rip & !(PAGE_SIZE - 1);
         let recent = &self.recent[recent_index(rip)];
         let now = Mode::of(cpu, self.vectors);
-        if recent.address == rip && recent.mode == now && recent.stamp == self.stamp && !self.separate {
+        if recent.address == rip && recent.mode == now && recent.holds(self.stamp, &cpu.tlb) && !self.separate
+        {
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = now.vectors().into() };
             return Ok(Found::Code(recent.block));
@@ -130,30 +125,44 @@ impl Engine {
                 mode = mode.separate();
             }
             let key = Key::new(page.index, rip, mode);
-            let number = match self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped) {
+            let known = self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped);
+            let number = match known.filter(|number| self.is_whole(cpu, *number)) {
                 Some(number) => number,
                 None if self.watch(cpu, page.index) => {
                     self.separate = separate;
                     return Ok(Found::Again);
                 }
                 None if self.restless.is(key) => return Ok(Found::Restless),
-                None => match self.translate(cpu, key, mode, page.host)? {
-                    (Outcome::Done, number) => number,
-                    (Outcome::NoInstruction, _) => return Ok(Found::Single),
-                    (Outcome::WantsVectors, _) => {
-                        self.vectors = true;
-                        self.user_vectors |= mode.user();
-                        continue;
+                None => {
+                    let mut outcome = self.translate(cpu, key, mode, page.host, None);
+                    if outcome.0 == Outcome::Crosses {
+                        let Some(second) = self.second_page(cpu) else { return Ok(Found::Single) };
+                        if self.watch(cpu, second.index) {
+                            self.separate = separate;
+                            return Ok(Found::Again);
+                        }
+                        outcome = self.translate(cpu, key, mode, page.host, Some(second));
                     }
-                },
+                    match outcome {
+                        (Outcome::Done, number) => number,
+                        (Outcome::NoInstruction | Outcome::Crosses, _) => return Ok(Found::Single),
+                        (Outcome::WantsVectors, _) => {
+                            self.vectors = true;
+                            self.context().user_vectors |= u64::from(mode.user());
+                            continue;
+                        }
+                    }
+                }
             };
             if self.config.only.as_ref().is_some_and(|only| !only.contains(&key.hash())) {
                 return Ok(Found::Excluded(self.blocks.get(number).instructions));
             }
-            self.fleeting |= !mode.user() && !page.global;
+            let global = page.global && self.is_global(cpu, number);
+            self.followed.fleeting |= !mode.user() && !global;
             if !separate {
+                let generation = generation(&cpu.tlb, global);
                 self.recent[recent_index(rip)] =
-                    Recent { address: rip, mode, stamp: self.stamp, block: number };
+                    Recent { address: rip, mode, stamp: self.stamp, generation, block: number };
             }
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = mode.vectors().into() };
@@ -161,34 +170,21 @@ impl Engine {
         }
     }
 
-    /// Forgets what no longer holds, now that the vCPU may have changed its translations or its circumstances.
-    fn follow(&mut self, cpu: &Cpu) {
-        let user = cpu.cpl == 3;
-        if user != self.was_user {
-            self.was_user = user;
-            self.vectors = user && self.user_vectors;
-        }
-        let mode = Mode::of(cpu, false);
-        let global = cpu.tlb.global_fetch_generation != self.global_fetch_generation;
-        let changed = cpu.tlb.fetch_generation != self.fetch_generation;
-        if !changed && mode.circumstances() == self.circumstances {
-            return;
-        }
-        let kernel = global || changed && self.fleeting;
-        self.circumstances = mode.circumstances();
-        self.fetch_generation = cpu.tlb.fetch_generation;
-        self.global_fetch_generation = cpu.tlb.global_fetch_generation;
-        self.user_vectors = false;
-        self.stamp += 1;
-        self.jumps.clear(self.home, |class| kernel || Mode::is_user_class(class));
-        if kernel {
-            self.fleeting = false;
-            self.unlink_far();
-        }
+    pub(crate) fn context(&mut self) -> &mut Context {
+        // SAFETY: our home lives as long as we do, and no code runs.
+        unsafe { &mut (*self.home).context }
     }
 
+    /// Translates the block with `key`, whose page is at `host`; with a `second` page, the instruction that crosses into it.
     #[cold]
-    fn translate(&mut self, cpu: &mut Cpu, key: Key, mode: Mode, host: *const u8) -> Exec<(Outcome, u32)> {
+    fn translate(
+        &mut self,
+        cpu: &mut Cpu,
+        key: Key,
+        mode: Mode,
+        host: *const u8,
+        second: Option<CodePage>,
+    ) -> (Outcome, u32) {
         let separate = mode.is_separate() || self.ungrouped.contains(&key);
         let admission = Admission {
             features: self.guest_features,
@@ -196,14 +192,18 @@ impl Engine {
             mode,
         };
         let start = key.offset() as usize;
-        let mut bytes = [0u8; MAX_INSTRUCTIONS * x86_core::MAX_INSTRUCTION];
-        let len = bytes.len().min(PAGE_SIZE as usize - start);
+        let mut bytes = [0u8; PAGE + MAX_INSTRUCTION];
+        let len = if second.is_some() { bytes.len() } else { PAGE };
         let mut limit = MAX_INSTRUCTIONS;
         // Another vCPU that goes on storing to code must not keep us here: after a few tries, one instruction.
         for _ in 0..6 {
             let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
-            // SAFETY: `start + len` is at most the size of the RAM page.
-            unsafe { std::ptr::copy(host.add(start), bytes.as_mut_ptr(), len) };
+            // SAFETY: a page of RAM.
+            unsafe { std::ptr::copy(host, bytes.as_mut_ptr(), PAGE) };
+            if let Some(second) = second {
+                // SAFETY: the start of another.
+                unsafe { std::ptr::copy(second.host, bytes[PAGE..].as_mut_ptr(), MAX_INSTRUCTION) };
+            }
             let source =
                 Source { bytes: &bytes[..len], page: cpu.code_page, offset: start as u16, mode, separate };
             let region = self.cache.current();
@@ -215,7 +215,7 @@ impl Engine {
             };
             let outcome = self.translator.translate(&source, &admission, &self.places, bases, limit);
             if outcome != Outcome::Done {
-                return Ok((outcome, 0));
+                return (outcome, 0);
             }
             let Some(code) = self.translator.code() else {
                 // A distance that does not fit; one instruction at a time, all do.
@@ -231,17 +231,29 @@ impl Engine {
                 }
                 continue;
             }
-            cpu.vm.code.add(key.ram_page(), lines(start, self.translator.output.length.into()));
+            cpu.vm.code.add(key.ram_page(), self.translator.output.lines);
+            if let Some(second) = second {
+                cpu.vm.code.add(second.index, SECOND_LINES);
+            }
             // A store between our reading and this could not know that it hits code.
             if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
-                let guest = &bytes[..usize::from(self.translator.output.length)];
-                return Ok((Outcome::Done, self.insert(key, mode, cpu.code_page, guest, code)));
+                let guest = &bytes[start..start + usize::from(self.translator.output.length)];
+                let second = second.map(|second| second.index);
+                return (Outcome::Done, self.insert(key, second, mode, cpu.code_page, guest, code));
             }
         }
-        Ok((Outcome::NoInstruction, 0))
+        (Outcome::NoInstruction, 0)
     }
 
-    fn insert(&mut self, key: Key, mode: Mode, page: u64, guest: &[u8], mut code: Vec<u8>) -> u32 {
+    fn insert(
+        &mut self,
+        key: Key,
+        second: Option<usize>,
+        mode: Mode,
+        page: u64,
+        guest: &[u8],
+        mut code: Vec<u8>,
+    ) -> u32 {
         let region = self.cache.current();
         let number = self.blocks.list.next(region);
         if let Some(constant) = self.config.sabotage {
@@ -262,11 +274,13 @@ impl Engine {
         self.blocks.links.extend(region, out.links.iter().map(|link| Edge::new(number, *link)));
         let block = Block {
             key,
+            second,
             mode,
             page,
             code: at,
             code_len: code.len() as u32,
             length: out.length,
+            lines: out.lines,
             instructions: out.instructions as u16,
             entry: at + out.entry,
             far_entry: at + out.far_entry,
@@ -276,6 +290,7 @@ impl Engine {
             checked: 0,
             dropped: false,
             faults: out.faults.as_slice().into(),
+            exits: if self.lockstep.is_some() { out.exits.as_slice().into() } else { Box::default() },
             listing: self
                 .config
                 .keeps_listings()
@@ -348,12 +363,6 @@ impl Engine {
             enter(code, cpu);
             cpu.budget -= (*context).instructions.wrapping_sub(before) as i64;
         }
-    }
-
-    /// Whether translations of code may have changed since a block was last looked up; or what stores may do, which it may
-    /// have checked for stores that are still to come.
-    pub(crate) fn moved(&self, cpu: &Cpu) -> bool {
-        cpu.tlb.fetch_generation != self.fetch_generation || cpu.tlb.write_generation != self.write_generation
     }
 
     /// Whether the run loop has to be told of another deadline of the local APIC's timer.
@@ -431,21 +440,15 @@ impl Executor for Engine {
             config: config.clone(),
             interpreter: accel_interp::Engine::new(cpu, &())?,
             vectors: false,
-            user_vectors: false,
-            was_user: false,
+            followed: Followed::default(),
             separate: false,
-            recent: Box::new([Recent { address: 0, mode: Mode::of(cpu, false), stamp: 0, block: 0 }; RECENT]),
+            recent: Box::new([Recent::none(Mode::of(cpu, false)); RECENT]),
             stamp: 1,
             watched: HashSet::new(),
             restless: Restless::default(),
             ungrouped: HashSet::new(),
             fault: None,
             deadline: None,
-            write_generation: 0,
-            fetch_generation: 0,
-            global_fetch_generation: 0,
-            fleeting: false,
-            circumstances: 0,
             stats: Stats::default(),
             calls: Calls::default(),
             lockstep: config.verify.map(|every| Box::new(Lockstep::new(every))),
@@ -497,8 +500,7 @@ impl Executor for Engine {
         self.stats.invalidations += 1;
         self.stamp += 1;
         self.interpreter.code_stale(stale);
-        let hit = |b: &Block| lines(b.key.offset() as usize, b.length.into()) & stale.lines != 0;
-        let dropped = self.blocks.drop_page(stale.page, hit);
+        let dropped = self.blocks.drop_page(stale.page, |b| b.lines_in(stale.page) & stale.lines != 0);
         self.restless.dropped(stale.page, dropped.iter().map(|n| self.blocks.get(*n).key));
         if stale.lines == u64::MAX {
             self.watched.remove(&stale.page);

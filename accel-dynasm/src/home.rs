@@ -16,6 +16,8 @@ use x86_core::soft::CpuHome;
 pub(crate) const CLASSES: usize = 6;
 /// Entries of a jump table: by the low 16 bits of the address.
 pub(crate) const JUMPS: usize = 1 << 16;
+/// Entries behind those, for what another one has taken the place of: by [`crate::jumps::elsewhere`].
+pub(crate) const DISPLACED: usize = 1 << 14;
 /// Places for addends that accesses behind the first of a group use.
 pub(crate) const SLOTS: usize = 16;
 
@@ -23,9 +25,9 @@ pub(crate) const SLOTS: usize = 16;
 #[repr(C)]
 pub(crate) struct JumpTable {
     /// The address, negated: adding an address to it gives zero without touching a flag if they are equal.
-    pub negated: [u64; JUMPS],
+    pub negated: [u64; JUMPS + DISPLACED],
     /// Where its translation is entered, with the address in R10.
-    pub code: [u64; JUMPS],
+    pub code: [u64; JUMPS + DISPLACED],
 }
 
 /// State that translated code and the functions it calls share.
@@ -51,6 +53,12 @@ pub(crate) struct Context {
     pub temporary: u64,
     /// Not 0: an interrupt waits for IF, or an NMI.
     pub waiting: u64,
+    /// Site of an instruction that is being executed by shared code.
+    pub site: u64,
+    /// Not 0: user code has used vector registers, so that it is given them in the host's.
+    pub user_vectors: u64,
+    /// Not 0: user code was executed last, as far as Rust has seen.
+    pub was_user: u64,
     /// Addends of groups of accesses.
     pub slots: [u64; SLOTS],
 }

@@ -5,7 +5,7 @@
 //! 2. `cache.rs` keeps code, `blocks.rs` what is known of it, `links.rs` what leads from block to block, `jumps.rs` the tables
 //!    for computed jumps; `engine.rs` finds, translates and drops. When the cache is full `evict.rs` makes room, by `regions.rs`.
 //! 3. `stubs.rs` is the way between translated code and Rust, `calls.rs` what is called: whatever the translator does not know
-//!    is executed by x86-core.
+//!    is executed by x86-core. `transfer.rs` is the way from a program to the kernel and back.
 //! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host.
 //! 5. `lockstep.rs` compares what blocks do with what x86-core does, `report.rs` tells of a difference, `show.rs` shows
 //!    blocks; `perf.rs` and `jitdump.rs` tell perf of them.
@@ -19,6 +19,7 @@ mod calls;
 mod config;
 mod engine;
 mod evict;
+mod follow;
 mod home;
 mod host;
 mod jitdump;
@@ -39,6 +40,7 @@ mod stats;
 mod stubs;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod translate;
 
 use std::sync::Arc;

@@ -63,15 +63,17 @@ impl Engine {
         }
         let Some(&Edge { from, link: record, to, .. }) = self.blocks.links.get(link) else { return };
         let (from, target) = (self.blocks.get(from), self.blocks.get(number));
-        // Circumstances may have changed on the way, and its own code may have been overwritten.
-        if from.mode.together() != target.mode || from.dropped {
+        // Circumstances may have changed on the way, and its own code may have been overwritten. And where a page of user code
+        // lies is known only by its address.
+        let two_pages = target.second.is_some();
+        if from.mode.together() != target.mode || from.dropped || two_pages && target.mode.user() {
             return;
         }
         debug_assert_eq!(to, NOTHING, "a link that asks leads nowhere");
         self.stats.links += 1;
         self.cache.link((from.code + record.field) as usize, target.entry as usize);
         self.blocks.attach(link, number);
-        if record.far && !std::mem::replace(&mut self.blocks.links[link].noted, true) {
+        if (record.far || two_pages) && !std::mem::replace(&mut self.blocks.links[link].noted, true) {
             self.far.push(link);
         }
     }

@@ -5,7 +5,8 @@
 //!    ([`x86_core::Rehearsal`]): its registers behind each are kept, its stores are taken back. So nobody else may store to
 //!    RAM: there is one vCPU, and devices do so only when the guest asks them, which ends a trial.
 //! 3. Behind the block, wherever it was left, its registers and all bytes stored are compared with those behind as many
-//!    instructions. Flags are compared at the ends of blocks; in the middle, those that nobody reads need not be right.
+//!    instructions. Flags are compared at the ends of blocks, but for those that nobody reads from there; in the middle, they
+//!    need not be right.
 //! 4. Where a trial ends before the block does (a device, an instruction that gives something else each time), what came
 //!    before is compared when the block hands that instruction over.
 
@@ -33,8 +34,8 @@ pub(crate) struct Difference {
 /// What need not be right in the middle of a block.
 #[derive(Clone, Copy, Debug)]
 struct Ignored {
-    /// Arithmetic flags.
-    flags: bool,
+    /// Of the arithmetic flags.
+    flags: u64,
     /// Whether interrupts wait for one more instruction.
     shadow: bool,
 }
@@ -110,13 +111,13 @@ impl Lockstep {
         let executed = counted.wrapping_sub(self.start) as usize;
         if self.rehearsal.end == TrialEnd::Barred && executed + 1 == self.rehearsal.states.len() {
             // Behind STI nobody looks before this instruction is over: the shadow needs no other record.
-            let ignored = Ignored { flags: !flags, shadow: true };
+            let ignored = Ignored { flags: if flags { 0 } else { flag::ARITH }, shadow: true };
             self.compare(cpu, executed, ignored);
         }
     }
 
-    /// The block is over, and has raised `fault`.
-    pub(crate) fn finish(&mut self, cpu: &mut Cpu, counted: u64, fault: Option<Fault>) {
+    /// The block is over, and has raised `fault`. `flags`: those that are right at its end.
+    pub(crate) fn finish(&mut self, cpu: &mut Cpu, counted: u64, fault: Option<Fault>, flags: u64) {
         self.active = false;
         if self.difference.is_some() {
             return;
@@ -156,7 +157,8 @@ impl Lockstep {
             }
             self.faulted = true;
         }
-        self.compare(cpu, executed, Ignored { flags: !self.at_end, shadow: false });
+        let right = if self.at_end { flags } else { 0 };
+        self.compare(cpu, executed, Ignored { flags: flag::ARITH & !right, shadow: false });
     }
 
     /// What should be behind `executed` instructions, and how many may have stored.
@@ -172,7 +174,7 @@ impl Lockstep {
         let mut found = cpu.registers();
         let (expected, steps) = self.expected(executed);
         // RF says that an instruction is resumed, which only the run loop knows.
-        let ignored = flag::RF | if ignore.flags { flag::ARITH } else { 0 };
+        let ignored = flag::RF | ignore.flags;
         found.rflags = found.rflags & !ignored | expected.rflags & ignored;
         if ignore.shadow {
             found.shadow = expected.shadow;
@@ -220,10 +222,12 @@ impl Engine {
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.begin(cpu, limit, start);
         }
+        let page = self.blocks.get(number).page_now(cpu);
         self.enter(cpu, number);
         let (counted, fault) = (self.counted(), self.fault);
+        let flags = self.blocks.get(number).flags_at(cpu.rip.wrapping_sub(page));
         let Some(lockstep) = &mut self.lockstep else { return };
-        lockstep.finish(cpu, counted, fault);
+        lockstep.finish(cpu, counted, fault, flags);
         if let Some(difference) = lockstep.difference.take() {
             self.report(cpu, number, &difference);
         }

@@ -28,6 +28,12 @@ impl Mode {
         )
     }
 
+    /// The kernel's, without any vector register.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self(0)
+    }
+
     /// Whether code for these circumstances may go on as `cpu` is now.
     pub(crate) fn holds(self, cpu: &Cpu) -> bool {
         Self::of(cpu, self.vectors()).0 == self.0 & !SEPARATE
@@ -82,7 +88,17 @@ impl Mode {
 
     /// Its jump table.
     pub(crate) fn class(self) -> usize {
-        self.tlb() + 3 * usize::from(self.vectors())
+        Self::class_of(self.tlb(), self.vectors())
+    }
+
+    /// The jump table of code that accesses data through table `tlb`.
+    pub(crate) fn class_of(tlb: usize, vectors: bool) -> usize {
+        tlb + 3 * usize::from(vectors)
+    }
+
+    /// Whether code of a class has the guest's vector registers in the host's.
+    pub(crate) fn class_has_vectors(class: usize) -> bool {
+        class >= 3
     }
 
     /// Whether a jump table is one of user code.

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use accel_api::Segment;
-use x86_core::{Cpu, TlbEntry, TlbMode};
+use x86_core::{Cpu, TLB_ENTRIES, TlbEntry, TlbMode};
 
 use crate::home::{CLASSES, Context, Home, JumpTable};
 use crate::stubs::Stubs;
@@ -40,6 +40,9 @@ pub(crate) mod entry {
     pub(crate) const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
     /// log2 of its size.
     pub(crate) const SHIFT: u8 = size_of::<TlbEntry>().trailing_zeros() as u8;
+    /// By how much an address is rotated so that its page number counts entries, and the mask of what is left of it.
+    pub(crate) const ROTATION: i8 = 12 - SHIFT as i8;
+    pub(crate) const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << SHIFT) as i32;
 }
 
 macro_rules! context_fields {
@@ -76,7 +79,7 @@ impl Places {
         }
     }
 
-    context_fields! { host_rsp target vectors rax ea engine instructions temporary waiting }
+    context_fields! { host_rsp target vectors rax ea engine instructions temporary waiting site user_vectors was_user }
 
     pub(crate) fn gpr(&self, index: u8) -> i32 {
         self.cpu + Cpu::gpr_offset(index as usize) as i32
@@ -90,8 +93,12 @@ impl Places {
         self.cpu + Cpu::seg_base_offset(index) as i32
     }
 
+    pub(crate) fn segment(&self, index: usize) -> i32 {
+        self.segment_base(index) - offset_of!(Segment, base) as i32
+    }
+
     pub(crate) fn selector(&self, index: usize) -> i32 {
-        self.segment_base(index) - offset_of!(Segment, base) as i32 + offset_of!(Segment, selector) as i32
+        self.segment(index) + offset_of!(Segment, selector) as i32
     }
 
     pub(crate) fn slot(&self, index: u8) -> i32 {

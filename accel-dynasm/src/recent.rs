@@ -1,5 +1,7 @@
 //! A few blocks that were found lately, in front of the map of all.
 
+use x86_core::Tlb;
+
 use crate::mode::Mode;
 
 /// Entries; a power of two.
@@ -12,7 +14,22 @@ pub(crate) struct Recent {
     pub mode: Mode,
     /// What of the engine's state it holds for.
     pub stamp: u64,
+    /// And which of the two generations of fetch translations.
+    pub generation: u64,
     pub block: u32,
+}
+
+impl Recent {
+    /// An entry that never holds.
+    pub(crate) fn none(mode: Mode) -> Self {
+        Self { address: 0, mode, stamp: 0, generation: 0, block: 0 }
+    }
+
+    /// Whether it holds now.
+    pub(crate) fn holds(&self, stamp: u64, tlb: &Tlb) -> bool {
+        let generations = [tlb.fetch_generation, tlb.global_fetch_generation];
+        self.stamp == stamp && generations.contains(&self.generation)
+    }
 }
 
 pub(crate) fn recent_index(address: u64) -> usize {

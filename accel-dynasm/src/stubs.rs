@@ -6,8 +6,10 @@
 use accel_api::AccelError;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
-use crate::cache::CodeCache;
+use crate::cache::{CodeCache, JUMP_LEN};
+use crate::home::CLASSES;
 use crate::places::Places;
+use crate::{jumps, transfer};
 
 /// What a stub calls: the vCPU, its engine and the stub's argument; where to go on.
 pub(crate) type Function =
@@ -27,6 +29,12 @@ pub(crate) struct Stubs {
     pub generic: [usize; 2],
     pub poll: [usize; 2],
     pub fault: [usize; 2],
+    pub syscall: [usize; 2],
+    pub sysret: [usize; 2],
+    /// By whether SMAP keeps the code from a program's data.
+    pub iret: [[usize; 2]; 2],
+    /// By class of code, for jumps.
+    pub displaced: [usize; CLASSES],
 }
 
 /// The functions, in the order of [`Stubs`].
@@ -139,6 +147,8 @@ pub(crate) fn emit(
             );
         }
     }
+    transfer::emit(&mut asm, start, places, avx, &mut stubs);
+    jumps::emit(&mut asm, start, places, &mut stubs);
     let code = asm.take().map_err(|_| AccelError::Host {
         what: "assemble the ways into translated code",
         source: std::io::ErrorKind::Other.into(),
@@ -147,8 +157,15 @@ pub(crate) fn emit(
     Ok(stubs)
 }
 
+/// Jumps to offset `to` of the code cache, from code that is going to lie at offset `start`.
+pub(crate) fn jump(asm: &mut VecAssembler<X64Relocation>, start: usize, to: usize) {
+    let from = start + asm.offset().0 + JUMP_LEN;
+    asm.push(0xe9);
+    asm.extend(&((to as i64 - from as i64) as i32).to_le_bytes());
+}
+
 /// Stores or loads the vector registers.
-fn vectors(asm: &mut VecAssembler<X64Relocation>, places: &Places, avx: bool, store: bool) {
+pub(crate) fn vectors(asm: &mut VecAssembler<X64Relocation>, places: &Places, avx: bool, store: bool) {
     for r in 0..16 {
         let at = places.vector(r);
         match (avx, store) {

@@ -256,8 +256,12 @@ fn divisions_fault() {
 }
 
 /// Lets `code` loop from `start` on until a request comes, a while later.
-#[expect(clippy::print_stderr, reason = "what an abort leaves behind")]
 fn loops_until_asked(scene: &Scene, start: usize, code: &[u8]) {
+    loops_until_asked_with(scene, start, code, pointing(gpr::RBX, scene.data + 8));
+}
+
+#[expect(clippy::print_stderr, reason = "what an abort leaves behind")]
+fn loops_until_asked_with(scene: &Scene, start: usize, code: &[u8], adjust: impl Fn(&mut Cpu)) {
     let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
     let shared = pair.home().shared.clone();
     let (sender, ended) = std::sync::mpsc::channel();
@@ -271,7 +275,7 @@ fn loops_until_asked(scene: &Scene, start: usize, code: &[u8]) {
                 std::process::abort();
             }
         });
-        pair.run_until_asked(&Program::new(start, code), &pointing(gpr::RBX, scene.data + 8));
+        pair.run_until_asked(&Program::new(start, code), &adjust);
         sender.send(()).expect("the other thread waits");
     });
 }
@@ -354,6 +358,23 @@ fn a_block_that_begins_with_a_jump_is_dropped_before_its_target() {
     }
 }
 
+/// Two functions that share an entry of the jump table, called in turn: neither is looked up each time.
+#[test]
+fn functions_with_one_entry() {
+    let scene = &SCENES[0];
+    assert_eq!((scene.code ^ scene.again) as u16, 0, "they share it");
+    // mov edx, 20; top: call rbx; call rsi; dec edx; jnz top; jmp end; function: adc ecx, 1; ret
+    let code =
+        [0xba, 20, 0, 0, 0, 0xff, 0xd3, 0xff, 0xd6, 0xff, 0xca, 0x75, 0xf8, 0xeb, 4, 0x83, 0xd1, 1, 0xc3];
+    let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
+    let end = pair.check("by hand", &Program::new(0, &code), 1, &|cpu| {
+        (cpu.gpr[gpr::RBX], cpu.gpr[gpr::RSI]) = (scene.code + 15, scene.again + 15);
+    });
+    assert_eq!(end, Some(Ok(())));
+    let misses = counter(&pair, "jump_table_misses");
+    assert!((3..12).contains(&misses), "{misses}");
+}
+
 /// Blocks that were overwritten take memory no longer than their code does.
 #[test]
 fn what_is_known_of_blocks_is_bounded() {
@@ -375,3 +396,6 @@ fn what_is_known_of_blocks_is_bounded() {
     assert!(translated > 1000 && most < 300, "{translated} translated, {most} known at a time");
     assert!(translated - evicted <= most as u64);
 }
+
+mod string;
+mod transfer;

@@ -52,24 +52,33 @@ struct Context {
     drops: u64,
 }
 
-/// The epochs of each privilege, so that going to the kernel and back changes none.
+/// Epochs by what they stand for, the latest first.
+type Known = [(Context, u64); 8];
+
+/// The epochs of each privilege, so that going to the kernel and back changes none. Some are remembered of other address
+/// spaces, to which the vCPU may come back.
 #[derive(Default)]
 struct Epochs {
     last: u64,
     /// By whether the code is the user's.
-    current: [(Context, u64); 2],
-    lasting: [(Context, u64); 2],
+    current: [Known; 2],
+    lasting: [Known; 2],
 }
 
 impl Epochs {
-    /// The epoch that stands for `context`, a new one if that is not what it was.
+    /// The epoch that stands for `context`, a new one if there is none.
     #[inline]
-    fn of(slot: &mut (Context, u64), context: Context, last: &mut u64) -> u64 {
-        if slot.0 != context || slot.1 == 0 {
-            *last += 1;
-            *slot = (context, *last);
+    fn of(known: &mut Known, context: Context, last: &mut u64) -> u64 {
+        if known[0].0 != context || known[0].1 == 0 {
+            let at = known.iter().position(|(c, epoch)| *c == context && *epoch != 0);
+            let end = at.map_or(known.len(), |at| at + 1);
+            known[..end].rotate_right(1);
+            if at.is_none() {
+                *last += 1;
+                known[0] = (context, *last);
+            }
         }
-        slot.1
+        known[0].1
     }
 }
 

@@ -192,10 +192,23 @@ impl Rig {
     /// # Panics
     /// The backend cannot make it.
     pub fn smp(accel: &Arc<dyn Accelerator>, vcpus: u32) -> Self {
+        Self::with(accel, vcpus, &[])
+    }
+
+    /// A VM of one vCPU whose model has `features` besides.
+    ///
+    /// # Panics
+    /// The backend cannot make it.
+    pub fn with_features(accel: &Arc<dyn Accelerator>, features: &[Feature]) -> Self {
+        Self::with(accel, 1, features)
+    }
+
+    fn with(accel: &Arc<dyn Accelerator>, vcpus: u32, features: &[Feature]) -> Self {
         let layout = [(0, map::RAM_END), (map::ROM, 0x1_0000), (map::EXTRA, 0x1_0000), (map::HIGH, 0x1_0000)];
         let ram = Arc::new(GuestRam::new(&layout).expect("RAM"));
         let mut model = CpuModel::named("x86-64-v2", vcpus, tsc_khz()).expect("model");
         model.fit(&accel.caps().features);
+        model.features = model.features.with(features);
         let model = Arc::new(model);
         let spec = VmSpec { model: model.clone(), ram: ram.clone(), vcpus };
         let vm = accel.create_vm(&spec).expect("create_vm");

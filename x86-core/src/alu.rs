@@ -31,6 +31,10 @@ pub mod flag {
     pub const ID: u64 = 1 << 21;
     /// The six that arithmetic sets.
     pub const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
+    /// All others.
+    pub const SYSTEM: u64 = TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
+    /// Those that SYSRET takes from R11.
+    pub const SYSRET: u64 = ARITH | SYSTEM & !(RF | VM);
 }
 
 /// CF, PF, AF, ZF, SF and OF as AX holds them after `lahf; seto al`: OF is bit 0, the others lie in the high byte.

@@ -232,20 +232,9 @@ impl Cpu {
 
     /// Sets all of RFLAGS, reserved bits excepted.
     pub fn set_rflags(&mut self, value: u64) {
-        const SYSTEM: u64 = flag::TF
-            | flag::IF
-            | flag::DF
-            | flag::IOPL
-            | flag::NT
-            | flag::RF
-            | flag::VM
-            | flag::AC
-            | flag::VIF
-            | flag::VIP
-            | flag::ID;
         let vm = (self.system_flags ^ value) & flag::VM != 0;
         self.flags = ArithFlags::from_rflags(value);
-        self.system_flags = value & SYSTEM;
+        self.system_flags = value & flag::SYSTEM;
         if vm {
             self.update_mode();
         } else {

@@ -1,10 +1,13 @@
 //! Maps from small keys, such as places of code, for executors.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// A map whose keys hash by multiplications: of our own making, so nobody chooses them to collide.
 pub type Keyed<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
+
+/// A set of such keys.
+pub type KeyedSet<K> = HashSet<K, BuildHasherDefault<KeyHasher>>;
 
 /// Hashes the words of a key, the same in every run.
 #[derive(Clone, Copy, Default, Debug)]

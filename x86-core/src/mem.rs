@@ -346,9 +346,16 @@ impl Cpu {
     /// Tells that `len` bytes at the start of `span` were written.
     #[inline(always)]
     pub fn wrote(&mut self, span: Span, len: usize) {
-        if self.vm.flags.get(span.page).contains(PageFlag::CODE) {
+        if self.may_be_code(span.page) {
             self.wrote_code(span.page, PAGE_SIZE as usize - span.len, len);
         }
+    }
+
+    /// Whether somebody may hold decoded code of RAM page `page`: it is marked; or that has just ended, and this vCPU, which
+    /// has not been told yet, may be executing it.
+    #[inline(always)]
+    fn may_be_code(&self, page: usize) -> bool {
+        self.vm.flags.get(page).contains(PageFlag::CODE) || self.vm.forgot_since(self.told)
     }
 
     #[cold]
@@ -356,12 +363,14 @@ impl Cpu {
         self.vm.code_writes.fetch_add(1, Ordering::SeqCst);
         let lines = lines(offset, len);
         let known = self.vm.code.get(page) & lines != 0;
-        // Lines that another vCPU's store has just made unknown may be decoded here still: our own store must be seen by
+        // Lines that somebody else's store has just made unknown may be decoded here still: our own store must be seen by
         // our next instruction.
         if (known || self.vm.forgot_since(self.told)) && !self.on_trial() {
             let stale = StaleCode { page, lines };
             if known {
-                self.vm.code_stale(stale, Some(self.id as usize));
+                let before = self.vm.code_stale(stale, Some(self.id as usize));
+                // What we forget ourselves nobody has to tell us.
+                self.told += u64::from(before == self.told);
             }
             self.stale_code.push(stale);
             self.leave = true;
@@ -459,8 +468,7 @@ impl Cpu {
         }
         // What is found on trial may be taken back: page tables, too.
         if la == ea.la && self.journal.is_none() {
-            let mut store =
-                walked.store && page.writable && !self.vm.flags.get(page.index).contains(PageFlag::CODE);
+            let mut store = walked.store && page.writable && !self.may_be_code(page.index);
             if store {
                 // The flag is set before the tag, and CODE is looked at again behind it: a decoder sets CODE first
                 // and drops tags after, so one of us sees the other.

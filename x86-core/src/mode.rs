@@ -14,6 +14,7 @@ pub mod bits {
     pub const CR0_NW: u64 = 1 << 29;
     pub const CR0_CD: u64 = 1 << 30;
     pub const CR0_PG: u64 = 1 << 31;
+    pub const CR3_PCID: u64 = 0xfff;
     pub const CR4_VME: u64 = 1;
     pub const CR4_PVI: u64 = 1 << 1;
     pub const CR4_TSD: u64 = 1 << 2;

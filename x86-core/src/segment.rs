@@ -30,6 +30,19 @@ pub mod system_type {
     pub const TRAP: u8 = 15;
 }
 
+/// Rights of the flat segments that SYSCALL, SYSENTER and their kin load without a descriptor, as [`Segment::attributes`] has
+/// them.
+pub mod rights {
+    /// 64-bit code.
+    pub const CODE64: u16 = 0xa09b;
+    /// 32-bit code.
+    pub const CODE32: u16 = 0xc09b;
+    /// Data and stacks.
+    pub const DATA: u16 = 0xc093;
+    /// With this, they are the user's.
+    pub const DPL3: u16 = 3 << 5;
+}
+
 /// Of a TSS descriptor's type: it is the current task's, or of one that waits for a nested one.
 pub(crate) const BUSY: u8 = 2;
 

@@ -185,10 +185,11 @@ impl VmShared {
     }
 
     /// Decoded code is stale: forgets it and tells every vCPU but `writer`, which looks after itself. Stores to other lines of
-    /// the page go on to ask.
-    pub fn code_stale(&self, stale: StaleCode, writer: Option<usize>) {
+    /// the page go on to ask. Returns how often that had been done before.
+    pub fn code_stale(&self, stale: StaleCode, writer: Option<usize>) -> u64 {
         let _one_by_one = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
-        self.forgetting.fetch_add(1, Ordering::SeqCst);
+        // First: a vCPU that finds the mark gone finds that it has something to be told.
+        let before = self.forgetting.fetch_add(1, Ordering::SeqCst);
         if stale.lines == u64::MAX {
             self.flags.clear(stale.page, PageFlag::CODE);
         }
@@ -199,13 +200,14 @@ impl VmShared {
             }
         }
         self.forgotten.fetch_add(1, Ordering::SeqCst);
+        before
     }
 
     /// Whether lines have been forgotten since `told`, an earlier answer of [`Self::told`]: a vCPU may still have code of
     /// lines that [`Self::code`] does not know any more.
     #[inline]
     pub fn forgot_since(&self, told: u64) -> bool {
-        self.vcpus.len() > 1 && self.forgetting.load(Ordering::SeqCst) != told
+        self.forgetting.load(Ordering::SeqCst) != told
     }
 
     /// How often all vCPUs have been told that lines are forgotten; each finds what it was told in its requests.
@@ -232,6 +234,8 @@ impl VmShared {
 
 impl CodeObserver for VmShared {
     fn code_written(&self, page: usize) {
+        // As a vCPU's store does, behind the bytes: who has just read the old ones looks whether it has changed.
+        self.code_writes.fetch_add(1, Ordering::SeqCst);
         self.code_stale(StaleCode::page(page), None);
     }
 }

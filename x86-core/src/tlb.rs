@@ -6,12 +6,18 @@
 //!   is not. `address ^ tag` is then the page offset on a hit and large on a miss, and comparing it with
 //!   `4096 - size` checks tag, permission and page crossing at once.
 //! * A write tag stands only once the page's D bit and `DIRTY` flag are set and nobody holds decoded code of the page.
+//! * The tables have the translations of one address space, and global ones. What was remembered of other PCIDs is put
+//!   away and comes back with them (`spaces`): translated code reaches the tables by constants, so they stay where they are.
 
-use std::collections::HashMap;
+mod spaces;
+
 use std::mem::offset_of;
 
+use crate::KeyedSet;
+use spaces::Spaces;
+
 /// Entries in each table; a power of two.
-pub const TLB_ENTRIES: usize = 1024;
+pub const TLB_ENTRIES: usize = 4096;
 /// Entries in the fetch table; a power of two.
 const FETCH_ENTRIES: usize = 256;
 
@@ -77,18 +83,29 @@ pub struct Tlb {
     /// A table in which nothing ever hits.
     nothing: Box<[TlbEntry; TLB_ENTRIES]>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
-    /// Pages that code was fetched from since their translations were last taken back, and whether those are global:
-    /// executors remember such translations for longer than the fetch table does.
-    fetched: HashMap<u64, bool>,
+    /// Slots of it that hold, or held, translations that are not global: a bit for each.
+    fetch_filled: [u64; FETCH_ENTRIES / 64],
+    /// Pages that code was fetched from since their translations were last taken back: executors remember such
+    /// translations for longer than the fetch table does.
+    fetched: KeyedSet<u64>,
+    /// Likewise, through global translations.
+    fetched_global: KeyedSet<u64>,
     /// Slots that hold, or held, translations that go with a CR3 load.
     filled: Filled,
     /// Slots that hold, or held, global ones.
     filled_global: Filled,
-    /// Linear range that entries of large pages lie in.
-    large: (u64, u64),
-    /// Changes whenever a fetch translation may have changed. Never 0.
+    /// Slots that hold global ones now.
+    global: SlotSet,
+    /// Where large pages are that are not global, and that are.
+    large: LargePages,
+    large_global: LargePages,
+    /// Other PCIDs' translations.
+    spaces: Spaces,
+    last_generation: u64,
+    /// Stands for the fetch translations of the current address space: another whenever one may have changed, and the same
+    /// again when the address space comes back with all of them. Never 0, and never [`Self::global_fetch_generation`].
     pub fetch_generation: u64,
-    /// Changes whenever a global fetch translation may have changed. Never 0.
+    /// Likewise for global fetch translations alone.
     pub global_fetch_generation: u64,
     /// Changes whenever stores that could hit must ask again, though their translations have not changed.
     pub write_generation: u64,
@@ -105,45 +122,128 @@ const fn empty(index: usize) -> TlbEntry {
     TlbEntry { read_tag: never(index), write_tag: never(index), addend: 0, page: 0 }
 }
 
+/// Most pages remembered to have been fetched from; a guest with more pays a look-up.
+const MOST_FETCHED: usize = 1 << 15;
+
+/// A set of slots of the data tables.
+#[derive(Debug)]
+struct SlotSet([u64; MODES * TLB_ENTRIES / 64]);
+
+impl SlotSet {
+    const EMPTY: Self = Self([0; MODES * TLB_ENTRIES / 64]);
+
+    fn has(&self, mode: usize, index: usize) -> bool {
+        let at = mode * TLB_ENTRIES + index;
+        self.0[at / 64] & 1 << (at % 64) != 0
+    }
+
+    fn put(&mut self, mode: usize, index: usize, held: bool) {
+        let at = mode * TLB_ENTRIES + index;
+        self.0[at / 64] = self.0[at / 64] & !(1 << (at % 64)) | u64::from(held) << (at % 64);
+    }
+
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}
+
+/// RAM pages that may have a write tag: a bit for each, by page number modulo their count.
+#[derive(Debug)]
+struct Stored([u64; 64]);
+
+impl Stored {
+    fn note(&mut self, page: usize) {
+        self.0[page / 64 % 64] |= 1 << (page % 64);
+    }
+
+    fn may_have(&self, page: usize) -> bool {
+        self.0[page / 64 % 64] & 1 << (page % 64) != 0
+    }
+
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}
+
 /// Slots filled since the last flush, so that a flush costs what was filled.
 #[derive(Debug)]
 struct Filled {
-    /// `mode << 16 | index`, each once.
-    slots: Vec<u32>,
-    listed: [u64; MODES * TLB_ENTRIES / 64],
-    /// RAM pages that may have a write tag in one of the slots: a bit for each, by page number modulo their count.
-    stored: [u64; 64],
+    /// In the order in which they were filled first, each once.
+    slots: Vec<Slot>,
+    listed: SlotSet,
+    stored: Stored,
+}
+
+/// A place in the data tables.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    mode: u16,
+    index: u16,
+}
+
+impl Slot {
+    fn place(self) -> (usize, usize) {
+        (self.mode.into(), self.index.into())
+    }
 }
 
 impl Filled {
     const fn new() -> Self {
-        Self { slots: Vec::new(), listed: [0; MODES * TLB_ENTRIES / 64], stored: [0; 64] }
+        Self { slots: Vec::new(), listed: SlotSet::EMPTY, stored: Stored([0; 64]) }
     }
 
-    fn note(&mut self, mode: TlbMode, index: usize, to: &Translation) {
-        let at = mode as usize * TLB_ENTRIES + index;
-        if self.listed[at / 64] & 1 << (at % 64) == 0 {
-            self.listed[at / 64] |= 1 << (at % 64);
-            self.slots.push((mode as u32) << 16 | index as u32);
+    fn list(&mut self, mode: usize, index: usize) {
+        if !self.listed.has(mode, index) {
+            self.listed.put(mode, index, true);
+            self.slots.push(Slot { mode: mode as u16, index: index as u16 });
         }
-        if to.store {
-            self.stored[to.page / 64 % 64] |= 1 << (to.page % 64);
-        }
-    }
-
-    fn may_store(&self, page: usize) -> bool {
-        self.stored[page / 64 % 64] & 1 << (page % 64) != 0
     }
 
     fn slots(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.slots.iter().map(|key| ((key >> 16) as usize, (key & 0xffff) as usize))
+        self.slots.iter().map(|slot| slot.place())
     }
 
     fn clear(&mut self) {
-        self.slots.clear();
-        self.listed.fill(0);
-        self.stored.fill(0);
+        for slot in self.slots.drain(..) {
+            let (mode, index) = slot.place();
+            self.listed.put(mode, index, false);
+        }
+        self.stored.clear();
     }
+}
+
+/// Linear range that pieces of large pages lie in.
+#[derive(Clone, Copy, Debug)]
+struct LargePages {
+    low: u64,
+    high: u64,
+}
+
+impl LargePages {
+    const NONE: Self = Self { low: u64::MAX, high: 0 };
+
+    fn note(&mut self, base: u64) {
+        *self = Self { low: self.low.min(base), high: self.high.max(base) };
+    }
+
+    /// Whether the page at `base` may be part of one.
+    fn may_have(&self, base: u64) -> bool {
+        // The bounds are of 4 KiB pieces; the page around them may reach 1 GiB further.
+        const GIB: u64 = 1 << 30;
+        self.low <= self.high && base >= self.low & !(GIB - 1) && base <= self.high | (GIB - 1)
+    }
+}
+
+/// Indices of the bits that are set.
+fn bits(words: &[u64]) -> impl Iterator<Item = usize> {
+    words.iter().enumerate().flat_map(|(n, &word)| {
+        let mut rest = word;
+        std::iter::from_fn(move || {
+            let bit = (rest != 0).then(|| rest.trailing_zeros() as usize)?;
+            rest &= rest - 1;
+            Some(64 * n + bit)
+        })
+    })
 }
 
 /// Slot of `address` in the fetch table. User and supervisor code of one page have a slot each.
@@ -169,12 +269,18 @@ impl Default for Tlb {
             data: [table; MODES],
             nothing: Box::new(table),
             fetch: Box::new([none; FETCH_ENTRIES]),
-            fetched: HashMap::new(),
+            fetch_filled: [0; FETCH_ENTRIES / 64],
+            fetched: KeyedSet::default(),
+            fetched_global: KeyedSet::default(),
             filled: Filled::new(),
             filled_global: Filled::new(),
-            large: (u64::MAX, 0),
+            global: SlotSet::EMPTY,
+            large: LargePages::NONE,
+            large_global: LargePages::NONE,
+            spaces: Spaces::default(),
+            last_generation: 2,
             fetch_generation: 1,
-            global_fetch_generation: 1,
+            global_fetch_generation: 2,
             write_generation: 1,
         }
     }
@@ -213,12 +319,20 @@ impl Tlb {
             addend: (to.host as u64).wrapping_sub(base),
             page: to.page as u64,
         };
-        // A slot may be in both lists: flushing it early is harmless, late is not.
+        self.global.put(mode as usize, index, to.global);
+        // A slot may be in both lists; what it holds now is told by `global`.
         let filled = if to.global { &mut self.filled_global } else { &mut self.filled };
-        filled.note(mode, index, to);
-        if to.large {
-            self.large = (self.large.0.min(base), self.large.1.max(base));
+        filled.list(mode as usize, index);
+        if to.store {
+            filled.stored.note(to.page);
         }
+        if to.large {
+            self.large_of(to.global).note(base);
+        }
+    }
+
+    fn large_of(&mut self, global: bool) -> &mut LargePages {
+        if global { &mut self.large_global } else { &mut self.large }
     }
 
     /// The fetch translation of the page of `address`, if remembered.
@@ -230,60 +344,72 @@ impl Tlb {
 
     /// Remembers a fetch translation.
     pub fn fill_fetch(&mut self, address: u64, user: bool, to: &Translation) {
-        let tag = address & PAGE_MASK | user as u64;
-        let global = self.fetched.entry(address & PAGE_MASK).or_default();
-        *global |= to.global;
-        self.fetch[fetch_index(address, user)] =
-            FetchEntry { tag, host: to.host, page: to.page, global: to.global };
+        let base = address & PAGE_MASK;
+        let fetched = if to.global { &self.fetched_global } else { &self.fetched };
+        if fetched.len() >= MOST_FETCHED {
+            self.flush_fetch(to.global);
+        }
+        let fetched = if to.global { &mut self.fetched_global } else { &mut self.fetched };
+        fetched.insert(base);
+        let index = fetch_index(address, user);
+        self.fetch[index] =
+            FetchEntry { tag: base | user as u64, host: to.host, page: to.page, global: to.global };
+        self.fetch_filled[index / 64] |= u64::from(!to.global) << (index % 64);
         if to.large {
-            self.large = (self.large.0.min(tag & PAGE_MASK), self.large.1.max(tag & PAGE_MASK));
+            self.large_of(to.global).note(base);
         }
     }
 
-    /// Forgets everything.
+    /// Forgets everything, of all address spaces.
     pub fn flush_all(&mut self) {
+        self.spaces.clear();
+        self.flush_global();
+        self.flush_non_global();
+    }
+
+    fn flush_global(&mut self) {
         for (mode, index) in self.filled_global.slots() {
-            self.data[mode][index] = empty(index);
+            if self.global.has(mode, index) {
+                self.data[mode][index] = empty(index);
+            }
         }
         self.filled_global.clear();
-        self.large = (u64::MAX, 0);
-        self.flush_non_global();
+        self.global.clear();
+        self.large_global = LargePages::NONE;
         self.flush_fetch(true);
     }
 
-    /// Forgets all but global translations (CR3 load, Intel SDM vol. 3, 4.10.4.1).
+    /// Forgets all of the current address space but global translations (CR3 load, Intel SDM vol. 3, 4.10.4.1).
     pub fn flush_non_global(&mut self) {
         for (mode, index) in self.filled.slots() {
-            self.data[mode][index] = empty(index);
+            if !self.global.has(mode, index) {
+                self.data[mode][index] = empty(index);
+            }
         }
         self.filled.clear();
+        self.large = LargePages::NONE;
         self.flush_fetch(false);
     }
 
-    /// Forgets the page of `address` (INVLPG). If it may be part of a large page, everything goes: its pieces are
-    /// spread over the tables.
+    /// Forgets the page of `address` in the current address space, and global ones (INVLPG). If it may be part of a large
+    /// page, all like it goes: its pieces are spread over the tables.
     pub fn flush_page(&mut self, address: u64) {
         let base = address & PAGE_MASK;
-        let (low, high) = self.large;
-        // The bounds are of 4 KiB pieces; the page around them may reach 1 GiB further.
-        const GIB: u64 = 1 << 30;
-        if low <= high && base >= low & !(GIB - 1) && base <= high | (GIB - 1) {
-            self.flush_all();
-            return;
+        if self.large_global.may_have(base) {
+            self.flush_global();
+        }
+        if self.large.may_have(base) {
+            self.flush_non_global();
         }
         let index = tlb_index(address);
-        for table in self.data.iter_mut() {
+        for (mode, table) in self.data.iter_mut().enumerate() {
             if table[index].read_tag == base || table[index].write_tag == base {
                 table[index] = empty(index);
+                self.global.put(mode, index, false);
             }
         }
-        if let Some(&global) = self.fetched.get(&base) {
-            for user in [false, true] {
-                let entry = &mut self.fetch[fetch_index(base, user)];
-                if entry.tag & PAGE_MASK == base {
-                    entry.tag = u64::MAX;
-                }
-            }
+        let global = self.fetched_global.contains(&base);
+        if global || self.fetched.contains(&base) {
             self.flush_fetch(global);
         }
     }
@@ -295,15 +421,16 @@ impl Tlb {
             for (mode, index) in filled.slots() {
                 self.data[mode][index].write_tag = never(index);
             }
-            filled.stored.fill(0);
+            filled.stored.clear();
         }
+        self.spaces.drop_write_tags();
     }
 
     /// Makes stores to RAM page `page` ask again; true if some could hit until now.
     pub fn drop_write_tags_of(&mut self, page: usize) -> bool {
         let mut found = false;
         for filled in [&self.filled, &self.filled_global] {
-            if !filled.may_store(page) {
+            if !filled.stored.may_have(page) {
                 continue;
             }
             for (mode, index) in filled.slots() {
@@ -315,99 +442,35 @@ impl Tlb {
             }
         }
         self.write_generation += u64::from(found);
+        self.spaces.drop_write_tags_of(page);
         found
     }
 
+    fn next_generation(&mut self) -> u64 {
+        self.last_generation += 1;
+        self.last_generation
+    }
+
+    /// Forgets fetch translations that are not global, or all.
     fn flush_fetch(&mut self, global: bool) {
-        for entry in self.fetch.iter_mut() {
-            if global || !entry.global {
-                entry.tag = u64::MAX;
+        if global {
+            self.fetch.iter_mut().for_each(|entry| entry.tag = u64::MAX);
+            self.fetched_global.clear();
+            self.global_fetch_generation = self.next_generation();
+            // What executors remember of other address spaces may be global.
+            self.spaces.renew_generations();
+        } else {
+            for index in bits(&self.fetch_filled) {
+                if !self.fetch[index].global {
+                    self.fetch[index].tag = u64::MAX;
+                }
             }
         }
-        self.fetched.retain(|_, is_global| *is_global && !global);
-        self.fetch_generation += 1;
-        self.global_fetch_generation += u64::from(global);
+        self.fetch_filled.fill(0);
+        self.fetched.clear();
+        self.fetch_generation = self.next_generation();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hit(tlb: &Tlb, mode: TlbMode, address: u64) -> (bool, bool) {
-        let e = tlb.entry(mode, address);
-        (address ^ e.read_tag < 4096, address ^ e.write_tag < 4096)
-    }
-
-    fn to(page: usize, store: bool, global: bool, large: bool) -> Translation {
-        Translation { host: std::ptr::without_provenance_mut(0x10000), page, store, global, large }
-    }
-
-    #[test]
-    fn nothing_hits_an_empty_table() {
-        let tlb = Tlb::default();
-        for bits in [0, 0xfff, 0x1000, !0xfff, u64::MAX, 1 << 47, 0x8000_0000_0000_0000] {
-            for page in 0..4u64 {
-                assert_eq!(hit(&tlb, TlbMode::User, bits ^ page << 12), (false, false), "{bits:#x} {page}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_cr3_load_keeps_global_pages_only() {
-        let mut tlb = Tlb::default();
-        tlb.fill(TlbMode::Supervisor, 0x5000, &to(1, true, false, false));
-        tlb.fill(TlbMode::Supervisor, 0x6000, &to(2, false, true, false));
-        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x5fff), (true, true));
-        assert_eq!(hit(&tlb, TlbMode::User, 0x5fff), (false, false));
-        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x6000), (true, false));
-        tlb.flush_non_global();
-        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x5fff), (false, false));
-        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x6000), (true, false));
-        tlb.flush_all();
-        assert_eq!(hit(&tlb, TlbMode::Supervisor, 0x6000), (false, false));
-    }
-
-    #[test]
-    fn a_non_global_page_in_a_global_slot_goes_with_cr3() {
-        let mut tlb = Tlb::default();
-        tlb.fill(TlbMode::User, 0x5000, &to(1, true, true, false));
-        tlb.fill(TlbMode::User, 0x5000 + ((TLB_ENTRIES as u64) << 12), &to(2, true, false, false));
-        tlb.flush_non_global();
-        assert_eq!(hit(&tlb, TlbMode::User, 0x5000 + ((TLB_ENTRIES as u64) << 12)), (false, false));
-        // And the other way round: a global page in a slot already listed must go with a full flush.
-        tlb.fill(TlbMode::User, 0x5000, &to(1, true, false, false));
-        tlb.fill(TlbMode::User, 0x5000, &to(1, true, true, false));
-        tlb.flush_all();
-        assert_eq!(hit(&tlb, TlbMode::User, 0x5000), (false, false));
-    }
-
-    #[test]
-    fn invlpg_drops_all_pieces_of_a_large_page() {
-        let mut tlb = Tlb::default();
-        tlb.fill(TlbMode::User, 0x20_0000, &to(1, true, false, true));
-        tlb.fill(TlbMode::User, 0x20_1000, &to(2, true, false, true));
-        tlb.flush_page(0x3f_f000);
-        assert_eq!(hit(&tlb, TlbMode::User, 0x20_0000), (false, false));
-        assert_eq!(hit(&tlb, TlbMode::User, 0x20_1000), (false, false));
-    }
-
-    #[test]
-    fn watched_pages_lose_their_write_tag() {
-        let mut tlb = Tlb::default();
-        tlb.fill(TlbMode::User, 0x5000, &to(7, true, false, false));
-        assert!(!tlb.drop_write_tags_of(8));
-        assert!(tlb.drop_write_tags_of(7) && !tlb.drop_write_tags_of(7));
-        assert_eq!(hit(&tlb, TlbMode::User, 0x5000), (true, false));
-    }
-
-    #[test]
-    fn fetch_entries_know_the_privilege() {
-        let mut tlb = Tlb::default();
-        tlb.fill_fetch(0x7123, true, &to(3, false, false, false));
-        assert!(tlb.fetch(0x7fff, true).is_some() && tlb.fetch(0x7fff, false).is_none());
-        let generation = tlb.fetch_generation;
-        tlb.flush_page(0x7000);
-        assert!(tlb.fetch(0x7fff, true).is_none() && tlb.fetch_generation != generation);
-    }
-}
+mod tests;

@@ -5,7 +5,6 @@
 //! needs are R10, R11 and the flags.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use x86_core::TLB_ENTRIES;
 
 use super::emit::{Emitter, Held};
 use super::encode::{self, Memory};
@@ -14,13 +13,11 @@ use super::{Cold, SiteKind, at};
 use crate::places::entry;
 
 const PAGE: i32 = 4096;
-/// Of an address rotated so that its page number counts entries.
-const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << entry::SHIFT) as i32;
 
 /// What the check leaves behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Keep {
-    /// The address in R10.
+    /// The address in R10, taken back from what the check has made of it.
     Address,
     Nothing,
 }
@@ -30,7 +27,7 @@ impl Emitter<'_> {
         self.places.tlb(self.source.mode.tlb()) + if write { entry::WRITE } else { entry::READ }
     }
 
-    fn addend(&self) -> i32 {
+    pub(super) fn addend(&self) -> i32 {
         self.places.tlb(self.source.mode.tlb()) + entry::ADDEND
     }
 
@@ -49,26 +46,25 @@ impl Emitter<'_> {
         base.known(page).map(|known| known.wrapping_add_signed(i64::from(disp)))
     }
 
+    /// R11 = where the entry for the address in R10 is in its table; R10 = the offset in its page if the tag fits, else more.
+    pub(super) fn look_up(&mut self, write: bool) {
+        if self.bmi2 {
+            dynasm!(self.asm ; .arch x64 ; rorx r11, r10, entry::ROTATION);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; mov r11, r10 ; shr r11, entry::ROTATION);
+        }
+        dynasm!(self.asm ; .arch x64 ; and r11d, entry::INDEX_MASK ; xor r10, [r11 + self.tag(write)]);
+    }
+
     /// Checks the access to `size` bytes at the address in R10 and leaves the addend in R11.
     fn check(&mut self, size: u16, write: bool, kind: SiteKind, retry: u32, live: bool, keep: Keep) {
         let (tag, addend) = (self.tag(write), self.addend());
         if live {
             self.save_flags();
         }
-        let rotation = 12 - entry::SHIFT as i8;
-        if self.bmi2 {
-            dynasm!(self.asm ; .arch x64 ; rorx r11, r10, rotation);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; mov r11, r10 ; shr r11, rotation);
-        }
         let label = self.asm.new_dynamic_label();
-        dynasm!(self.asm
-            ; .arch x64
-            ; and r11d, INDEX_MASK
-            ; xor r10, [r11 + tag]
-            ; cmp r10, PAGE - i32::from(size)
-            ; ja =>label
-        );
+        self.look_up(write);
+        dynasm!(self.asm ; .arch x64 ; cmp r10, PAGE - i32::from(size) ; ja =>label);
         if keep == Keep::Address {
             dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]);
         }
@@ -230,8 +226,15 @@ impl Emitter<'_> {
             Base::Register(r) if plain && Self::scratch(r).is_none() && !avoid[1] => Some(r),
             _ => None,
         };
-        let keep = if direct.is_some() { Keep::Nothing } else { Keep::Address };
+        // Computed once more, the address does not wait for the tag.
+        let again = access.segment.is_none()
+            && matches!(access.base, Base::Register(_) | Base::None)
+            && registers.into_iter().flatten().all(|r| Self::scratch(r).is_none());
+        let keep = if direct.is_some() || again { Keep::Nothing } else { Keep::Address };
         self.check(access.size, access.write, kind, retry, step.live, keep);
+        if again && direct.is_none() {
+            self.address(access);
+        }
         if let Some(base) = direct {
             return Memory { base: Some(base), index: Some((11, 0)), disp: access.disp };
         }

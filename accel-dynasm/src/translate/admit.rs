@@ -3,6 +3,7 @@
 use accel_api::{CpuFeatures, Feature};
 use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use super::string::Strings;
 use crate::mode::Mode;
 
 /// How an instruction is translated.
@@ -19,6 +20,8 @@ pub(crate) enum Action {
     Push,
     Pop,
     Leave,
+    /// MOVS and STOS.
+    String,
     /// On the vCPU's state in memory: see [`super::system`].
     System,
     Jump,
@@ -27,6 +30,8 @@ pub(crate) enum Action {
     Return,
     JumpIndirect,
     CallIndirect,
+    /// To another privilege: see [`crate::transfer`].
+    Transfer,
     /// By its function in x86-core.
     Generic,
     /// Likewise, and what comes next is not what follows it.
@@ -43,8 +48,14 @@ impl Action {
                 | Self::Return
                 | Self::JumpIndirect
                 | Self::CallIndirect
+                | Self::Transfer
                 | Self::GenericEnd
         )
+    }
+
+    /// May be handed to x86-core, for which all arithmetic flags must be right.
+    pub(crate) fn wants_flags(self) -> bool {
+        matches!(self, Self::String | Self::Transfer | Self::Generic | Self::GenericEnd)
     }
 }
 
@@ -75,6 +86,9 @@ impl Admission {
             FlowControl::IndirectCall if ins.code() == Code::Call_rm64 => {
                 self.with_operand(ins, Action::CallIndirect, Action::GenericEnd)
             }
+            // The other way is rare, and could come back here with nobody looking for requests.
+            _ if ins.code() == Code::Syscall && self.mode.user() => Action::Transfer,
+            _ if matches!(ins.code(), Code::Sysretq | Code::Iretq) && !self.mode.user() => Action::Transfer,
             _ => Action::GenericEnd,
         }
     }
@@ -92,6 +106,7 @@ impl Admission {
             }
             M::Prefetchw if self.features.has(Feature::Prefetchw) => Action::Nop,
             _ if self.system(ins) => Action::System,
+            _ if Strings::of(ins).is_some() => Action::String,
             M::Push => match ins.code() {
                 Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => Action::Push,
                 Code::Push_rm64 => match ins.op0_kind() {

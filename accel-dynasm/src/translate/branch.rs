@@ -40,6 +40,11 @@ impl Emitter<'_> {
         target.wrapping_sub(self.source.page) as i64
     }
 
+    /// Whether what lies at a distance from the page is all in the page.
+    fn is_near(&self, delta: i64) -> bool {
+        (0..4096).contains(&delta) && !self.source.crosses(delta as u64)
+    }
+
     /// The block ends in a jump to `target`; `kind` is that of the site, if it is for the jump table.
     pub(super) fn go_to(&mut self, target: u64, kind: SiteKind) {
         if let Some(label) = self.next_turn(target) {
@@ -47,7 +52,7 @@ impl Emitter<'_> {
             return;
         }
         let delta = self.delta(target);
-        let near = (0..4096).contains(&delta);
+        let near = self.is_near(delta);
         if !near && self.pic() {
             self.page_relative(10, delta);
             let site = self.site(kind, 0);
@@ -62,7 +67,7 @@ impl Emitter<'_> {
 
     fn jump_if(&mut self, condition: u8, target: u64) {
         let delta = self.delta(target);
-        let near = (0..4096).contains(&delta);
+        let near = self.is_near(delta);
         let turn = self.next_turn(target);
         let label = turn.unwrap_or_else(|| self.asm.new_dynamic_label());
         match condition {

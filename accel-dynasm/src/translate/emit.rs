@@ -171,12 +171,12 @@ impl<'a> Emitter<'a> {
 
     /// Jumps to a stub with an argument.
     pub(super) fn hand_over(&mut self, stub: [usize; 2], argument: u32) {
-        let stub = stub[usize::from(self.source.mode.vectors())];
         dynasm!(self.asm ; .arch x64 ; mov r11d, argument as i32);
-        let from = self.bases.code + self.asm.offset().0 + 5;
-        let distance = (stub as i64 - from as i64) as i32;
-        self.asm.push(0xe9);
-        self.asm.extend(&distance.to_le_bytes());
+        self.jump_to(stub[usize::from(self.source.mode.vectors())]);
+    }
+
+    fn jump_to(&mut self, stub: usize) {
+        crate::stubs::jump(self.asm, self.bases.code, stub);
     }
 
     /// Adds a site; its number.
@@ -294,6 +294,8 @@ impl<'a> Emitter<'a> {
             Action::Leave => self.leave(step),
             Action::Generic => self.generic(step),
             Action::System => self.system(step),
+            Action::String => self.string(step),
+            Action::Transfer => self.transfer(step),
             _ => self.branch(step),
         }
         if !step.action.ends_block() {
@@ -302,7 +304,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn bytes(&self, step: &Step) -> &'a [u8] {
-        let start = (step.offset - self.source.offset) as usize;
+        let start = usize::from(step.offset);
         let bytes = &self.source.bytes[start..start + step.ins.len()];
         match bytes {
             // The host would take the prefix for TZCNT.
@@ -529,8 +531,9 @@ impl<'a> Emitter<'a> {
                     self.jump_table(site);
                 }
                 Cold::Unknown { label, site } => {
-                    dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov [self.places.rip], r10);
-                    self.hand_over(self.places.stubs.lookup, site | crate::engine::INDIRECT);
+                    let argument = site | crate::engine::INDIRECT;
+                    dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov DWORD [self.places.site()], argument as i32);
+                    self.jump_to(self.places.stubs.displaced[self.source.mode.class()]);
                 }
                 Cold::Generic { label, site, live } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);

@@ -1,9 +1,10 @@
 //! From guest code to host code.
 //!
-//! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole.
+//! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole, `flags.rs`
+//!    at what becomes of the flags.
 //! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
 //!    block.
-//! 3. `system.rs` has what kernels do to the vCPU's other state.
+//! 3. `system.rs` has what kernels do to the vCPU's other state, `transfer.rs` changes of privilege, `string.rs` MOVS and STOS.
 //! 4. `encode.rs` takes machine code apart and puts it together.
 
 mod access;
@@ -11,18 +12,24 @@ pub(crate) mod admit;
 mod branch;
 mod emit;
 mod encode;
+mod flags;
 mod plan;
+mod string;
 mod system;
+mod transfer;
 
 use dynasmrt::{AssemblyOffset, DynamicLabel, VecAssembler, x64::X64Relocation};
-use iced_x86::{Decoder, Instruction, InstructionInfoFactory};
-use x86_core::DECODER_OPTIONS;
+use iced_x86::{Decoder, DecoderError, Instruction, InstructionInfoFactory};
+use x86_core::{DECODER_OPTIONS, MAX_INSTRUCTION, lines};
 
 use self::admit::{Action, Admission};
 use self::emit::Emitter;
+use self::flags::Ahead;
 use self::plan::Plan;
 use crate::mode::Mode;
 use crate::places::Places;
+
+const PAGE: usize = accel_api::PAGE_SIZE as usize;
 
 /// Most instructions in a block.
 pub(crate) const MAX_INSTRUCTIONS: usize = 40;
@@ -32,15 +39,30 @@ pub(crate) type Assembler = VecAssembler<X64Relocation>;
 /// The guest code to translate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Source<'a> {
-    /// From the first byte to the end of the page, or as much as a block can have.
+    /// Of the whole page; and some of the next one's, for an instruction that crosses into it.
     pub bytes: &'a [u8],
     /// Linear address of the page.
     pub page: u64,
-    /// Of the first byte in the page.
+    /// Of the first instruction in the page.
     pub offset: u16,
     pub mode: Mode,
     /// Each memory access is checked on its own.
     pub separate: bool,
+}
+
+impl<'a> Source<'a> {
+    /// The bytes of the page itself.
+    fn first_page(&self) -> &'a [u8] {
+        &self.bytes[..self.bytes.len().min(PAGE)]
+    }
+
+    /// Whether there is an instruction at `offset` of the page that crosses into the next.
+    fn crosses(&self, offset: u64) -> bool {
+        let near_end = PAGE - MAX_INSTRUCTION..PAGE;
+        let Some(at) = usize::try_from(offset).ok().filter(|at| near_end.contains(at)) else { return false };
+        let mut decoder = Decoder::with_ip(64, &self.first_page()[at..], offset, DECODER_OPTIONS);
+        decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
+    }
 }
 
 /// Where translated code hands over to Rust in the middle of a block.
@@ -101,6 +123,10 @@ pub(crate) struct Output {
     pub instructions: u32,
     /// Bytes of guest code.
     pub length: u16,
+    /// Lines of the page that it depends on.
+    pub lines: u64,
+    /// Where it leads in its page, by offset, and which flags are right there, if not all.
+    pub exits: Vec<(u16, u16)>,
     /// Where the code of each instruction begins.
     pub starts: Vec<(u32, u16)>,
 }
@@ -119,7 +145,9 @@ impl Output {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Outcome {
     Done,
-    /// The first instruction crosses into another page, or is none.
+    /// The first instruction crosses into another page, which the source does not have.
+    Crosses,
+    /// There is none.
     NoInstruction,
     /// The first instruction uses vector registers, and they are not in the host's.
     WantsVectors,
@@ -170,8 +198,11 @@ impl Translator {
         self.plan.clear();
         self.output.clear();
         let rip = source.page.wrapping_add(u64::from(source.offset));
-        let mut decoder = Decoder::with_ip(64, source.bytes, rip, DECODER_OPTIONS);
+        let bytes = source.bytes.get(source.offset.into()..).unwrap_or_default();
+        let mut decoder = Decoder::with_ip(64, bytes, rip, DECODER_OPTIONS);
         let mut switch = false;
+        // An instruction that crosses into another page is alone.
+        let limit = if source.bytes.len() > PAGE { 1 } else { limit };
         while (self.plan.steps.len() < limit || self.plan.holds_interrupts()) && decoder.can_decode() {
             let ins = decoder.decode();
             if ins.is_invalid() {
@@ -189,11 +220,18 @@ impl Translator {
             }
         }
         let Some(last) = self.plan.steps.last() else {
-            return if switch { Outcome::WantsVectors } else { Outcome::NoInstruction };
+            return match decoder.last_error() {
+                _ if switch => Outcome::WantsVectors,
+                DecoderError::NoMoreBytes => Outcome::Crosses,
+                _ => Outcome::NoInstruction,
+            };
         };
         self.output.instructions = self.plan.steps.len() as u32;
         self.output.length = last.next_offset() - source.offset;
-        self.plan.finish(source.separate);
+        let mut ahead = Ahead::new(source.first_page(), source.page, admission);
+        self.plan.finish(source.separate, &mut ahead);
+        self.output.lines = ahead.lines | lines(source.offset.into(), self.output.length.into());
+        self.output.exits.clone_from(&self.plan.exits);
         Emitter::new(
             &mut self.asm,
             &self.plan,

@@ -1,20 +1,16 @@
 //! What is to be done for each instruction of a block, before any code is emitted.
 //!
-//! 1. Which arithmetic flags are wanted where: checks of memory accesses are cheap only where none is.
+//! 1. Which arithmetic flags are wanted where ([`super::flags`]).
 //! 2. Which accesses lie near one another: registers are followed through additions of constants, pushes and pops, and
 //!    accesses at known distances from one value make a *group*, which is checked as a whole, once. If the check fails the
 //!    block is left for its *separate* form, in which each access is checked on its own.
 
-use iced_x86::{
-    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
-};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use x86_core::segment_index;
 
 use super::admit::{Action, Admission, uses_vectors};
+use super::flags::{ARITH, Ahead, Effect};
 use crate::home::SLOTS;
-
-const ARITH: u32 =
-    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// Most bytes that one group spans: the more, the likelier it crosses into another page.
 const MAX_SPAN: i64 = 1024;
@@ -113,6 +109,8 @@ pub(crate) struct Plan {
     pub groups: Vec<Group>,
     /// Before which step requests are looked for, if the block may be part of a loop.
     pub poll: Option<usize>,
+    /// Where it leads in its page, by offset, and which flags are wanted there, if not all.
+    pub exits: Vec<(u16, u16)>,
     values: Vec<[Value; 18]>,
 }
 
@@ -128,6 +126,7 @@ impl Plan {
         self.steps.clear();
         self.groups.clear();
         self.values.clear();
+        self.exits.clear();
         self.poll = None;
     }
 
@@ -184,28 +183,24 @@ impl Plan {
     }
 
     /// Looks at the block as a whole.
-    pub(crate) fn finish(&mut self, separate: bool) {
+    pub(super) fn finish(&mut self, separate: bool, ahead: &mut Ahead<'_>) {
         if self.holds_interrupts()
             && let Some(last) = self.steps.last_mut()
         {
             last.action = Action::Generic;
         }
-        let mut wanted = ARITH;
-        for step in self.steps.iter_mut().rev() {
-            let ins = &step.ins;
-            if ins.flow_control() != FlowControl::Next || matches!(step.action, Action::Generic) {
-                // Elsewhere, and for x86-core's functions, they must all be right.
-                wanted = ARITH;
+        let Some(last) = self.steps.last() else { return };
+        let mut wanted = if last.action.ends_block() { ARITH } else { self.exit(last.ins.next_ip(), ahead) };
+        for n in (0..self.steps.len()).rev() {
+            let step = &self.steps[n];
+            let target = step.ins.near_branch64();
+            match step.action {
+                Action::Jump | Action::Call => wanted = self.exit(target, ahead),
+                Action::Jcc => wanted |= self.exit(target, ahead),
+                _ => {}
             }
-            let sets = ins.rflags_modified() & ARITH;
-            if !conditionally_sets_flags(ins) {
-                // Where the manual calls a flag undefined, processors may leave it alone.
-                wanted &= !sets | ins.rflags_undefined();
-            }
-            wanted |= ins.rflags_read() & ARITH;
-            if matches!(step.action, Action::Generic | Action::GenericEnd) {
-                wanted = ARITH;
-            }
+            let step = &mut self.steps[n];
+            wanted = Effect::of(&step.ins, step.action, step.ignores_prefix).before(wanted);
             step.live = wanted != 0;
         }
         if !separate {
@@ -217,6 +212,15 @@ impl Plan {
             let good = |n: &usize| !self.steps[*n].live && !shielded(*n);
             self.poll = Some((0..=first).find(good).unwrap_or(0));
         }
+    }
+
+    /// The flags wanted at `target`, where the block may go on.
+    fn exit(&mut self, target: u64, ahead: &mut Ahead<'_>) -> u32 {
+        let wanted = ahead.wanted(target);
+        if wanted != ARITH {
+            self.exits.push((target.wrapping_sub(ahead.page) as u16, wanted as u16));
+        }
+        wanted
     }
 
     fn group(&mut self) {
@@ -270,7 +274,11 @@ impl Plan {
             let slot = cluster.base.slot();
             let usable =
                 |at: &usize| !self.steps[*at].live && self.values[*at][slot].unknown == cluster.unknown;
-            let known = (0..=first).rev().take_while(|at| self.values[*at][slot].unknown == cluster.unknown);
+            // What closes a loop mostly leads back: what lies behind it is not worth a check in each turn.
+            let turns = |at: usize| self.steps[at].action == Action::Jcc && may_loop(&self.steps[at]);
+            let known = (0..=first).rev().take_while(|at| {
+                self.values[*at][slot].unknown == cluster.unknown && (*at == first || !turns(*at))
+            });
             let at = known.clone().find(usable);
             let Some(at) = at.or(more.then_some(first)) else { continue };
             let id = self.groups.len() as u8;
@@ -318,19 +326,6 @@ fn may_loop(step: &Step) -> bool {
         Action::Return | Action::JumpIndirect | Action::CallIndirect => true,
         _ => false,
     }
-}
-
-/// Shifts by CL and repeated comparisons, which set no flag when the count is zero; and what loads flags from elsewhere.
-fn conditionally_sets_flags(ins: &Instruction) -> bool {
-    let by_cl =
-        (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n) == Register::CL);
-    by_cl || ins.has_rep_prefix() || ins.has_repne_prefix() || rotates(ins.mnemonic())
-}
-
-/// By an immediate, these may leave flags alone, too.
-fn rotates(m: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(m, Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd)
 }
 
 /// How R10 and R11 are used as operands.

@@ -285,6 +285,38 @@ pub fn floating_point(accel: &Arc<dyn Accelerator>) {
     assert_eq!((end.fpu.mxcsr & 1, end.fpu.ymm[0][0]), (1, 0x7f80_0000));
 }
 
+/// CR0.TS counts for code that has been called often without it, by a call that goes the same way as before.
+pub fn device_not_available(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
+    let function = map::CODE + 0x1000;
+    rig.code_at(64, function, |a| {
+        a.addps(xmm0, xmm1)?;
+        a.ret()
+    });
+    rig.code(|a| {
+        let (mut again, mut calm, mut end) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(ebp, 6)?;
+        a.mov(esi, function as u32)?;
+        a.set_label(&mut again)?;
+        a.cmp(ebp, 2)?;
+        a.jne(calm)?;
+        a.mov(rax, cr0)?;
+        a.bts(rax, 3)?; // TS
+        a.mov(cr0, rax)?;
+        a.set_label(&mut calm)?;
+        a.lea(r15, ptr(end))?;
+        a.mov(qword_ptr(cell::RESUME), r15)?;
+        a.call(rsi)?;
+        a.dec(ebp)?;
+        a.jnz(again)?;
+        a.set_label(&mut end)?;
+        a.nop()
+    });
+    let end = rig.run_long();
+    let seen: Vec<_> = rig.traps().iter().map(|t| (t.vector, t.rip)).collect();
+    assert_eq!((seen.as_slice(), end.gpr[gpr::RBP]), (&[(NM, function)][..], 2));
+}
+
 /// A fault while another is delivered becomes #DF with error code 0, on its IST stack; a fault in its handler is a
 /// triple fault (Intel SDM vol. 3, 6.15, interrupt 8).
 pub fn double_fault(accel: &Arc<dyn Accelerator>) {

@@ -6,7 +6,7 @@ use accel_api::{Accelerator, CpuState, MsiMessage, gpr};
 use iced_x86::code_asm::*;
 
 use crate::fake_bus::Event;
-use crate::rig::{Rig, cell, map};
+use crate::rig::{Rig, cell, map, sel};
 
 /// Port whose OUT makes the host act.
 const ACT: u16 = 0xe0;
@@ -27,6 +27,12 @@ fn send_on_out(rig: &Rig, messages: Vec<MsiMessage>) {
 }
 
 fn act(a: &mut CodeAssembler, n: u32) -> crate::snippet::Asm {
+    a.mov(eax, n)?;
+    a.out(u32::from(ACT), al)
+}
+
+/// Likewise with the number in a register.
+fn act_on(a: &mut CodeAssembler, n: AsmRegister32) -> crate::snippet::Asm {
     a.mov(eax, n)?;
     a.out(u32::from(ACT), al)
 }
@@ -385,4 +391,64 @@ pub fn storm(accel: &Arc<dyn Accelerator>) {
     let expected: Vec<_> = (0..u64::from(COUNT)).map(|n| 0x40 + n % 8).collect();
     assert_eq!(rig.vectors(), expected);
     assert_eq!(end.gpr[gpr::RBX], 3 * end.gpr[gpr::RCX]);
+}
+
+/// An interrupt that waited while IF was clear comes before the first instruction that SYSRET or IRET leads to, when they
+/// set it.
+pub fn behind_returns(accel: &Arc<dyn Accelerator>) {
+    const TURNS: u32 = 12;
+    let waits = |turn: u32| turn.is_multiple_of(3);
+    for by_iret in [false, true] {
+        let rig = Rig::new(accel);
+        for page in [map::USER_CODE, map::USER_STACK - 0x1000] {
+            rig.user_page(page);
+        }
+        let port = rig.port();
+        rig.bus().on_out(ACT, move |n| {
+            if waits(n) {
+                port.signal_msi(fixed(0, 0x50)).expect("signal_msi");
+            }
+        });
+        rig.code_at(64, map::USER_CODE, |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.syscall()?;
+            a.inc(r9)?;
+            a.jmp(top)
+        });
+        rig.code(|a| {
+            let mut end = a.create_label();
+            a.cmp(r8d, TURNS)?;
+            a.je(end)?;
+            act_on(a, r8d)?;
+            a.inc(r8d)?;
+            if by_iret {
+                a.mov(rbx, rsp)?;
+                a.push(i32::from(sel::USER_DATA))?;
+                a.push(rbx)?;
+                a.push(r11)?;
+                a.push(i32::from(sel::USER_CODE64))?;
+                a.push(rcx)?;
+                a.iretq()?;
+            } else {
+                a.sysretq()?;
+            }
+            a.set_label(&mut end)?;
+            a.nop()
+        });
+        let mut state = super::exceptions::user_state(&rig);
+        state.msrs.star = u64::from(sel::USER_CODE32) << 48 | u64::from(sel::CODE64) << 32;
+        state.msrs.lstar = map::CODE;
+        state.msrs.fmask = 0x200;
+        state.rflags |= 0x200;
+        rig.write(cell::EOI_MODE, 1u64);
+        let end = rig.run(&state);
+        assert_eq!(end.gpr[9], u64::from(TURNS));
+        let came = rig.traps();
+        assert_eq!(came.len(), (0..TURNS).filter(|turn| waits(*turn)).count());
+        for trap in came {
+            let expected = (0x50, map::USER_CODE + 2, u64::from(sel::USER_CODE64));
+            assert_eq!((trap.vector, trap.rip, trap.cs), expected, "by IRET: {by_iret}");
+        }
+    }
 }

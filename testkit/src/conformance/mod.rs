@@ -11,6 +11,7 @@ pub mod interrupts;
 pub mod io;
 pub mod memory;
 pub mod model;
+pub mod pcid;
 pub mod slots;
 pub mod smc;
 pub mod smp;
@@ -75,22 +76,23 @@ macro_rules! __conformance_checks {
         $crate::__conformance_tests! { conformance;
             arithmetic:
                 add_sub_flags multiply_divide shifts control_flow strings sse x87 other_modes;
-            exceptions: divide undefined general_protection selector_errors ring3 traps floating_point double_fault
+            exceptions: divide undefined general_protection selector_errors ring3 traps floating_point device_not_available double_fault
                 triple_fault fault_on_the_handlers_stack injected_events;
             halt: wakes_by_interrupt wakes_by_nmi sti_hlt kick_while_halted early_kick kicks_in_a_loop kick_in_rep;
             interrupts: messages priority_order in_service task_priority level_eoi extint nmi sti_shadow mov_ss_shadow
-                software_disabled storm;
+                software_disabled storm behind_returns;
             io: ports string_ports string_port_fault port_permissions mmio_sizes mmio_instructions mmio_pieces
                 read_only_slot;
             memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
                 other_paging_modes addressing;
             debug: breakpoints single_step step_into_interrupts;
             model: cpuid features named_msrs other_msrs system_calls;
+            pcid: spaces_apart global_pages many_spaces stores_between bit_63;
             state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
             slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running code_unmapped;
             time: one_shot periodic tsc_deadline time_stamp;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
-                cross_modifying;
+                half_remapped half_aliased cross_modifying;
             smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu atomic_counters store_order shoot_down;
         }
     };

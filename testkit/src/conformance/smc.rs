@@ -180,6 +180,67 @@ pub fn by_remapping(accel: &Arc<dyn Accelerator>) {
     assert_eq!(rig.run_long().gpr[8..11], [1, 2, 1]);
 }
 
+/// An instruction across two pages, the second of which is mapped elsewhere: by INVLPG in supervisor code, which falls
+/// through into it in a loop.
+pub fn half_remapped(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
+    rig.bytes(map::ALIASED - 5, &[0x31, 0xdb]); // XOR EBX, EBX before MOV EAX, imm32
+    rig.bytes(map::ALIASED - 3, &answer(0x0000_1111));
+    let halves = [0x22u8, 0x33];
+    for (n, half) in halves.into_iter().enumerate() {
+        rig.bytes(map::DATA + 0x1000 * n as u64, &[half, half, 0xc3]);
+    }
+    rig.code(|a| {
+        a.mov(esi, (map::ALIASED - 5) as u32)?;
+        for (target, register) in [(0, r8d), (0x1000, r9d), (0, r10d)] {
+            let mut top = a.create_label();
+            a.mov(rax, (map::DATA + target) | 3)?;
+            a.mov(qword_ptr(map::PT + (map::ALIASED >> 12) * 8), rax)?;
+            a.invlpg(byte_ptr(map::ALIASED))?;
+            a.mov(ecx, 50)?;
+            a.set_label(&mut top)?;
+            a.call(rsi)?;
+            a.dec(ecx)?;
+            a.jnz(top)?;
+            a.mov(register, eax)?;
+        }
+        a.nop()
+    });
+    assert_eq!(rig.run_long().gpr[8..11], [0x2222_1111, 0x3333_1111, 0x2222_1111]);
+}
+
+/// The same without any change of a translation: ring 3 has the first page twice, before different second ones.
+pub fn half_aliased(accel: &Arc<dyn Accelerator>) {
+    let rig = Rig::new(accel);
+    let (first, second) = (map::DATA + 0x4000, map::DATA + 0x8000);
+    rig.bytes(map::DATA + 0xffb, &[0x31, 0xdb]);
+    rig.bytes(map::DATA + 0xffd, &answer(0x0000_1111)[..3]);
+    for (at, half) in [(first, 0x22u8), (second, 0x33)] {
+        rig.map_page(at, map::DATA | 7);
+        rig.user_page(at + 0x1000);
+        rig.bytes(at + 0x1000, &[half, half, 0xc3]);
+    }
+    rig.user_page(map::USER_CODE);
+    rig.user_page(map::USER_STACK - 0x1000);
+    rig.code_at(64, map::USER_CODE, |a| {
+        for (at, sum) in [(first, r8d), (second, r9d), (first, r10d), (second, r11d)] {
+            let mut top = a.create_label();
+            a.mov(esi, (at + 0xffb) as u32)?;
+            a.mov(ecx, 50)?;
+            a.set_label(&mut top)?;
+            a.call(rsi)?;
+            a.dec(ecx)?;
+            a.jnz(top)?;
+            a.mov(sum, eax)?;
+        }
+        crate::snippet::exit(a)
+    });
+    let mut state = super::exceptions::user_state(&rig);
+    state.rflags |= 3 << 12; // the exit is an OUT
+    let end = rig.run(&state);
+    assert_eq!(end.gpr[8..12], [0x2222_1111, 0x3333_1111, 0x2222_1111, 0x3333_1111]);
+}
+
 /// One vCPU rewrites a function that the other executes all the time, and makes it serialise (CPUID) by a flag before
 /// it may use the new one, as kernels patch text.
 pub fn cross_modifying(accel: &Arc<dyn Accelerator>) {

@@ -288,7 +288,7 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
     fn stats(&self) -> VcpuStats {
         VcpuStats {
             instructions: self.executor.counts().then_some(self.cpu.instructions),
-            counters: self.executor.counters(),
+            counters: [self.executor.counters(), self.cpu.tlb.counters().into()].concat(),
             calls: self.executor.calls(),
         }
     }

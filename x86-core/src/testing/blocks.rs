@@ -393,6 +393,10 @@ fn compare(want: &mut Cpu, got: &mut Cpu, want_end: Exec, got_end: Exec, text: &
     }
     assert_eq!((got.rip, got.rflags()), (want.rip, want.rflags()), "RIP, RFLAGS: {}", text());
     assert_eq!(got.fpu.mxcsr, want.fpu.mxcsr, "MXCSR: {}", text());
+    assert_eq!((got.segs, got.cpl), (want.segs, want.cpl), "segments, CPL: {}", text());
+    assert_eq!(got.nmi_masked, want.nmi_masked, "NMIs: {}", text());
+    let table = got.tlb.table(got.tlb_mode());
+    assert!(got.strict || got.data_tlb == table, "the wrong TLB: {}", text());
     for (at, len) in [(DATA, DATA_LEN), (CODE, CODE_LEN)] {
         let (g, w) = (read(got, at, len), read(want, at, len));
         let differs = g.iter().zip(&w).position(|(g, w)| g != w);

@@ -70,21 +70,27 @@ impl Cpu {
     /// #GP(0) for reserved bits, also in the page-directory-pointer table of PAE paging.
     pub fn write_cr3(&mut self, value: u64) -> Exec {
         const KEEP_TRANSLATIONS: u64 = 1 << 63;
-        let mut new = value;
-        if self.cr4 & CR4_PCIDE != 0 {
-            // Translations are not tagged with PCIDs, so all of them go; that is always allowed.
-            new &= !KEEP_TRANSLATIONS;
-        }
+        let tagged = self.cr4 & CR4_PCIDE != 0;
+        let new = if tagged { value & !KEEP_TRANSLATIONS } else { value };
         if self.long_mode() && new >> PHYS_BITS != 0 {
             return Err(Fault::GP0);
         }
         if self.pae_paging() {
             self.load_pdptes(new)?;
         }
-        self.cr3 = new;
-        self.tlb.flush_non_global();
+        let old = std::mem::replace(&mut self.cr3, new);
+        if tagged {
+            self.tlb.switch_space(old, new, value & KEEP_TRANSLATIONS != 0);
+        } else {
+            self.tlb.flush_non_global();
+        }
         self.leave = true;
         Ok(())
+    }
+
+    /// The current process-context identifier (Intel SDM vol. 3, 4.10.1).
+    pub(crate) fn pcid(&self) -> u64 {
+        if self.cr4 & CR4_PCIDE != 0 { self.cr3 & CR3_PCID } else { 0 }
     }
 
     fn cr4_allowed(&self) -> u64 {

@@ -1,13 +1,13 @@
 //! INVLPG and INVPCID (Intel SDM vol. 3, 4.10.4.1).
-//!
-//! The soft TLB is not tagged with PCIDs: a load of CR3 empties it of all but global translations whatever bit 63 says,
-//! which is always allowed, so no translation of another PCID than the current one is ever remembered.
 
 use accel_api::Feature;
 use iced_x86::{Code, Instruction};
 
 use crate::exec::Table;
-use crate::mode::{Mode, bits::CR4_PCIDE};
+use crate::mode::{
+    Mode,
+    bits::{CR3_PCID, CR4_PCIDE},
+};
 use crate::{Cpu, Exec, Fault};
 
 fn invlpg(cpu: &mut Cpu, ins: &Instruction) -> Exec {
@@ -28,7 +28,6 @@ fn invlpg(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 
 /// INVPCID: the type in the register, PCID and address in the descriptor (vol. 2A, INVPCID).
 fn invpcid(cpu: &mut Cpu, ins: &Instruction) -> Exec {
-    const PCID: u64 = 0xfff;
     if !cpu.model.features.has(Feature::Invpcid) {
         return Err(Fault::UD);
     }
@@ -37,15 +36,23 @@ fn invpcid(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     let ea = cpu.ea(ins, 16, false)?;
     let pcid: u64 = cpu.load(ea)?;
     let address: u64 = cpu.load(ea.plus(8))?;
-    let current = cpu.cr4 & CR4_PCIDE != 0 || pcid == 0;
+    let current = pcid == cpu.pcid();
     match kind {
-        _ if pcid & !PCID != 0 => return Err(Fault::GP0),
+        _ if pcid & !CR3_PCID != 0 => return Err(Fault::GP0),
+        0 | 1 if !current && cpu.cr4 & CR4_PCIDE == 0 => return Err(Fault::GP0),
+        0 if !Cpu::canonical(address) => return Err(Fault::GP0),
         // One address of one PCID.
-        0 if current && Cpu::canonical(address) => cpu.tlb.flush_page(address),
-        // All of one PCID, and all of all, global translations kept.
+        0 if current => cpu.tlb.flush_page(address),
+        0 => cpu.tlb.flush_other_page(pcid, address),
+        // All of one PCID but global translations.
         1 if current => cpu.tlb.flush_non_global(),
-        3 => cpu.tlb.flush_non_global(),
+        1 => cpu.tlb.flush_other(pcid),
         2 => cpu.tlb.flush_all(),
+        // All of all PCIDs but global translations.
+        3 => {
+            cpu.tlb.flush_non_global();
+            cpu.tlb.flush_others();
+        }
         _ => return Err(Fault::GP0),
     }
     cpu.leave = true;

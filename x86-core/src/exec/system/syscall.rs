@@ -7,15 +7,11 @@ use crate::alu::{Word, flag};
 use crate::cpu::seg;
 use crate::exec::Table;
 use crate::mode::{Mode, bits};
+use crate::segment::rights::{CODE32, CODE64, DATA, DPL3};
 use crate::{Cpu, Exec, Fault};
 
 /// Index of R11.
 const R11: usize = 11;
-/// Rights of the flat segments that these instructions load without a descriptor.
-const CODE64: u16 = 0xa09b;
-const CODE32: u16 = 0xc09b;
-const DATA: u16 = 0xc093;
-const DPL3: u16 = 3 << 5;
 
 impl Cpu {
     fn flat_segments(&mut self, cs: Segment, ss: Segment) {
@@ -52,8 +48,7 @@ fn sysret<W: Word>(cpu: &mut Cpu, _: &Instruction) -> Exec {
     let base = (cpu.msrs.star >> 48) as u16;
     let (cs, rights) = if W::BYTES == 8 { (base.wrapping_add(16), CODE64) } else { (base, CODE32) };
     cpu.next_rip = target;
-    const KEPT: u64 = 0x3c_7fd7;
-    cpu.set_rflags(cpu.gpr[R11] & KEPT);
+    cpu.set_rflags(cpu.gpr[R11] & flag::SYSRET);
     cpu.flat_segments(
         Segment::flat(cs | 3, rights | DPL3),
         Segment::flat(base.wrapping_add(8) | 3, DATA | DPL3),

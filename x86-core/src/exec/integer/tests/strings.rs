@@ -168,6 +168,44 @@ fn bulk_stores_to_decoded_code_are_noticed() {
     }
 }
 
+/// A device writes into a page of code: the mark goes at once, and the vCPU is told at its next look. A store of its own
+/// before that must drop what it may be executing.
+#[test]
+fn own_stores_behind_dma_into_code_are_noticed() {
+    let mut c = cpu(Mode::Long);
+    let page = c.map.page(0x7000).unwrap().index;
+    c.vm.flags.set(page, PageFlag::CODE);
+    c.vm.code.add(page, 1);
+    let writes = c.vm.code_writes.load(std::sync::atomic::Ordering::SeqCst);
+    c.vm.flags.mark_written(7 << 12 | 0x800, 1);
+    assert!(c.vm.code_writes.load(std::sync::atomic::Ordering::SeqCst) > writes);
+    assert!(!c.vm.flags.get(page).contains(PageFlag::CODE));
+    let stale = |c: &mut Cpu| {
+        c.stale_code.clear();
+        c.store(Ea::data(0x7004), 0x90u8).unwrap();
+        c.stale_code.iter().map(|s| (s.page, s.lines)).collect::<Vec<_>>()
+    };
+    // Again, because a store may leave a translation behind through which the next would not ask.
+    assert_eq!((stale(&mut c), stale(&mut c)), (vec![(page, 1)], vec![(page, 1)]));
+    c.told = c.vm.told();
+    assert_eq!((stale(&mut c), stale(&mut c)), (vec![], vec![]));
+    assert_eq!(c.tlb.entry(c.tlb_mode(), 0x7000).write_tag, 0x7000);
+}
+
+/// What a vCPU forgets itself it need not be told.
+#[test]
+fn own_stores_to_code_leave_others_fast() {
+    let mut c = cpu(Mode::Long);
+    let page = c.map.page(0x7000).unwrap().index;
+    c.vm.flags.set(page, PageFlag::CODE);
+    c.vm.code.add(page, 1);
+    c.store(Ea::data(0x7004), 0x90u8).unwrap();
+    assert_eq!(c.stale_code.len(), 1);
+    c.store(Ea::data(0x8004), 0x90u8).unwrap();
+    c.store(Ea::data(0x7104), 0x90u8).unwrap();
+    assert_eq!((c.stale_code.len(), c.tlb.entry(c.tlb_mode(), 0x8000).write_tag), (1, 0x8000));
+}
+
 #[test]
 fn comparisons_end_where_they_should() {
     let mut c = cpu(Mode::Long);

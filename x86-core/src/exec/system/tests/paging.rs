@@ -79,6 +79,79 @@ fn invpcid_forgets() {
     }
 }
 
+/// 4.10.4.1: which INVPCID reaches a translation of PCID 1 when 1 is current, and when 2 is.
+#[test]
+fn invpcid_and_process_context_identifiers() {
+    const ONE: u64 = 0x5_0001;
+    const TWO: u64 = 0x5_1002;
+    const KEEP: u64 = 1 << 63;
+    // Type, PCID, address; whether the translation stays.
+    let cases = [
+        (0, 1, 0x5678, false),
+        (0, 1, 0x6000, true),
+        (0, 2, 0x5678, true),
+        (1, 1, 0, false),
+        (1, 2, 0, true),
+        (2, 0xfff, 0, false),
+        (3, 0xfff, 0, false),
+    ];
+    for (kind, pcid, address, stays) in cases {
+        for current in [ONE, TWO] {
+            let mut c = with_pcid(Mode::Long, 0);
+            c.cr4 |= CR4_PCIDE;
+            c.write_cr3(ONE).unwrap();
+            let host = std::ptr::without_provenance_mut(0x10000);
+            let to = Translation { host, page: 1, store: true, global: false, large: false };
+            c.tlb.fill(TlbMode::User, 0x5000, &to);
+            c.write_cr3(current | KEEP).unwrap();
+            invpcid(&mut c, kind, pcid, address).unwrap();
+            c.write_cr3(ONE | KEEP).unwrap();
+            let there = c.tlb.entry(TlbMode::User, 0x5000).read_tag == 0x5000;
+            assert_eq!(there, stays, "type {kind} PCID {pcid:#x} {address:#x} under {current:#x}");
+        }
+    }
+}
+
+/// What translations depend on empties the TLB of those of all PCIDs when it changes.
+#[test]
+fn other_address_spaces_go_with_what_they_depend_on() {
+    type Change = fn(&mut Cpu) -> crate::Exec;
+    let changes: [(&str, Change); 6] = [
+        ("CR0.WP", |c| c.write_cr0(c.cr0 ^ CR0_WP)),
+        ("CR4.PGE", |c| c.write_cr4(c.cr4 ^ CR4_PGE)),
+        ("CR4.SMEP", |c| c.write_cr4(c.cr4 ^ CR4_SMEP)),
+        ("EFER.NXE", |c| c.write_msr(0xc000_0080, c.efer ^ EFER_NXE)),
+        ("the memory map", |c| {
+            c.remap();
+            Ok(())
+        }),
+        ("a state", |c| {
+            let mut state = accel_api::CpuState::reset(0);
+            c.save_state(&mut state);
+            c.load_state(&state);
+            Ok(())
+        }),
+    ];
+    for (what, change) in changes {
+        let mut c = with_pcid(Mode::Long, 0);
+        c.cr0 |= CR0_PG;
+        c.cr4 |= CR4_PCIDE | CR4_PAE;
+        c.write_cr3(0x5_0001).unwrap();
+        let to = Translation {
+            host: std::ptr::without_provenance_mut(0x10000),
+            page: 1,
+            store: true,
+            global: false,
+            large: false,
+        };
+        c.tlb.fill(TlbMode::User, 0x5000, &to);
+        c.write_cr3(1 << 63 | 0x5_0002).unwrap();
+        change(&mut c).unwrap();
+        c.write_cr3(1 << 63 | 0x5_0001).unwrap();
+        assert_ne!(c.tlb.entry(TlbMode::User, 0x5000).read_tag, 0x5000, "{what}");
+    }
+}
+
 /// Vol. 2B, MOV CR and vol. 3, 4.10.1: CR4.PCIDE and bit 63 of CR3.
 #[test]
 fn process_context_identifiers() {
