@@ -66,7 +66,7 @@ const MIX: u32 = 0x2545;
 
 /// What no address that selects entry `index` cancels out: as memory comes from the kernel, but for address 0.
 fn never(index: u32) -> u64 {
-    u64::from(index as usize % JUMPS == 0)
+    u64::from((index as usize).is_multiple_of(JUMPS))
 }
 
 /// The two words of an entry.
@@ -204,6 +204,7 @@ impl Jumps {
         self.away.clear();
     }
 }
+
 /// Emits what looks into the second parts of the tables, one for each class of code. The address is in R10, the argument
 /// for [`Stubs::lookup`] in [`crate::home::Context::site`].
 pub(crate) fn emit(asm: &mut VecAssembler<X64Relocation>, start: usize, places: &Places, stubs: &mut Stubs) {
