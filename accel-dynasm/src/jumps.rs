@@ -204,6 +204,7 @@ impl Jumps {
         self.away.clear();
     }
 }
+
 /// Emits what looks into the second parts of the tables, one for each class of code. The address is in R10, the argument
 /// for [`Stubs::lookup`] in [`crate::home::Context::site`].
 pub(crate) fn emit(asm: &mut VecAssembler<X64Relocation>, start: usize, places: &Places, stubs: &mut Stubs) {
