@@ -133,8 +133,15 @@ fn settle(cpu: &mut Cpu, engine: &mut Engine) -> bool {
 unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) -> *const u8 {
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
-    engine.stats.tlb_misses += 1;
     let (number, site) = engine.blocks.sites[site];
+    if site.kind == SiteKind::Refill {
+        if engine.refilled(cpu, number, &site) {
+            return resume(engine, number, site.retry);
+        }
+        engine.count(-1 - i64::from(site.rest));
+        return go_on(cpu, engine, NOTHING);
+    }
+    engine.stats.tlb_misses += 1;
     let (SiteKind::Access { size, write } | SiteKind::Group { size, write }) = site.kind else {
         return LEAVE;
     };

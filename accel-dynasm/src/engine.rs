@@ -10,6 +10,7 @@ use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
 use x86_core::{CodePage, Cpu, Exec, Fault, MAX_INSTRUCTION, Mode as CpuMode, StaleCode, exec};
 
+use crate::anchors::Roaming;
 use crate::blocks::{Block, Blocks, Generic, Key, Listing, SECOND_LINES};
 use crate::cache::CodeCache;
 use crate::config::Config;
@@ -65,6 +66,7 @@ pub struct Engine {
     /// Pages that stores have been made to ask for.
     watched: HashSet<usize>,
     restless: Restless,
+    pub(crate) roaming: Roaming,
     /// Blocks whose groups have failed too often.
     pub(crate) ungrouped: HashSet<Key>,
     /// Why translated code was left.
@@ -204,8 +206,14 @@ impl Engine {
                 // SAFETY: the start of another.
                 unsafe { std::ptr::copy(second.host, bytes[PAGE..].as_mut_ptr(), MAX_INSTRUCTION) };
             }
-            let source =
-                Source { bytes: &bytes[..len], page: cpu.code_page, offset: start as u16, mode, separate };
+            let source = Source {
+                bytes: &bytes[..len],
+                page: cpu.code_page,
+                offset: start as u16,
+                mode,
+                separate,
+                roaming: self.roaming.of(key.ram_page()),
+            };
             let region = self.cache.current();
             let bases = Bases {
                 site: self.blocks.sites.next(region),
@@ -446,6 +454,7 @@ impl Executor for Engine {
             stamp: 1,
             watched: HashSet::new(),
             restless: Restless::default(),
+            roaming: Roaming::default(),
             ungrouped: HashSet::new(),
             fault: None,
             deadline: None,
@@ -503,6 +512,7 @@ impl Executor for Engine {
         let dropped = self.blocks.drop_page(stale.page, |b| b.lines_in(stale.page) & stale.lines != 0);
         self.restless.dropped(stale.page, dropped.iter().map(|n| self.blocks.get(*n).key));
         if stale.lines == u64::MAX {
+            self.roaming.forget(stale.page);
             self.watched.remove(&stale.page);
         }
         for number in dropped {

@@ -59,6 +59,8 @@ pub(crate) struct Context {
     pub user_vectors: u64,
     /// Not 0: user code was executed last, as far as Rust has seen.
     pub was_user: u64,
+    /// Times that anchors may be filled before Rust is asked.
+    pub refills: i64,
     /// Addends of groups of accesses.
     pub slots: [u64; SLOTS],
 }

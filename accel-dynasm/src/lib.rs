@@ -13,6 +13,7 @@
 //!    [`x86_core::soft`], shared with the interpreter.
 #![allow(clippy::useless_conversion)] // what dynasm! makes of register numbers
 
+mod anchors;
 mod blocks;
 mod cache;
 mod calls;

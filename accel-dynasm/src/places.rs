@@ -79,7 +79,7 @@ impl Places {
         }
     }
 
-    context_fields! { host_rsp target vectors rax ea engine instructions temporary waiting site user_vectors was_user }
+    context_fields! { host_rsp target vectors rax ea engine instructions temporary waiting site user_vectors was_user refills }
 
     pub(crate) fn gpr(&self, index: u8) -> i32 {
         self.cpu + Cpu::gpr_offset(index as usize) as i32
@@ -108,6 +108,13 @@ impl Places {
     /// The table of the soft TLB with this index.
     pub(crate) fn tlb(&self, mode: usize) -> i32 {
         self.tlb[mode.min(2)]
+    }
+
+    /// Where tag and addend of an anchor are, for accesses through the table with this index.
+    pub(crate) fn anchor(&self, mode: usize, write: bool, number: usize) -> (i32, i32) {
+        let modes = [TlbMode::Supervisor, TlbMode::User, TlbMode::SupervisorOnly];
+        let (tag, addend) = Cpu::anchor_offsets(modes[mode.min(2)], write, number);
+        (self.cpu + tag as i32, self.cpu + addend as i32)
     }
 
     pub(crate) fn negated(&self, class: usize) -> i32 {

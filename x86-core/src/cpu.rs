@@ -418,6 +418,12 @@ impl Cpu {
         offset_of!(Cpu, tlb) + Tlb::table_offset(mode)
     }
 
+    /// Byte offsets in `Cpu` of tag and addend of an anchor of the soft TLB, see [`Anchors::offsets`].
+    pub const fn anchor_offsets(mode: TlbMode, write: bool, number: usize) -> (usize, usize) {
+        let (tag, addend) = crate::tlb::Anchors::offsets(mode, write, number);
+        (offset_of!(Cpu, tlb) + tag, offset_of!(Cpu, tlb) + addend)
+    }
+
     /// Byte offset in `Cpu` of vector register `index`.
     pub const fn vector_offset(index: usize) -> usize {
         offset_of!(Cpu, vector) + size_of::<Ymm>() * index

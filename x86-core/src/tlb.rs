@@ -9,11 +9,13 @@
 //! * The tables have the translations of one address space, and global ones. What was remembered of other PCIDs is put
 //!   away and comes back with them (`spaces`): translated code reaches the tables by constants, so they stay where they are.
 
+mod anchors;
 mod spaces;
 
 use std::mem::offset_of;
 
 use crate::KeyedSet;
+pub use anchors::{ANCHORS, Anchors};
 use spaces::Spaces;
 
 /// Entries in each table; a power of two.
@@ -80,6 +82,8 @@ pub struct Translation {
 pub struct Tlb {
     /// Inline, so that translated code can address it by a constant.
     data: [[TlbEntry; TLB_ENTRIES]; MODES],
+    /// Copies of some of them, at the accesses themselves.
+    anchors: Anchors,
     /// A table in which nothing ever hits.
     nothing: Box<[TlbEntry; TLB_ENTRIES]>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
@@ -267,6 +271,7 @@ impl Default for Tlb {
         let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0, global: false };
         Self {
             data: [table; MODES],
+            anchors: Anchors::EMPTY,
             nothing: Box::new(table),
             fetch: Box::new([none; FETCH_ENTRIES]),
             fetch_filled: [0; FETCH_ENTRIES / 64],
@@ -368,6 +373,7 @@ impl Tlb {
     }
 
     fn flush_global(&mut self) {
+        self.anchors.clear();
         for (mode, index) in self.filled_global.slots() {
             if self.global.has(mode, index) {
                 self.data[mode][index] = empty(index);
@@ -381,6 +387,7 @@ impl Tlb {
 
     /// Forgets all of the current address space but global translations (CR3 load, Intel SDM vol. 3, 4.10.4.1).
     pub fn flush_non_global(&mut self) {
+        self.anchors.clear();
         for (mode, index) in self.filled.slots() {
             if !self.global.has(mode, index) {
                 self.data[mode][index] = empty(index);
@@ -394,6 +401,7 @@ impl Tlb {
     /// Forgets the page of `address` in the current address space, and global ones (INVLPG). If it may be part of a large
     /// page, all like it goes: its pieces are spread over the tables.
     pub fn flush_page(&mut self, address: u64) {
+        self.anchors.clear();
         let base = address & PAGE_MASK;
         if self.large_global.may_have(base) {
             self.flush_global();
@@ -416,6 +424,7 @@ impl Tlb {
 
     /// Makes every store ask again.
     pub fn drop_write_tags(&mut self) {
+        self.anchors.clear();
         self.write_generation += 1;
         for filled in [&mut self.filled, &mut self.filled_global] {
             for (mode, index) in filled.slots() {
@@ -428,6 +437,7 @@ impl Tlb {
 
     /// Makes stores to RAM page `page` ask again; true if some could hit until now.
     pub fn drop_write_tags_of(&mut self, page: usize) -> bool {
+        self.anchors.clear();
         let mut found = false;
         for filled in [&self.filled, &self.filled_global] {
             if !filled.stored.may_have(page) {

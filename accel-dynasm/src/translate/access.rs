@@ -3,16 +3,20 @@
 //! The entry of an address is found by a rotation and a mask. Exclusive-or of address and tag is the offset in the page if
 //! the tag fits, so one comparison checks translation, permission and that the access ends in the page. What the check
 //! needs are R10, R11 and the flags.
+//!
+//! In a loop, the same is first tried with a copy of the entry at a place of the access's own, its *anchor*: then the
+//! access does not wait for the entry to be found. Anchors of accesses that change pages too often are given up.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
+use super::admit::Action;
 use super::emit::{Emitter, Held};
 use super::encode::{self, Memory};
 use super::plan::{Access, Base, Group, Step};
 use super::{Cold, SiteKind, at};
 use crate::places::entry;
 
-const PAGE: i32 = 4096;
+pub(super) const PAGE: i32 = 4096;
 
 /// What the check leaves behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +27,7 @@ enum Keep {
 }
 
 impl Emitter<'_> {
-    fn tag(&self, write: bool) -> i32 {
+    pub(super) fn tag(&self, write: bool) -> i32 {
         self.places.tlb(self.source.mode.tlb()) + if write { entry::WRITE } else { entry::READ }
     }
 
@@ -222,6 +226,7 @@ impl Emitter<'_> {
         let retry = at(self.asm.offset());
         self.address(access);
         self.held = [Held::Nothing; 2];
+        let anchor = self.wants_anchor(step).then(|| self.new_anchor(access.write));
         let direct = match access.base {
             Base::Register(r) if plain && Self::scratch(r).is_none() && !avoid[1] => Some(r),
             _ => None,
@@ -231,7 +236,10 @@ impl Emitter<'_> {
             && matches!(access.base, Base::Register(_) | Base::None)
             && registers.into_iter().flatten().all(|r| Self::scratch(r).is_none());
         let keep = if direct.is_some() || again { Keep::Nothing } else { Keep::Address };
-        self.check(access.size, access.write, kind, retry, step.live, keep);
+        match anchor {
+            Some(anchor) => self.check_anchor(anchor, access, retry, step.live, keep),
+            None => self.check(access.size, access.write, kind, retry, step.live, keep),
+        }
         if again && direct.is_none() {
             self.address(access);
         }
@@ -249,6 +257,45 @@ impl Emitter<'_> {
                 Memory { base: Some(10), index: None, disp: 0 }
             }
         }
+    }
+
+    /// Only for plain operands: the host instruction may fault, where nothing but the operand must have been done by then.
+    fn wants_anchor(&self, step: &Step) -> bool {
+        self.loops && step.action == Action::Memory && !self.source.roaming.contains(&step.offset)
+    }
+
+    /// Where tag and addend of an anchor are.
+    fn new_anchor(&mut self, write: bool) -> (i32, i32) {
+        let mode = self.source.mode.tlb();
+        let number = &mut self.anchors[mode][usize::from(write)];
+        *number += 1;
+        self.places.anchor(mode, write, *number)
+    }
+
+    /// Checks the access to the address in R10 by an anchor and leaves the addend in R11.
+    fn check_anchor(&mut self, anchor: (i32, i32), access: &Access, retry: u32, live: bool, keep: Keep) {
+        if live {
+            self.save_flags();
+        }
+        let (label, back) = (self.asm.new_dynamic_label(), self.asm.new_dynamic_label());
+        dynasm!(self.asm
+            ; .arch x64
+            ; xor r10, [anchor.0]
+            ; cmp r10, PAGE - i32::from(access.size)
+            ; ja =>label
+            ; =>back
+        );
+        if keep == Keep::Address {
+            dynasm!(self.asm ; .arch x64 ; xor r10, [anchor.0]);
+        }
+        if live {
+            self.restore_flags();
+        }
+        dynasm!(self.asm ; .arch x64 ; mov r11, [anchor.1]);
+        let site = self.site(SiteKind::Access { size: access.size, write: access.write }, retry);
+        let full = self.site(SiteKind::Refill, retry);
+        self.cold.push(Cold::Refill { label, back, site, full, anchor, access: *access, live });
+        self.anchored = true;
     }
 
     /// R10 = the linear address; may change R11.

@@ -42,10 +42,16 @@ pub(super) struct Emitter<'a> {
     pub held: [Held; 2],
     pub bmi2: bool,
     pub counting: bool,
+    /// The next of each kind of anchors: [`x86_core::ANCHORS`].
+    pub anchors: &'a mut [[usize; 2]; 3],
     /// The step at hand.
     pub now: usize,
     /// Steps counted up to, exclusive.
     pub counted: usize,
+    /// The block jumps back to its start.
+    pub loops: bool,
+    /// The access at hand is checked by an anchor.
+    pub anchored: bool,
     turn: Option<Turn>,
 }
 
@@ -60,7 +66,9 @@ impl<'a> Emitter<'a> {
         out: &'a mut Output,
         bmi2: bool,
         counting: bool,
+        anchors: &'a mut [[usize; 2]; 3],
     ) -> Self {
+        let first = source.page.wrapping_add(u64::from(source.offset));
         Self {
             asm,
             plan,
@@ -72,8 +80,11 @@ impl<'a> Emitter<'a> {
             held: [Held::Nothing; 2],
             bmi2,
             counting,
+            anchors,
             now: 0,
             counted: 0,
+            loops: plan.steps.iter().any(|step| step.turns_to(first)),
+            anchored: false,
             turn: None,
         }
     }
@@ -119,10 +130,8 @@ impl<'a> Emitter<'a> {
     fn begin_loop(&mut self) {
         let first = self.source.page.wrapping_add(u64::from(self.source.offset));
         let steps = &self.plan.steps;
-        let back =
-            |s: &Step| matches!(s.action, Action::Jump | Action::Jcc) && s.ins.near_branch64() == first;
         // Where instructions are counted, blocks are told apart by their links.
-        if self.counting || !steps.iter().any(back) {
+        if self.counting || !self.loops {
             return;
         }
         let mut used = [false; 2];
@@ -156,8 +165,7 @@ impl<'a> Emitter<'a> {
 
     /// Whether `step` only begins another turn.
     pub(super) fn turns(&self, step: &Step) -> bool {
-        matches!(step.action, Action::Jump | Action::Jcc)
-            && self.turn.is_some_and(|turn| turn.first == step.ins.near_branch64())
+        self.turn.is_some_and(|turn| step.turns_to(turn.first))
     }
 
     /// Code works wherever its page is mapped, by [`x86_core::Cpu::code_page`].
@@ -175,7 +183,7 @@ impl<'a> Emitter<'a> {
         self.jump_to(stub[usize::from(self.source.mode.vectors())]);
     }
 
-    fn jump_to(&mut self, stub: usize) {
+    pub(super) fn jump_to(&mut self, stub: usize) {
         crate::stubs::jump(self.asm, self.bases.code, stub);
     }
 
@@ -344,13 +352,15 @@ impl<'a> Emitter<'a> {
     fn memory(&mut self, step: &Step) {
         let Some(access) = step.operand else { return };
         let avoid = [step.uses[0].read, step.uses[1].read];
+        self.anchored = false;
         let memory = self.access(&access, avoid, step);
+        let anchored = self.anchored;
         for (n, avoid) in avoid.into_iter().enumerate() {
             if avoid {
                 self.need(n);
             }
         }
-        if may_fault(step) {
+        if may_fault(step) || anchored {
             self.may_fault(step);
         }
         match encode::with_memory(self.bytes(step), memory, names_high_byte(&step.ins)) {
@@ -499,65 +509,6 @@ impl<'a> Emitter<'a> {
         let field = at(self.asm.offset()) - 4;
         self.out.links.push(Link { field, ask: 0, far });
         self.out.links.len() - 1
-    }
-
-    /// What lies behind the block.
-    fn cold(&mut self) {
-        let cold = std::mem::take(&mut self.cold);
-        for item in cold {
-            match item {
-                Cold::Miss { label, site, address, tag, live } => {
-                    dynasm!(self.asm ; .arch x64 ; =>label);
-                    match address {
-                        // What the check has made of it is taken back.
-                        None => dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]),
-                        Some(address) => dynasm!(self.asm ; .arch x64 ; mov r10, QWORD address),
-                    }
-                    if live {
-                        self.restore_flags();
-                    }
-                    dynasm!(self.asm ; .arch x64 ; mov [self.places.ea()], r10);
-                    self.hand_over(self.places.stubs.miss, site);
-                }
-                Cold::Ask { label, link, delta } => {
-                    dynasm!(self.asm ; .arch x64 ; =>label);
-                    self.out.links[link].ask = at(self.asm.offset());
-                    self.set_rip(delta);
-                    self.hand_over(self.places.stubs.lookup, self.bases.link + link as u32);
-                }
-                Cold::Far { label, delta, site } => {
-                    dynasm!(self.asm ; .arch x64 ; =>label);
-                    self.page_relative(10, delta);
-                    self.jump_table(site);
-                }
-                Cold::Unknown { label, site } => {
-                    let argument = site | crate::engine::INDIRECT;
-                    dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov DWORD [self.places.site()], argument as i32);
-                    self.jump_to(self.places.stubs.displaced[self.source.mode.class()]);
-                }
-                Cold::Generic { label, site, live } => {
-                    dynasm!(self.asm ; .arch x64 ; =>label);
-                    if live {
-                        self.restore_flags();
-                    }
-                    self.hand_over(self.places.stubs.generic, site);
-                }
-                Cold::Poll { label, site, live, dirty } => {
-                    dynasm!(self.asm ; .arch x64 ; =>label);
-                    if live {
-                        self.restore_flags();
-                    }
-                    for (r, _) in SCRATCH.into_iter().zip(dirty).filter(|(_, dirty)| *dirty) {
-                        dynasm!(self.asm ; .arch x64 ; mov [self.places.gpr(r)], Rq(r));
-                    }
-                    self.hand_over(self.places.stubs.poll, site);
-                }
-            }
-            // Jumps out of cold code have cold code of their own.
-            if !self.cold.is_empty() {
-                self.cold();
-            }
-        }
     }
 
     /// `r` = the page's address + `delta`.

@@ -4,12 +4,14 @@
 //!    at what becomes of the flags.
 //! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
 //!    block.
+//!    `cold.rs` has what is rare.
 //! 3. `system.rs` has what kernels do to the vCPU's other state, `transfer.rs` changes of privilege, `string.rs` MOVS and STOS.
 //! 4. `encode.rs` takes machine code apart and puts it together.
 
 mod access;
 pub(crate) mod admit;
 mod branch;
+mod cold;
 mod emit;
 mod encode;
 mod flags;
@@ -48,6 +50,8 @@ pub(crate) struct Source<'a> {
     pub mode: Mode,
     /// Each memory access is checked on its own.
     pub separate: bool,
+    /// Offsets in the page of instructions that are to have no anchors.
+    pub roaming: &'a [u16],
 }
 
 impl<'a> Source<'a> {
@@ -83,6 +87,8 @@ pub(crate) struct Site {
 pub(crate) enum SiteKind {
     /// An access that can be executed by x86-core.
     Access { size: u16, write: bool },
+    /// Anchors have been filled anew many times, the last time here.
+    Refill,
     /// Accesses that can be left to the separate form of the block.
     Group { size: u16, write: bool },
     /// An instruction, by its index in [`Output::generics`].
@@ -172,6 +178,7 @@ pub(crate) struct Translator {
     pub bmi2: bool,
     /// Instructions are counted.
     pub counting: bool,
+    anchors: [[usize; 2]; 3],
 }
 
 impl Translator {
@@ -183,6 +190,7 @@ impl Translator {
             output: Output::default(),
             bmi2,
             counting,
+            anchors: Default::default(),
         }
     }
 
@@ -241,6 +249,7 @@ impl Translator {
             &mut self.output,
             self.bmi2,
             self.counting,
+            &mut self.anchors,
         )
         .block();
         Outcome::Done
@@ -261,6 +270,18 @@ fn at(offset: AssemblyOffset) -> u32 {
 enum Cold {
     /// An access the soft TLB does not know. `address`: R10 and R11 are the check's; else R10 is to be loaded with it.
     Miss { label: DynamicLabel, site: u32, address: Option<i64>, tag: i32, live: bool },
+    /// An access that its anchor does not know.
+    Refill {
+        label: DynamicLabel,
+        /// Behind the check.
+        back: DynamicLabel,
+        site: u32,
+        full: u32,
+        /// Where its tag and addend are.
+        anchor: (i32, i32),
+        access: plan::Access,
+        live: bool,
+    },
     /// A direct jump that is not linked.
     Ask { label: DynamicLabel, link: usize, delta: i64 },
     /// A jump to another page whose place can change.

@@ -83,6 +83,11 @@ pub(crate) struct Step {
 }
 
 impl Step {
+    /// Jumps to `first`, the start of its block.
+    pub(super) fn turns_to(&self, first: u64) -> bool {
+        matches!(self.action, Action::Jump | Action::Jcc) && self.ins.near_branch64() == first
+    }
+
     pub(crate) fn next_offset(&self) -> u16 {
         self.offset + self.ins.len() as u16
     }

@@ -1,0 +1,100 @@
+//! What lies behind a block: code for what is rare.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+
+use super::access::PAGE;
+use super::emit::Emitter;
+use super::plan::SCRATCH;
+use super::{Cold, at};
+
+impl Emitter<'_> {
+    /// Emits all of it.
+    pub(super) fn cold(&mut self) {
+        let cold = std::mem::take(&mut self.cold);
+        for item in cold {
+            match item {
+                Cold::Miss { label, site, address, tag, live } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    match address {
+                        // What the check has made of it is taken back.
+                        None => dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]),
+                        Some(address) => dynasm!(self.asm ; .arch x64 ; mov r10, QWORD address),
+                    }
+                    if live {
+                        self.restore_flags();
+                    }
+                    dynasm!(self.asm ; .arch x64 ; mov [self.places.ea()], r10);
+                    self.hand_over(self.places.stubs.miss, site);
+                }
+                Cold::Refill { label, back, site, full, anchor, access, live } => {
+                    let (write, size) = (access.write, i32::from(access.size));
+                    let (full_label, miss) = (self.asm.new_dynamic_label(), self.asm.new_dynamic_label());
+                    dynasm!(self.asm
+                        ; .arch x64
+                        ; =>label
+                        ; xor r10, [anchor.0]
+                        ; sub DWORD [self.places.refills()], 1
+                        ; js =>full_label
+                    );
+                    self.look_up(write);
+                    let tag = self.tag(write);
+                    dynasm!(self.asm
+                        ; .arch x64
+                        ; cmp r10, PAGE - size
+                        ; ja =>miss
+                        ; mov [self.places.ea()], r10
+                        ; mov r10, [r11 + tag]
+                        ; mov r11, [r11 + self.addend()]
+                        ; mov [anchor.0], r10
+                        ; mov [anchor.1], r11
+                        ; mov r10, [self.places.ea()]
+                        ; jmp =>back
+                        ; =>full_label
+                    );
+                    if live {
+                        self.restore_flags();
+                    }
+                    self.hand_over(self.places.stubs.miss, full);
+                    self.cold.push(Cold::Miss { label: miss, site, address: None, tag, live });
+                }
+                Cold::Ask { label, link, delta } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    self.out.links[link].ask = at(self.asm.offset());
+                    self.set_rip(delta);
+                    self.hand_over(self.places.stubs.lookup, self.bases.link + link as u32);
+                }
+                Cold::Far { label, delta, site } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    self.page_relative(10, delta);
+                    self.jump_table(site);
+                }
+                Cold::Unknown { label, site } => {
+                    let argument = site | crate::engine::INDIRECT;
+                    dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov DWORD [self.places.site()], argument as i32);
+                    self.jump_to(self.places.stubs.displaced[self.source.mode.class()]);
+                }
+                Cold::Generic { label, site, live } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    if live {
+                        self.restore_flags();
+                    }
+                    self.hand_over(self.places.stubs.generic, site);
+                }
+                Cold::Poll { label, site, live, dirty } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    if live {
+                        self.restore_flags();
+                    }
+                    for (r, _) in SCRATCH.into_iter().zip(dirty).filter(|(_, dirty)| *dirty) {
+                        dynasm!(self.asm ; .arch x64 ; mov [self.places.gpr(r)], Rq(r));
+                    }
+                    self.hand_over(self.places.stubs.poll, site);
+                }
+            }
+            // Jumps out of cold code have cold code of their own.
+            if !self.cold.is_empty() {
+                self.cold();
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Translations kept at single accesses: an executor that translates code looks there first, at a place that does not
+//! depend on the address, so that neither the look nor the access has to wait for the other.
+
+use std::mem::offset_of;
+
+use super::{MODES, Tlb, TlbMode};
+
+/// Anchors for loads, and as many for stores, of each way memory can be accessed.
+pub const ANCHORS: usize = 32;
+const ALL: usize = MODES * 2 * ANCHORS;
+
+/// Tag of an anchor that has none: a page of no canonical address. The addend is zero, so an access there is no more
+/// canonical for the host than for the guest; executors must be ready for the host's exception.
+const NONE: u64 = 1 << 48;
+
+/// All of a vCPU's, which executors fill by themselves.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Anchors {
+    tags: [u64; ALL],
+    addends: [u64; ALL],
+}
+
+impl Anchors {
+    pub(super) const EMPTY: Self = Self { tags: [NONE; ALL], addends: [0; ALL] };
+
+    pub(super) fn clear(&mut self) {
+        self.tags.fill(NONE);
+        self.addends.fill(0);
+    }
+
+    /// Byte offsets in `Tlb` of tag and addend of the anchor with this number among those for `mode` and `write`.
+    pub const fn offsets(mode: TlbMode, write: bool, number: usize) -> (usize, usize) {
+        let at = 8 * ((mode as usize * 2 + write as usize) * ANCHORS + number % ANCHORS);
+        let all = offset_of!(Tlb, anchors);
+        (all + offset_of!(Self, tags) + at, all + offset_of!(Self, addends) + at)
+    }
+}
