@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::translate::Site;
 
 /// Refills between two looks at the time.
-const REFILLS: i64 = 64;
+pub(crate) const REFILLS: i64 = 64;
 /// What so many take if they are worth an anchor.
 const LONG: Duration = Duration::from_nanos(40 * REFILLS as u64);
 /// Most pages remembered.

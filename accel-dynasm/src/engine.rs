@@ -10,7 +10,7 @@ use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
 use x86_core::{CodePage, Cpu, Exec, Fault, MAX_INSTRUCTION, Mode as CpuMode, StaleCode, exec};
 
-use crate::anchors::Roaming;
+use crate::anchors::{REFILLS, Roaming};
 use crate::blocks::{Block, Blocks, Generic, Key, Listing, SECOND_LINES};
 use crate::cache::CodeCache;
 use crate::config::Config;
@@ -437,7 +437,7 @@ impl Executor for Engine {
         let registered = signals::register(cache.range(), fault, home)?;
         let mut jumps = Jumps::default();
         jumps.empty(home);
-        Ok(Self {
+        let mut engine = Self {
             cache,
             places,
             blocks: Blocks::default(),
@@ -465,7 +465,9 @@ impl Executor for Engine {
             failure: None,
             guest_features: cpu.model.features.intersection(&config.host.features),
             _registered: registered,
-        })
+        };
+        engine.context().refills = REFILLS;
+        Ok(engine)
     }
 
     fn execute(&mut self, cpu: &mut Cpu) -> Exec {

@@ -397,5 +397,6 @@ fn what_is_known_of_blocks_is_bounded() {
     assert!(translated - evicted <= most as u64);
 }
 
+mod anchors;
 mod string;
 mod transfer;
