@@ -15,7 +15,7 @@ use crate::translate::Site;
 /// Refills between two looks at the time.
 pub(crate) const REFILLS: i64 = 64;
 /// What so many take if they are worth an anchor.
-const LONG: Duration = Duration::from_nanos(40 * REFILLS as u64);
+const LONG: Duration = Duration::from_nanos(80 * REFILLS as u64);
 /// Most pages remembered.
 const MOST: usize = 1 << 12;
 
