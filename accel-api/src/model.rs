@@ -63,6 +63,8 @@ const V2: CpuFeatures = CpuFeatures::of(&[
     Rdtscp,
     Lm,
     Fsgsbase,
+    Pcid,
+    Invpcid,
     Prefetchw,
     InvariantTsc,
 ]);
@@ -90,7 +92,8 @@ pub const PLATFORM_FEATURES: CpuFeatures = CpuFeatures::of(&[
 /// What named models have beyond their psABI level because kernels are better with it, and do without where it is
 /// missing: see [`CpuModel::fit`].
 pub const OPTIONAL_FEATURES: CpuFeatures = CpuFeatures::of(&[
-    Fsgsbase, Smep, Smap, Erms, Fsrm, Prefetchw, Pdpe1gb, Rdtscp, LahfLm, Xsaveopt, Xsavec, Xgetbv1, Xsaves,
+    Fsgsbase, Smep, Smap, Pcid, Invpcid, Erms, Fsrm, Prefetchw, Pdpe1gb, Rdtscp, LahfLm, Xsaveopt, Xsavec,
+    Xgetbv1, Xsaves,
 ]);
 
 /// Names that [`CpuModel::named`] takes.

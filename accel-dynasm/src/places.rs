@@ -23,6 +23,8 @@ pub(crate) struct Places {
     pub cr2: i32,
     pub cr3: i32,
     pub cr4: i32,
+    /// To be set to 1 where an anchor is filled.
+    pub anchors_filled: i32,
     context: i32,
     jumps: i32,
     tlb: [i32; 3],
@@ -71,6 +73,7 @@ impl Places {
             cr2: cpu + offset_of!(Cpu, cr2) as i32,
             cr3: cpu + offset_of!(Cpu, cr3) as i32,
             cr4: cpu + offset_of!(Cpu, cr4) as i32,
+            anchors_filled: cpu + Cpu::anchors_filled_offset() as i32,
             context: cpu + offset_of!(Home, context) as i32,
             jumps: cpu + offset_of!(Home, jumps) as i32,
             tlb: [tlb(TlbMode::Supervisor), tlb(TlbMode::User), tlb(TlbMode::SupervisorOnly)],

@@ -418,7 +418,12 @@ impl Cpu {
         offset_of!(Cpu, tlb) + Tlb::table_offset(mode)
     }
 
-    /// Byte offsets in `Cpu` of tag and addend of an anchor of the soft TLB, see [`Anchors::offsets`].
+    /// Byte offset in `Cpu` of what says that anchors are filled, see [`crate::tlb::Anchors::filled_offset`].
+    pub const fn anchors_filled_offset() -> usize {
+        offset_of!(Cpu, tlb) + crate::tlb::Anchors::filled_offset()
+    }
+
+    /// Byte offsets in `Cpu` of tag and addend of an anchor of the soft TLB, see [`crate::tlb::Anchors::offsets`].
     pub const fn anchor_offsets(mode: TlbMode, write: bool, number: usize) -> (usize, usize) {
         let (tag, addend) = crate::tlb::Anchors::offsets(mode, write, number);
         (offset_of!(Cpu, tlb) + tag, offset_of!(Cpu, tlb) + addend)

@@ -47,6 +47,7 @@ impl Emitter<'_> {
                         ; mov r11, [r11 + self.addend()]
                         ; mov [anchor.0], r10
                         ; mov [anchor.1], r11
+                        ; mov DWORD [self.places.anchors_filled], 1
                         ; mov r10, [self.places.ea()]
                         ; jmp =>back
                         ; =>full_label

@@ -17,16 +17,25 @@ const NONE: u64 = 1 << 48;
 #[repr(C)]
 #[derive(Debug)]
 pub struct Anchors {
+    /// Not 0: some are filled. Who fills them says so here.
+    filled: u64,
     tags: [u64; ALL],
     addends: [u64; ALL],
 }
 
 impl Anchors {
-    pub(super) const EMPTY: Self = Self { tags: [NONE; ALL], addends: [0; ALL] };
+    pub(super) const EMPTY: Self = Self { filled: 0, tags: [NONE; ALL], addends: [0; ALL] };
 
     pub(super) fn clear(&mut self) {
-        self.tags.fill(NONE);
-        self.addends.fill(0);
+        if std::mem::take(&mut self.filled) != 0 {
+            self.tags.fill(NONE);
+            self.addends.fill(0);
+        }
+    }
+
+    /// Byte offset in `Tlb` of [`Self::filled`].
+    pub const fn filled_offset() -> usize {
+        offset_of!(Tlb, anchors) + offset_of!(Self, filled)
     }
 
     /// Byte offsets in `Tlb` of tag and addend of the anchor with this number among those for `mode` and `write`.
