@@ -85,8 +85,8 @@ fn what_the_anchor_does_not_know() {
         let not_writable = check(scene, &write(8), at(scene, 0x1fc0));
         assert_eq!(not_writable.map_err(|fault| fault.vector()), Err(vector::PF));
         // Among them the page that stands for none.
-        for page in [1 << 48, (1 << 48) + 0xff8, 1 << 47, u64::MAX << 47, 1 << 63] {
-            let to = (page as u64).wrapping_sub(scene.data);
+        for page in [1u64 << 48, (1 << 48) + 0xff8, 1 << 47, u64::MAX << 47, 1 << 63] {
+            let to = page.wrapping_sub(scene.data);
             for code in [read(8), write(8)] {
                 let end = check(scene, &code, at(scene, to));
                 assert!(end.is_err(), "{page:#x}");
