@@ -10,7 +10,7 @@ use testkit::rig::{Rig, map};
 
 const TIME: Duration = Duration::from_secs(3);
 /// After this a vCPU hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `mov eax, ecx's value; ret` in a slot of each vCPU: written as a whole, so that who runs it meanwhile sees the old or the
 /// new. What a vCPU has written itself it must run at once. `slots`: in the same line, the same page, or in two pages.

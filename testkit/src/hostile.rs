@@ -38,7 +38,7 @@ const MOVING_SLOT: SlotId = SlotId(1);
 /// States a vCPU takes in one batch.
 const CASES: u32 = 48;
 /// A `run` that has not returned so long after being kicked hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What happened.
 #[derive(Debug, Default)]

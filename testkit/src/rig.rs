@@ -137,7 +137,7 @@ pub mod pte {
 }
 
 /// How long a guest may take before the watchdog fails the test.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the handler found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
