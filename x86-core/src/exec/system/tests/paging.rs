@@ -59,7 +59,10 @@ fn invpcid_operands() {
     assert_eq!(invpcid(&mut with_pcid(Mode::Protected32, 0), 2, 0, 0), Ok(()));
     // Only the low half of the register counts outside 64-bit mode.
     assert_eq!(invpcid(&mut with_pcid(Mode::Protected32, 0), 1 << 32, 0, 0), Ok(()));
-    assert_eq!(invpcid(&mut cpu_with_tables(Mode::Long, 0), 2, 0, 0), Err(Fault::UD));
+    let mut without = cpu_with_tables(Mode::Long, 0);
+    let model = Arc::make_mut(&mut without.model);
+    model.features = model.features.without(&[Feature::Invpcid]);
+    assert_eq!(invpcid(&mut without, 2, 0, 0), Err(Fault::UD));
 }
 
 /// 4.10.4.1: what INVPCID forgets. A global and another translation are planted, then looked for.

@@ -1,5 +1,7 @@
 //! Control registers, descriptor tables, MSRs, and who may touch them.
 
+use std::sync::Arc;
+
 use accel_api::{Feature, MpState, gpr};
 
 use super::*;
@@ -95,6 +97,8 @@ fn cr0_rules() {
 #[test]
 fn cr4_rules() {
     let mut c = cpu(Mode::Long);
+    let model = Arc::make_mut(&mut c.model);
+    model.features = model.features.without(&[Feature::Pcid]);
     assert!(!c.model.features.has(Feature::Umip) && !c.model.features.has(Feature::Xsave));
     for bit in [CR4_VME, CR4_UMIP, CR4_OSXSAVE, CR4_PCIDE, 1 << 12, 1 << 13, 1 << 22, 1 << 24, 1 << 40] {
         assert_eq!(c.write_cr4(CR4_PAE | bit), Err(Fault::GP0), "{bit:#x}");
