@@ -96,9 +96,10 @@ fn no_permission() {
     const NOBODY: u32 = 65534;
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // Nobody may not look into our folders.
+    // Nobody may not look into our folders. Another process copies: children that other tests start meanwhile would have the
+    // file open to be written for a moment, and it could not be executed.
     let program = folder.path().join("gearshift");
-    fs::copy(env!("CARGO_BIN_EXE_gearshift"), &program).unwrap();
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_gearshift")).arg(&program).status().unwrap().success());
     let group = fs::read_to_string("/etc/group").unwrap();
     let group =
         group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|line| line[0] == "daemon");
