@@ -3,8 +3,7 @@
 //! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole, `flags.rs`
 //!    at what becomes of the flags.
 //! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
-//!    block.
-//!    `cold.rs` has what is rare.
+//!    block, `cold.rs` has what is rare.
 //! 3. `system.rs` has what kernels do to the vCPU's other state, `transfer.rs` changes of privilege, `string.rs` MOVS and STOS.
 //! 4. `encode.rs` takes machine code apart and puts it together.
 
