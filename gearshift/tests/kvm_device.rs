@@ -99,7 +99,9 @@ fn no_permission() {
     // Nobody may not look into our folders. Another process copies: children that other tests start meanwhile would have the
     // file open to be written for a moment, and it could not be executed.
     let program = folder.path().join("gearshift");
-    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_gearshift")).arg(&program).status().unwrap().success());
+    assert!(
+        Command::new("cp").arg(env!("CARGO_BIN_EXE_gearshift")).arg(&program).status().unwrap().success()
+    );
     let group = fs::read_to_string("/etc/group").unwrap();
     let group =
         group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|line| line[0] == "daemon");
