@@ -70,13 +70,11 @@ impl Engine {
         if !self.roaming.too_often() {
             return true;
         }
-        let block = self.blocks.get_mut(number);
+        let block = self.blocks.get(number);
         let page = block.key.ram_page();
         cpu.rip = block.page_now(cpu) + u64::from(site.offset);
-        block.dropped = true;
         self.roaming.add(page, site.offset);
         self.stats.roaming += 1;
-        self.stamp += 1;
         self.retire(number);
         false
     }

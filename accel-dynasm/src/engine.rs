@@ -347,8 +347,6 @@ impl Engine {
         block.misses += 1;
         if block.misses == MAX_GROUP_MISSES {
             self.stats.separated += 1;
-            self.stamp += 1;
-            block.dropped = true;
             self.ungrouped.insert(block.key);
             self.retire(number);
         }

@@ -110,8 +110,10 @@ impl Engine {
         }
     }
 
-    /// Makes every way into block `number`, which is dropped, ask again.
+    /// Drops block `number`: every way into it asks again.
     pub(crate) fn retire(&mut self, number: u32) {
+        self.stamp += 1;
+        self.blocks.get_mut(number).dropped = true;
         self.unlink_from(number);
         // The jump tables may lead here.
         let block = self.blocks.get(number);

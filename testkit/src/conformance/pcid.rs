@@ -91,6 +91,15 @@ fn look(a: &mut CodeAssembler) -> Asm {
     a.add(r13, 8)
 }
 
+/// The program in each of these address spaces, of which none is emptied on the way.
+fn look_in(a: &mut CodeAssembler, spaces: &[u64]) -> Asm {
+    for space in spaces {
+        load_cr3(a, space | KEEP)?;
+        look(a)?;
+    }
+    Ok(())
+}
+
 /// A VM of two address spaces, and the state it begins with: under PCID 1. `None`, with a line, where there are no PCIDs.
 fn spaces(accel: &Arc<dyn Accelerator>, what: &str) -> Option<(Rig, accel_api::CpuState)> {
     let features = [Feature::Pcid, Feature::Invpcid];
@@ -227,17 +236,10 @@ pub fn spaces_apart(accel: &Arc<dyn Accelerator>) {
         show(a, map::PT, OLD, 0)?;
         show(a, TABLES + 0x3000, OTHER, 0)?;
         invpcid(a, 2, 0, 0)?;
-        for space in [ONE, TWO, ONE, TWO] {
-            load_cr3(a, space | KEEP)?;
-            look(a)?;
-        }
+        look_in(a, &[ONE, TWO, ONE, TWO])?;
         show(a, map::PT, NEW, 0)?;
         cases[n].1(a)?;
-        for space in [ONE, TWO] {
-            load_cr3(a, space | KEEP)?;
-            look(a)?;
-        }
-        Ok(())
+        look_in(a, &[ONE, TWO])
     });
     for ((what, _, then), seen) in cases.into_iter().zip(seen) {
         let [old, other] = [(OLD, OLD), (OTHER, OTHER)];
@@ -272,19 +274,12 @@ pub fn global_pages(accel: &Arc<dyn Accelerator>) {
             show(a, table, OLD, pte::G)?;
         }
         invpcid(a, 2, 0, 0)?;
-        for space in [ONE, TWO] {
-            load_cr3(a, space | KEEP)?;
-            look(a)?;
-        }
+        look_in(a, &[ONE, TWO])?;
         for table in [map::PT, TABLES + 0x3000] {
             show(a, table, NEW, pte::G)?;
         }
         cases[n].1(a)?;
-        for space in [ONE, TWO] {
-            load_cr3(a, space | KEEP)?;
-            look(a)?;
-        }
-        Ok(())
+        look_in(a, &[ONE, TWO])
     });
     for ((what, _, then), seen) in cases.into_iter().zip(seen) {
         assert_eq!(seen[..2], [(OLD, OLD); 2], "{what}: before");
