@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use accel_api::{AccelError, PAGE_SIZE, PageFlag};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
-use x86_core::{CodePage, Cpu, Exec, Fault, MAX_INSTRUCTION, Mode as CpuMode, StaleCode, exec};
+use x86_core::{CodePage, Cpu, Exec, Fault, MAX_INSTRUCTION, Mode as CpuMode, StaleCode, exec, host_read};
 
 use crate::anchors::{REFILLS, Roaming};
 use crate::blocks::{Block, Blocks, Generic, Key, Listing, SECOND_LINES};
@@ -201,10 +201,10 @@ impl Engine {
         for _ in 0..6 {
             let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
             // SAFETY: a page of RAM.
-            unsafe { std::ptr::copy(host, bytes.as_mut_ptr(), PAGE) };
+            unsafe { host_read(host, &mut bytes[..PAGE]) };
             if let Some(second) = second {
                 // SAFETY: the start of another.
-                unsafe { std::ptr::copy(second.host, bytes[PAGE..].as_mut_ptr(), MAX_INSTRUCTION) };
+                unsafe { host_read(second.host, &mut bytes[PAGE..]) };
             }
             let source = Source {
                 bytes: &bytes[..len],

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use accel_api::Segment;
-use x86_core::{Cpu, TLB_ENTRIES, TlbEntry, TlbMode};
+use x86_core::{Cpu, DataTable, TLB_ENTRIES, TlbEntry, TlbMode};
 
 use crate::home::{CLASSES, Context, Home, JumpTable};
 use crate::stubs::Stubs;
@@ -59,7 +59,7 @@ impl Places {
     /// Those of the vCPU at `home`, which lies below 2 GiB.
     pub(crate) fn new(home: *mut Home, requests: *const std::sync::atomic::AtomicU32) -> Self {
         let cpu = home.addr() as i32;
-        let tlb = |mode| cpu + Cpu::tlb_offset(mode) as i32;
+        let tlb = |mode| cpu + DataTable::of(mode).offset() as i32;
         Self {
             cpu,
             flags: cpu + offset_of!(Cpu, flags) as i32,

@@ -17,7 +17,7 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x6
 use x86_core::alu::flag;
 use x86_core::bits::{CR4_SMAP, EFER_SCE};
 use x86_core::rights::{CODE64, DATA, DPL3};
-use x86_core::{Cpu, TlbMode, seg};
+use x86_core::{Cpu, DataTable, TlbMode, seg};
 
 use crate::engine::INDIRECT;
 use crate::mode::Mode;
@@ -237,7 +237,7 @@ impl Transfer<'_> {
         let class = Mode::class_of(mode as usize, with_vectors);
         dynasm!(self.asm
             ; .arch x64
-            ; mov QWORD [self.cpu(offset_of!(Cpu, data_tlb))], self.places.tlb(mode as usize)
+            ; mov QWORD [self.cpu(offset_of!(Cpu, data_table))], DataTable::of(mode).offset() as i32
             ; movzx r11d, r10w
             ; mov rax, [r11 * 8 + self.places.negated(class)]
             ; add rax, r10

@@ -5,7 +5,7 @@ mod simd;
 
 use accel_api::{CpuFeatures, PAGE_SIZE};
 use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
-use x86_core::{Cpu, DECODER_OPTIONS, Exec, Mode, exec, gpr_place, seg, segment_index};
+use x86_core::{Cpu, DECODER_OPTIONS, Exec, Mode, exec, gpr_place, host_read, seg, segment_index};
 
 use crate::engine::code_base;
 use crate::handlers::alu::{self, Form};
@@ -50,7 +50,7 @@ pub(crate) fn block(cpu: &mut Cpu, store: &mut Store, out: &mut Lowered) -> Exec
     }
     let Some(page) = cpu.code_page_at(la)? else { return Ok(()) };
     // SAFETY: `start + len` is at most the size of the RAM page.
-    unsafe { std::ptr::copy(page.host.add(start), bytes.as_mut_ptr(), len) };
+    unsafe { host_read(page.host.add(start), &mut bytes[..len]) };
 
     out.start = start;
     let mut decoder = Decoder::with_ip(cpu.mode.bitness(), &bytes[..len], rip, DECODER_OPTIONS);

@@ -11,7 +11,7 @@
 use iced_x86::Instruction;
 use x86_core::alu::{ArithFlags, Word};
 use x86_core::exec::ExecFn;
-use x86_core::{AccessKind, Cpu, Ea, Fault, TlbEntry, host_load, host_store, tlb_index};
+use x86_core::{AccessKind, Cpu, Ea, Fault, TlbEntry, host_load, host_store};
 
 use crate::engine::Engine;
 
@@ -164,8 +164,8 @@ impl Step {
 
     #[inline(always)]
     fn entry(self, ea: u64) -> &'static TlbEntry {
-        // SAFETY: the invariant, and that `data_tlb` points at a whole table.
-        unsafe { &*(*self.cpu).data_tlb.add(tlb_index(ea)) }
+        // SAFETY: the invariant.
+        unsafe { (*self.cpu).data_entry(ea) }
     }
 
     /// Host address of `bytes` loadable bytes at `ea`, if the TLB knows them.

@@ -10,7 +10,7 @@ use crate::journal::Journal;
 use crate::lapic::{Lapic, Now};
 use crate::mode::{Mode, bits};
 use crate::shared::{VcpuShared, VmShared, request};
-use crate::{FpuRegs, MemoryMap, StaleCode, Tlb, TlbEntry, TlbMode};
+use crate::{DataTable, FpuRegs, MemoryMap, StaleCode, Tlb, TlbMode};
 
 /// Indices into [`Cpu::segs`], in encoding order.
 #[allow(missing_docs)] // the registers' own names
@@ -35,8 +35,8 @@ pub struct Cpu {
     pub code_page: u64,
     /// Instructions left until the executor looks at requests and timers.
     pub budget: i64,
-    /// The current table of [`Cpu::tlb`].
-    pub data_tlb: *mut TlbEntry,
+    /// The current table of [`Cpu::tlb`], see [`Cpu::update_data_table`].
+    pub data_table: DataTable,
     /// Arithmetic flags.
     pub flags: ArithFlags,
     /// How code is decoded; follows CR0, EFER, CS and VM.
@@ -91,7 +91,7 @@ pub struct Cpu {
     pub armed: bool,
     /// DR7 enables some data breakpoint.
     pub watching: bool,
-    /// Data accesses are checked for alignment or data breakpoints: [`Cpu::data_tlb`] is a table where none hits.
+    /// Data accesses are checked for alignment or data breakpoints: [`Cpu::data_table`] is the one where none hits.
     pub strict: bool,
     /// MOV SS or POP SS came just before: no debug exception (Intel SDM vol. 3, 6.8.3).
     pub debug_shadow: bool,
@@ -167,7 +167,7 @@ impl Cpu {
             zero: 0,
             code_page: 0,
             budget: 0,
-            data_tlb: std::ptr::null_mut(),
+            data_table: DataTable::NONE,
             flags: ArithFlags::default(),
             mode: Mode::Real,
             cpl: 0,
@@ -238,7 +238,7 @@ impl Cpu {
         if vm {
             self.update_mode();
         } else {
-            self.update_data_tlb();
+            self.update_data_table();
         }
     }
 
@@ -289,16 +289,16 @@ impl Cpu {
         self.sse_ready = self.cr4 & bits::CR4_OSFXSR != 0 && !fpu_off;
         self.avx_ready = self.avx_enabled() && self.cr0 & bits::CR0_TS == 0;
         self.leave = true;
-        self.update_data_tlb();
+        self.update_data_table();
     }
 
-    /// Chooses the data TLB for the current privilege, SMAP and AC.
-    pub fn update_data_tlb(&mut self) {
+    /// Chooses the data table for the current privilege, SMAP and AC.
+    pub fn update_data_table(&mut self) {
         self.strict = self.watching || self.checks_alignment();
-        self.data_tlb = if self.strict || self.journal.is_some() {
-            self.tlb.nothing()
+        self.data_table = if self.strict || self.journal.is_some() {
+            DataTable::NONE
         } else {
-            self.tlb.table(self.tlb_mode())
+            DataTable::of(self.tlb_mode())
         };
     }
 
@@ -411,11 +411,6 @@ impl Cpu {
     /// Byte offset in `Cpu` of the base of segment `index`.
     pub const fn seg_base_offset(index: usize) -> usize {
         offset_of!(Cpu, segs) + size_of::<Segment>() * index + offset_of!(Segment, base)
-    }
-
-    /// Byte offset in `Cpu` of the table of the soft TLB for `mode`.
-    pub const fn tlb_offset(mode: TlbMode) -> usize {
-        offset_of!(Cpu, tlb) + Tlb::table_offset(mode)
     }
 
     /// Byte offset in `Cpu` of what says that anchors are filled, see [`crate::tlb::Anchors::filled_offset`].

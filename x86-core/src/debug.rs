@@ -42,7 +42,7 @@ impl Cpu {
     pub(crate) fn update_breakpoints(&mut self) {
         self.armed = self.dr7 & 0xff != 0;
         self.watching = (0..4).any(|n| matches!(self.enabled(n), Some(kind::WRITE | kind::ACCESS)));
-        self.update_data_tlb();
+        self.update_data_table();
     }
 
     /// The kind of breakpoint `n`, if DR7 enables it.

@@ -6,7 +6,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use crate::cpu::seg;
 use crate::mode::Mode;
-use crate::{AccessKind, Cpu, Exec, Fault, Translation};
+use crate::{AccessKind, Cpu, Exec, Fault, Translation, host_read};
 
 /// Longest instruction in bytes (Intel SDM vol. 2A, 2.3.11).
 pub const MAX_INSTRUCTION: usize = 15;
@@ -145,7 +145,7 @@ impl Cpu {
             Some(page) => {
                 let offset = (la & (PAGE_SIZE - 1)) as usize;
                 // SAFETY: `out` ends at or before the end of the RAM page, which lives as long as the memory map.
-                unsafe { std::ptr::copy(page.host.add(offset), out.as_mut_ptr(), out.len()) };
+                unsafe { host_read(page.host.add(offset), out) };
             }
             None => out.fill(0xff),
         }

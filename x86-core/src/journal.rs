@@ -6,7 +6,7 @@
 //!    code that somebody has decoded, *bar* the attempt instead. So does more data than a trial is worth.
 #![allow(unsafe_code)] // copies guest RAM through host pointers that loads and stores have checked
 
-use crate::Cpu;
+use crate::{Cpu, host_read, host_write};
 
 /// Bytes noted before a trial is given up.
 const MOST: usize = 256 << 10;
@@ -77,7 +77,7 @@ impl Journal {
         let place = (page as u64) << 12 | host as u64 & 0xfff;
         self.notes.push(Noted { host, place, step: self.step, at: self.old.len(), len });
         // SAFETY: whoever is about to write there has checked it for a write of this length.
-        self.old.extend_from_slice(unsafe { std::slice::from_raw_parts(host, len) });
+        unsafe { append(&mut self.old, host, len) };
     }
 
     /// The instruction is over: what it stored is now there to be read.
@@ -85,7 +85,7 @@ impl Journal {
         for note in &self.notes[self.complete..] {
             // SAFETY: as in `note`; the memory map has not changed since, as only this vCPU's own thread changes what it
             // uses, between instructions.
-            self.new.extend_from_slice(unsafe { std::slice::from_raw_parts(note.host, note.len) });
+            unsafe { append(&mut self.new, note.host, note.len) };
         }
         self.complete = self.notes.len();
         self.step += 1;
@@ -96,18 +96,19 @@ impl Journal {
         for note in self.notes.iter().rev() {
             let old = &self.old[note.at..note.at + note.len];
             // SAFETY: as in `note`.
-            unsafe { std::ptr::copy_nonoverlapping(old.as_ptr(), note.host, old.len()) };
+            unsafe { host_write(note.host, old) };
         }
     }
 
     /// Where RAM is not as the first `steps` instructions left it on trial.
     pub fn wrong_bytes(&self, steps: usize) -> Vec<WrongBytes> {
         let list: Vec<_> = self.notes[..self.complete].iter().filter(|n| n.step < steps).collect();
-        let mut wrong = Vec::new();
+        let (mut wrong, mut found) = (Vec::new(), Vec::new());
         for (n, note) in list.iter().enumerate() {
             let expected = &self.new[note.at..note.at + note.len];
+            found.clear();
             // SAFETY: as in `note`.
-            let found = unsafe { std::slice::from_raw_parts(note.host, note.len) };
+            unsafe { append(&mut found, note.host, note.len) };
             if expected == found {
                 continue;
             }
@@ -117,12 +118,23 @@ impl Journal {
                 !later.iter().any(|l| (l.host as usize..l.host as usize + l.len).contains(&byte))
             };
             if (0..note.len).any(|at| expected[at] != found[at] && stands(at)) {
-                let (expected, found) = (expected.to_vec(), found.to_vec());
+                let (expected, found) = (expected.to_vec(), found.clone());
                 wrong.push(WrongBytes { place: note.place, step: note.step, expected, found });
             }
         }
         wrong
     }
+}
+
+/// Appends `len` bytes at `host`.
+///
+/// # Safety
+/// As [`host_read`].
+unsafe fn append(to: &mut Vec<u8>, host: *const u8, len: usize) {
+    let at = to.len();
+    to.resize(at + len, 0);
+    // SAFETY: the caller's promise.
+    unsafe { host_read(host, &mut to[at..]) };
 }
 
 impl Cpu {
@@ -156,10 +168,10 @@ mod tests {
     /// Runs `body` with a journal in place and returns that.
     fn on_trial(cpu: &mut Cpu, body: impl FnOnce(&mut Cpu)) -> Box<Journal> {
         cpu.journal = Some(Box::default());
-        cpu.update_data_tlb();
+        cpu.update_data_table();
         body(cpu);
         let journal = cpu.journal.take().unwrap();
-        cpu.update_data_tlb();
+        cpu.update_data_table();
         journal
     }
 

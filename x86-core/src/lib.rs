@@ -25,6 +25,7 @@ mod event;
 pub mod exec;
 mod fault;
 mod fpu_regs;
+mod host_memory;
 mod journal;
 mod keyed;
 pub mod lapic;
@@ -39,6 +40,10 @@ pub mod shared;
 pub mod soft;
 mod state;
 mod strict;
+/// Where the parts that `tests/interleavings.rs` tries have their atomics from; there it is another module.
+mod sync {
+    pub(crate) use std::sync::atomic;
+}
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
@@ -56,6 +61,7 @@ pub use event::*;
 
 pub use fault::*;
 pub use fpu_regs::*;
+pub use host_memory::*;
 pub use journal::*;
 pub use keyed::*;
 pub use mem::*;

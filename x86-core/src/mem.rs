@@ -1,11 +1,8 @@
 //! Loads and stores: soft TLB first, page walk behind it, RAM or the bus at the end.
 //!
-//! Guest RAM is shared with other vCPUs and with devices, so it is only touched through raw pointers, one volatile
-//! access an aligned datum: the guest's own ordering rules (TSO, Intel SDM vol. 3, 9.2) then follow from the host's.
+//! How RAM itself is read and written is in `host_memory.rs`.
 #![allow(unsafe_code)] // guest RAM is reached through host pointers that the TLB and the memory map hand out
 
-use std::arch::asm;
-use std::arch::x86_64::__m128i;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -13,7 +10,10 @@ use accel_api::{PAGE_SIZE, PageFlag};
 
 use crate::alu::{Word, flag};
 use crate::mode::Mode;
-use crate::{AccessKind, Cpu, Exec, Fault, StaleCode, TlbMode, Translation, lines};
+use crate::{
+    AccessKind, Cpu, Exec, Fault, StaleCode, TlbMode, Translation, host_cmpxchg, host_load, host_read,
+    host_store, host_write, lines,
+};
 
 /// A linear address about to be accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,85 +57,6 @@ enum Target {
     Bus(u64),
 }
 
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-struct Unaligned<W>(W);
-
-/// One load of `W` from guest RAM.
-///
-/// # Safety
-/// `host` must be valid for `W::BYTES` bytes.
-#[inline(always)]
-pub unsafe fn host_load<W: Word>(host: *const u8) -> W {
-    // SAFETY: valid by the caller's promise; the packed wrapper has no alignment.
-    unsafe { host.cast::<Unaligned<W>>().read_volatile().0 }
-}
-
-/// One store of `W` to guest RAM.
-///
-/// # Safety
-/// `host` must be valid for `W::BYTES` bytes.
-#[inline(always)]
-pub unsafe fn host_store<W: Word>(host: *mut u8, value: W) {
-    // SAFETY: valid by the caller's promise; the packed wrapper has no alignment.
-    unsafe { host.cast::<Unaligned<W>>().write_volatile(Unaligned(value)) }
-}
-
-/// One load of 16 bytes from guest RAM.
-///
-/// # Safety
-/// `host` must be valid for 16 bytes.
-#[inline(always)]
-pub unsafe fn host_load16(host: *const u8) -> [u64; 2] {
-    let value: __m128i;
-    // SAFETY: valid by the caller's promise; MOVUPS has no alignment. The bytes are valid for both types.
-    unsafe {
-        asm!("movups {v}, [{p}]", v = out(xmm_reg) value, p = in(reg) host,
-            options(nostack, preserves_flags, readonly));
-        std::mem::transmute(value)
-    }
-}
-
-/// One store of 16 bytes to guest RAM.
-///
-/// # Safety
-/// `host` must be valid for 16 bytes.
-#[inline(always)]
-pub unsafe fn host_store16(host: *mut u8, value: [u64; 2]) {
-    // SAFETY: as in `host_load16`.
-    unsafe {
-        let value: __m128i = std::mem::transmute(value);
-        asm!("movups [{p}], {v}", v = in(xmm_reg) value, p = in(reg) host, options(nostack, preserves_flags));
-    }
-}
-
-/// One atomic compare-and-exchange, locked, at any alignment. Returns what was there.
-///
-/// # Safety
-/// `host` must be valid for `W::BYTES` bytes.
-pub unsafe fn host_cmpxchg<W: Word>(host: *mut u8, old: W, new: W) -> W {
-    let mut seen = old.to_u64();
-    let new = new.to_u64();
-    // SAFETY: one locked instruction on memory valid by the caller's promise.
-    unsafe {
-        match W::BYTES {
-            1 => {
-                asm!("lock cmpxchg [{p}], {n}", p = in(reg) host, n = in(reg_byte) new as u8, inout("rax") seen, options(nostack))
-            }
-            2 => {
-                asm!("lock cmpxchg [{p}], {n:x}", p = in(reg) host, n = in(reg) new, inout("rax") seen, options(nostack))
-            }
-            4 => {
-                asm!("lock cmpxchg [{p}], {n:e}", p = in(reg) host, n = in(reg) new, inout("rax") seen, options(nostack))
-            }
-            _ => {
-                asm!("lock cmpxchg [{p}], {n}", p = in(reg) host, n = in(reg) new, inout("rax") seen, options(nostack))
-            }
-        }
-    }
-    W::from_u64(seen)
-}
-
 impl Cpu {
     /// Loads a datum.
     ///
@@ -143,8 +64,7 @@ impl Cpu {
     /// #PF, #GP or #SS.
     #[inline(always)]
     pub fn load<W: Word>(&mut self, ea: Ea) -> Exec<W> {
-        // SAFETY: `data_tlb` points at a table of TLB_ENTRIES entries that lives as long as `self.tlb`.
-        let entry = unsafe { &*self.data_tlb.add(crate::tlb_index(ea.la)) };
+        let entry = self.data_entry(ea.la);
         if ea.la ^ entry.read_tag <= PAGE_SIZE - W::BYTES as u64 {
             let host = ea.la.wrapping_add(entry.addend) as *const u8;
             // SAFETY: the entry maps the whole page to RAM that lives as long as the memory map.
@@ -159,8 +79,7 @@ impl Cpu {
     /// #PF, #GP or #SS; nothing is written then.
     #[inline(always)]
     pub fn store<W: Word>(&mut self, ea: Ea, value: W) -> Exec {
-        // SAFETY: as in `load`.
-        let entry = unsafe { &*self.data_tlb.add(crate::tlb_index(ea.la)) };
+        let entry = self.data_entry(ea.la);
         if ea.la ^ entry.write_tag <= PAGE_SIZE - W::BYTES as u64 {
             let host = ea.la.wrapping_add(entry.addend) as *mut u8;
             // SAFETY: as in `load`; a write tag stands only for writable RAM.
@@ -191,8 +110,7 @@ impl Cpu {
     /// #PF, #GP or #SS, or what `op` returns; nothing is written then.
     #[inline(always)]
     pub fn rmw<W: Word, R>(&mut self, ea: Ea, lock: bool, mut op: impl FnMut(W) -> Exec<(W, R)>) -> Exec<R> {
-        // SAFETY: as in `load`.
-        let entry = unsafe { &*self.data_tlb.add(crate::tlb_index(ea.la)) };
+        let entry = self.data_entry(ea.la);
         if ea.la ^ entry.write_tag <= PAGE_SIZE - W::BYTES as u64 {
             let host = ea.la.wrapping_add(entry.addend) as *mut u8;
             // SAFETY: as in `store`.
@@ -406,7 +324,7 @@ impl Cpu {
             let out = &mut bytes[range];
             match self.target(mode, piece, AccessKind::Read)? {
                 // SAFETY: the span covers `out.len()` bytes of RAM, which `for_pieces` keeps within the page.
-                Target::Ram(span) => unsafe { copy_from_guest(span.host, out) },
+                Target::Ram(span) => unsafe { host_read(span.host, out) },
                 Target::Bus(gpa) => self.bus_read(gpa, out),
             }
             Ok(())
@@ -420,7 +338,7 @@ impl Cpu {
             let (host, page) = (ea.la.wrapping_add(entry.addend) as *mut u8, entry.page as usize);
             self.about_to_write(page, host, bytes.len());
             // SAFETY: a write tag stands for a whole page of writable RAM, and the bytes end in it.
-            unsafe { copy_to_guest(host, bytes) };
+            unsafe { host_write(host, bytes) };
             return Ok(());
         }
         self.store_bytes_slowly(mode, ea, bytes)
@@ -438,7 +356,7 @@ impl Cpu {
                 Target::Ram(span) => {
                     self.about_to_write(span.page, span.host, data.len());
                     // SAFETY: the span covers `data.len()` bytes of writable RAM.
-                    unsafe { copy_to_guest(span.host, data) };
+                    unsafe { host_write(span.host, data) };
                     self.wrote(span, data.len());
                 }
                 Target::Bus(gpa) => self.bus_write(gpa, data),
@@ -558,32 +476,4 @@ fn for_pieces(ea: Ea, len: usize, mut each: impl FnMut(Ea, std::ops::Range<usize
         done = end;
     }
     Ok(())
-}
-
-/// # Safety
-/// `host` must be valid for `out.len()` bytes.
-unsafe fn copy_from_guest(host: *const u8, out: &mut [u8]) {
-    // SAFETY: the caller's promise. Data of the machine's widths are read in one access each, as a guest expects.
-    unsafe {
-        match out.len() {
-            2 => out.copy_from_slice(&host_load::<u16>(host).to_le_bytes()),
-            4 => out.copy_from_slice(&host_load::<u32>(host).to_le_bytes()),
-            8 => out.copy_from_slice(&host_load::<u64>(host).to_le_bytes()),
-            _ => std::ptr::copy(host, out.as_mut_ptr(), out.len()),
-        }
-    }
-}
-
-/// # Safety
-/// `host` must be valid for `data.len()` bytes.
-unsafe fn copy_to_guest(host: *mut u8, data: &[u8]) {
-    // SAFETY: as in `copy_from_guest`.
-    unsafe {
-        match *data {
-            [a, b] => host_store(host, u16::from_le_bytes([a, b])),
-            [a, b, c, d] => host_store(host, u32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => host_store(host, u64::from_le_bytes([a, b, c, d, e, f, g, h])),
-            _ => std::ptr::copy(data.as_ptr(), host, data.len()),
-        }
-    }
 }

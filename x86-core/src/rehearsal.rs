@@ -98,7 +98,7 @@ impl Cpu {
         journal.clear();
         self.journal = Some(journal);
         self.leave = false;
-        self.update_data_tlb();
+        self.update_data_table();
 
         into.end = self.try_out(limit, into);
 
@@ -120,7 +120,7 @@ impl Cpu {
         (self.next_rip, self.cr2, self.fault_address) = (next_rip, cr2, fault_address);
         (self.instructions, self.code_page) = (instructions, code_page);
         (self.debug_shadow, self.pending_debug) = (debug_shadow, pending_debug);
-        self.update_data_tlb();
+        self.update_data_table();
     }
 
     fn try_out(&mut self, limit: usize, into: &mut Rehearsal) -> TrialEnd {

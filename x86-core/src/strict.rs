@@ -1,7 +1,7 @@
 //! What data accesses are checked for beyond their translation, while the guest asks for it: alignment (#AC) and data
 //! breakpoints.
 //!
-//! It costs nothing else: [`Cpu::strict`] makes [`Cpu::data_tlb`] a table where nothing hits, and only the slow path of
+//! It costs nothing else: [`Cpu::strict`] makes [`Cpu::data_table`] the one where nothing hits, and only the slow path of
 //! loads and stores comes here.
 
 use crate::alu::flag;
@@ -21,10 +21,10 @@ impl Cpu {
             return op(self);
         }
         self.cr0 &= !CR0_AM;
-        self.update_data_tlb();
+        self.update_data_table();
         let result = op(self);
         self.cr0 |= CR0_AM;
-        self.update_data_tlb();
+        self.update_data_table();
         result
     }
 

@@ -9,12 +9,14 @@
 //! * The tables have the translations of one address space, and global ones. What was remembered of other PCIDs is put
 //!   away and comes back with them (`spaces`): translated code reaches the tables by constants, so they stay where they are.
 
+#![allow(unsafe_code)] // finds the current table by its offset in the vCPU
+
 mod anchors;
 mod spaces;
 
 use std::mem::offset_of;
 
-use crate::KeyedSet;
+use crate::{Cpu, KeyedSet};
 pub use anchors::{ANCHORS, Anchors};
 use spaces::Spaces;
 
@@ -77,15 +79,50 @@ pub struct Translation {
     pub large: bool,
 }
 
+/// The table that answers data accesses: its byte offset in [`Cpu`]. An offset and not a pointer, so that the vCPU holds no
+/// pointer into itself, and can be moved and borrowed like any other value.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DataTable(usize);
+
+impl DataTable {
+    /// The one in which nothing hits, for accesses that must not be answered from a table.
+    pub const NONE: Self = Self(offset_of!(Cpu, tlb) + offset_of!(Tlb, nothing));
+
+    /// The one for accesses by `mode`.
+    pub const fn of(mode: TlbMode) -> Self {
+        Self(
+            offset_of!(Cpu, tlb)
+                + offset_of!(Tlb, data)
+                + mode as usize * size_of::<[TlbEntry; TLB_ENTRIES]>(),
+        )
+    }
+
+    /// Its offset in bytes.
+    pub const fn offset(self) -> usize {
+        self.0
+    }
+}
+
+impl Cpu {
+    /// The entry for `address` in the current data table, hit or not.
+    #[inline(always)]
+    pub fn data_entry(&self, address: u64) -> &TlbEntry {
+        let table = std::ptr::from_ref(self).wrapping_byte_add(self.data_table.0).cast::<TlbEntry>();
+        // SAFETY: a `DataTable` is the offset of a table of TLB_ENTRIES entries in `Cpu`, and the index is smaller.
+        unsafe { &*table.add(tlb_index(address)) }
+    }
+}
+
 /// The tables of one vCPU.
 #[derive(Debug)]
 pub struct Tlb {
     /// Inline, so that translated code can address it by a constant.
     data: [[TlbEntry; TLB_ENTRIES]; MODES],
+    /// A table in which nothing ever hits.
+    nothing: [TlbEntry; TLB_ENTRIES],
     /// Copies of some of them, at the accesses themselves.
     anchors: Anchors,
-    /// A table in which nothing ever hits.
-    nothing: Box<[TlbEntry; TLB_ENTRIES]>,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
     /// Slots of it that hold, or held, translations that are not global: a bit for each.
     fetch_filled: [u64; FETCH_ENTRIES / 64],
@@ -272,7 +309,7 @@ impl Default for Tlb {
         Self {
             data: [table; MODES],
             anchors: Anchors::EMPTY,
-            nothing: Box::new(table),
+            nothing: table,
             fetch: Box::new([none; FETCH_ENTRIES]),
             fetch_filled: [0; FETCH_ENTRIES / 64],
             fetched: KeyedSet::default(),
@@ -292,21 +329,6 @@ impl Default for Tlb {
 }
 
 impl Tlb {
-    /// First entry of the table for `mode`.
-    pub fn table(&mut self, mode: TlbMode) -> *mut TlbEntry {
-        self.data[mode as usize].as_mut_ptr()
-    }
-
-    /// Byte offset in `Tlb` of the table for `mode`.
-    pub const fn table_offset(mode: TlbMode) -> usize {
-        offset_of!(Self, data) + mode as usize * size_of::<[TlbEntry; TLB_ENTRIES]>()
-    }
-
-    /// First entry of a table that stays empty, for accesses that must not be answered here.
-    pub fn nothing(&mut self) -> *mut TlbEntry {
-        self.nothing.as_mut_ptr()
-    }
-
     /// The entry for `address` in the table for `mode`, hit or not.
     #[inline(always)]
     pub fn entry(&self, mode: TlbMode, address: u64) -> &TlbEntry {

@@ -7,7 +7,7 @@
 //! 3. A sender that finds its flag already up need not kick: who raised it did, and the owner has not looked yet.
 //! 4. `destination` is the owner's published copy of what senders need to tell whether a message addresses it.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::registers::x2apic_logical_id;
 use super::vectors::VectorSet;

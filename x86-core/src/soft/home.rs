@@ -22,10 +22,7 @@ impl CpuHome {
     pub unsafe fn at(at: NonNull<Cpu>, cpu: Box<Cpu>, release: unsafe fn(NonNull<Cpu>)) -> Self {
         // SAFETY: the caller's promise.
         unsafe { at.write(*cpu) };
-        let mut home = Self { cpu: at, release };
-        // It points into the state itself.
-        home.update_data_tlb();
-        home
+        Self { cpu: at, release }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::cpu::seg;
 use crate::exec::sse::mxcsr;
 use crate::mode::{Mode, bits};
 use crate::soft::{CpuHome, Executor};
-use crate::{Cpu, Exec, vector};
+use crate::{Cpu, DataTable, Exec, vector};
 
 /// Guest-physical pages.
 const CODE: u64 = 0x1000;
@@ -395,8 +395,8 @@ fn compare(want: &mut Cpu, got: &mut Cpu, want_end: Exec, got_end: Exec, text: &
     assert_eq!(got.fpu.mxcsr, want.fpu.mxcsr, "MXCSR: {}", text());
     assert_eq!((got.segs, got.cpl), (want.segs, want.cpl), "segments, CPL: {}", text());
     assert_eq!(got.nmi_masked, want.nmi_masked, "NMIs: {}", text());
-    let table = got.tlb.table(got.tlb_mode());
-    assert!(got.strict || got.data_tlb == table, "the wrong TLB: {}", text());
+    let table = DataTable::of(got.tlb_mode());
+    assert!(got.strict || got.data_table == table, "the wrong TLB: {}", text());
     for (at, len) in [(DATA, DATA_LEN), (CODE, CODE_LEN)] {
         let (g, w) = (read(got, at, len), read(want, at, len));
         let differs = g.iter().zip(&w).position(|(g, w)| g != w);

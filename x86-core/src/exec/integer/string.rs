@@ -16,7 +16,7 @@ use iced_x86::{Instruction, OpKind};
 use super::{Table, codes};
 use crate::alu::{ArithFlags, Word, flag};
 use crate::cpu::seg;
-use crate::{AccessKind, Cpu, Ea, Exec, Span, host_load, host_store};
+use crate::{AccessKind, Cpu, Ea, Exec, Span, host_copy, host_load, host_store};
 
 /// Bytes moved in bulk before an executor gets its turn.
 const FUEL: u64 = 64 << 10;
@@ -173,8 +173,8 @@ fn copy_chunk<W: Word>(cpu: &mut Cpu, s: &Strings, most: u64) -> Exec<Option<Chu
     let ahead = (to.host as usize).wrapping_sub(from.host as usize);
     if ahead == 0 || ahead >= bytes {
         // SAFETY: both spans hold `bytes` bytes of RAM. Not overlapping, or overlapping downwards, where copying the
-        // elements in order gives what `copy` gives.
-        unsafe { std::ptr::copy(from.host, to.host, bytes) };
+        // bytes in order gives the same.
+        unsafe { host_copy(from.host, to.host, bytes) };
     } else {
         // The destination lies in the source ahead: elements written are read again, in order.
         for at in (0..bytes).step_by(W::BYTES) {

@@ -4,7 +4,7 @@
 use accel_api::PAGE_SIZE;
 use iced_x86::Instruction;
 
-use crate::{Cpu, Ea, Exec, Fault, host_load16, host_store16, tlb_index};
+use crate::{Cpu, Ea, Exec, Fault, host_load16, host_store16};
 
 /// A 128-bit operand, lowest lane first.
 pub(super) type Xmm = [u64; 2];
@@ -65,8 +65,7 @@ pub(super) fn store(cpu: &mut Cpu, ins: &Instruction, bytes: u8, must_align: boo
 /// #PF, #GP or #SS.
 #[inline(always)]
 pub fn load16(cpu: &mut Cpu, ea: Ea) -> Exec<[u64; 2]> {
-    // SAFETY: `data_tlb` points at a table of TLB_ENTRIES entries that lives as long as the vCPU.
-    let entry = unsafe { &*cpu.data_tlb.add(tlb_index(ea.la)) };
+    let entry = cpu.data_entry(ea.la);
     if ea.la ^ entry.read_tag <= PAGE_SIZE - 16 {
         let host = ea.la.wrapping_add(entry.addend) as *const u8;
         // SAFETY: the entry maps the whole page to RAM, and the 16 bytes lie in it.
@@ -81,8 +80,7 @@ pub fn load16(cpu: &mut Cpu, ea: Ea) -> Exec<[u64; 2]> {
 /// #PF, #GP or #SS; nothing is written then.
 #[inline(always)]
 pub fn store16(cpu: &mut Cpu, ea: Ea, value: [u64; 2]) -> Exec {
-    // SAFETY: as in `load16`.
-    let entry = unsafe { &*cpu.data_tlb.add(tlb_index(ea.la)) };
+    let entry = cpu.data_entry(ea.la);
     if ea.la ^ entry.write_tag <= PAGE_SIZE - 16 {
         let host = ea.la.wrapping_add(entry.addend) as *mut u8;
         // SAFETY: as in `load16`; a write tag stands only for writable RAM.

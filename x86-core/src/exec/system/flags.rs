@@ -177,7 +177,7 @@ fn set_ac<const ON: bool>(cpu: &mut Cpu, _: &Instruction) -> Exec {
         return Err(Fault::UD);
     }
     cpu.system_flags = if ON { cpu.system_flags | flag::AC } else { cpu.system_flags & !flag::AC };
-    cpu.update_data_tlb();
+    cpu.update_data_table();
     Ok(())
 }
 

@@ -308,11 +308,11 @@ fn single_flags() {
     assert_eq!(c.rflags(), 2 | flag::ARITH);
     c.cr4 |= bits::CR4_SMAP;
     c.update_mode();
-    let closed = c.data_tlb;
+    let closed = c.data_table;
     run(&mut c, &[0x0f, 0x01, 0xcb]).unwrap();
-    assert!(c.has(flag::AC) && c.data_tlb != closed);
+    assert!(c.has(flag::AC) && c.data_table != closed);
     run(&mut c, &[0x0f, 0x01, 0xca]).unwrap();
-    assert!(!c.has(flag::AC) && c.data_tlb == closed);
+    assert!(!c.has(flag::AC) && c.data_table == closed);
     let mut c = cpu_with_tables(Mode::Long, 3);
     assert_eq!(run(&mut c, &[0x0f, 0x01, 0xcb]), Err(Fault::UD));
 }

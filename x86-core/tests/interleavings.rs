@@ -1,0 +1,115 @@
+//! The lock-free half of the local APIC under every order that its threads' accesses can have, weak memory included.
+//!
+//! The real source is compiled here once more, with loom's atomics in the place of the standard library's.
+
+mod sync {
+    pub(crate) use loom::sync::atomic;
+}
+
+#[allow(dead_code, unreachable_pub, missing_docs)]
+#[path = "../src/lapic"]
+mod lapic {
+    pub(crate) mod inbox;
+    mod registers;
+    mod vectors;
+
+    pub(crate) use inbox::LapicInbox;
+
+    /// What an owner has taken.
+    #[derive(Default, Debug)]
+    pub(crate) struct Taken {
+        pub(crate) vectors: [u64; 4],
+        pub(crate) level: [u64; 4],
+        pub(crate) nmis: u32,
+        pub(crate) inits: u32,
+        pub(crate) sipis: Vec<u8>,
+    }
+
+    impl Taken {
+        pub(crate) fn drain(&mut self, inbox: &LapicInbox) {
+            let new = inbox.drain();
+            for word in 0..4 {
+                self.vectors[word] |= new.vectors.0[word];
+                self.level[word] |= new.level.0[word];
+            }
+            self.nmis += u32::from(new.nmi);
+            self.inits += u32::from(new.init);
+            self.sipis.extend(new.sipi);
+        }
+
+        pub(crate) fn has(&self, vector: u8) -> bool {
+            self.vectors[usize::from(vector / 64)] >> (vector % 64) & 1 != 0
+        }
+
+        pub(crate) fn is_level(&self, vector: u8) -> bool {
+            self.level[usize::from(vector / 64)] >> (vector % 64) & 1 != 0
+        }
+    }
+}
+
+use lapic::{LapicInbox, Taken};
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::thread;
+
+/// Runs `senders` beside an owner that looks as often as it is kicked, under every order; returns what it has taken to
+/// `check`. Each sender returns whether the vCPU must be kicked. The owner's looks are bounded; the last one comes only if a
+/// kick is left, as a vCPU that sleeps has it.
+fn every_order(senders: &'static [fn(&LapicInbox) -> bool], check: fn(&Taken)) {
+    loom::model(move || {
+        let inbox = Arc::new(LapicInbox::new(0));
+        let kicked = Arc::new(AtomicU32::new(0));
+        let threads: Vec<_> = senders
+            .iter()
+            .map(|send| {
+                let (inbox, kicked) = (inbox.clone(), kicked.clone());
+                thread::spawn(move || {
+                    if send(&inbox) {
+                        kicked.fetch_or(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        let mut taken = Taken::default();
+        if kicked.swap(0, Ordering::SeqCst) != 0 {
+            taken.drain(&inbox);
+        }
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        if kicked.swap(0, Ordering::SeqCst) != 0 {
+            taken.drain(&inbox);
+        }
+        check(&taken);
+        assert!(!inbox.has_work(), "something is left that no kick tells of");
+    });
+}
+
+/// A sender that finds the flag up does not kick: the kick of the one that raised it must do for both.
+#[test]
+fn no_vector_is_left_behind() {
+    every_order(&[|inbox| inbox.post_vector(0x31, false), |inbox| inbox.post_vector(0x32, true)], |taken| {
+        assert!(taken.has(0x31) && taken.has(0x32), "{taken:x?}");
+        assert!(taken.is_level(0x32) && !taken.is_level(0x31), "{taken:x?}");
+    });
+}
+
+#[test]
+fn vectors_in_different_words_and_an_nmi() {
+    every_order(&[|inbox| inbox.post_vector(0xe0, false), |inbox| inbox.post_nmi()], |taken| {
+        assert!(taken.has(0xe0), "{taken:x?}");
+        assert_eq!(taken.nmis, 1);
+    });
+}
+
+/// A start-up message that comes behind INIT is taken with it or after it; one that came before is void.
+#[test]
+fn init_and_start_up_messages_keep_their_order() {
+    every_order(&[|inbox| inbox.post_init() | inbox.post_sipi(0x9a), |inbox| inbox.post_nmi()], |taken| {
+        assert_eq!((taken.inits, &taken.sipis[..], taken.nmis), (1, &[0x9a][..], 1));
+    });
+    every_order(&[|inbox| inbox.post_sipi(0x12), |inbox| inbox.post_sipi(0x34)], |taken| {
+        let first = taken.sipis[0];
+        assert!(matches!(taken.sipis.len(), 1 | 2) && [0x12, 0x34].contains(&first), "{taken:x?}");
+    });
+}
