@@ -73,6 +73,17 @@ pub enum Error {
         /// Name and reason of each.
         skipped: Vec<(String, String)>,
     },
+    /// `--peer gearshift=PATH` names no build of this program.
+    #[error(
+        "{} cannot take part as another build: {reason}; --peer gearshift=PATH takes the executable of a gearshift",
+        path.display()
+    )]
+    Build {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// `--against` a file that is no report.
     #[error("{} is no report of `gearshift compare --json`: {reason}", path.display())]
     Against {

@@ -1,16 +1,18 @@
 //! The same guest on every backend, with numbers one can trust.
 //!
-//! 1. A [`Field`] is who takes part ([`Subject`]): our backends that work here, peers, the host itself; and who was asked
-//!    for and cannot.
+//! 1. A [`Field`] is who takes part ([`Subject`]): our backends that work here, the same of other builds, peers, the host
+//!    itself; and who was asked for and cannot.
 //! 2. `jobs` are the guests. Each is a process of its own, pinned to one core ([`Runner`]); ours is the very program that
 //!    compares, started again with a hidden command ([`worker`]), so that its memory can be told from the comparison's.
-//! 3. `measure` runs rounds, A B C A B C, after warm-up. [`stats`] says what may be said of the samples.
+//! 3. `measure` runs rounds, A B C C B A, after warm-up. [`stats`] says what may be said of the samples.
 //! 4. Guests check what they compute, and what they say and how they end is compared between subjects: a difference is
 //!    the first thing a [`Report`] tells.
 //! 5. [`text`], [`csv`] and [`html`] show a report; [`against`] compares it with an older one.
 
 mod against;
+mod beside;
 mod bochs;
+mod build;
 mod disk;
 mod error;
 pub mod host;
@@ -20,6 +22,7 @@ mod markdown;
 mod measure;
 mod memory;
 mod options;
+mod peer;
 mod process;
 mod report;
 pub mod stats;
@@ -35,17 +38,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use machine::{Registry, TscFrequency};
 
 pub use against::{Change, Changes, against};
+pub use beside::{BuildInfo, BuildMean};
 pub use error::Error;
 pub use html::html;
 pub use jobs::list;
 pub use memory::Memory;
 pub use options::Options;
+pub use peer::Peer;
 pub use process::{Broken, End, Outcome, Runner, Watch};
 pub use report::{
     Answer, Cell, Disagreement, Gap, Host, MissingInfo, Output, Report, Row, SCHEMA, Side, Status,
     SubjectInfo,
 };
-pub use subject::{Field, GuestRun, Missing, Peer, Subject};
+pub use subject::{Field, GuestRun, Missing, Subject};
 pub use table::Table;
 pub use text::{csv, text};
 
@@ -102,23 +107,16 @@ pub fn compare(options: &Options, caller: &Caller<'_>) -> Result<Findings, Error
     let outputs = options.outputs()?;
     let old = options.against.as_deref().map(Report::read).transpose()?;
     let selection = jobs::Selection::parse(&options.guests, options.quick)?;
-    let field = Field::survey(
-        caller.registry,
-        &options.accel,
-        &options.cpu,
-        &options.peer,
-        options.native,
-        caller.worker,
-    )?;
-    options.check_base(&field)?;
     let core = host::choose_core(options.core)?;
+    let runner = Runner { core, limit: Duration::from_secs(options.limit()), stop: caller.stop };
+    let field = Field::survey(caller.registry, options, caller.worker, &runner)?;
+    options.check_base(&field)?;
     let scratch = host::Scratch::new("compare")?;
     let kitchen = options.kitchen(&scratch);
     for one in &field.missing {
         (caller.say)(&format!("{} does not take part: {}", one.name, one.reason));
     }
     let jobs = jobs::make(&selection, &kitchen, caller.say)?;
-    let runner = Runner { core, limit: Duration::from_secs(options.limit()), stop: caller.stop };
 
     let load = host::load();
     let began = Instant::now();
@@ -151,6 +149,7 @@ pub fn compare(options: &Options, caller: &Caller<'_>) -> Result<Findings, Error
             .map(|one| MissingInfo { name: one.name, reason: one.reason })
             .collect(),
         rows: measured.rows,
+        builds: Vec::new(),
         disagreements: Vec::new(),
     };
     report.finish(options.base.as_deref());
@@ -166,7 +165,8 @@ impl From<&Subject> for SubjectInfo {
             kind: subject.kind().to_owned(),
             about: subject.about.clone(),
             provider: subject.provider.clone(),
-            quality: subject.quality.map(str::to_owned),
+            quality: subject.quality.clone(),
+            build: subject.build(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::beside;
 use crate::report::{Cell, Report, Row};
 use crate::stats::significant;
 use crate::text;
@@ -16,6 +17,20 @@ pub(crate) fn markdown(report: &Report) -> String {
             with_memory(&mut out, report, &rows);
         } else {
             matrix(&mut out, report, &rows);
+        }
+        out.push('\n');
+    }
+    for table in beside::tables(report) {
+        let _ = write!(out, "### Beside `{}`\n\n{}.\n\n", cell_text(table.label), beside::MEANING);
+        let columns = table.backends.iter().map(|name| (*name).to_owned());
+        line(&mut out, ["guest".to_owned()].into_iter().chain(columns));
+        rule(&mut out, 1 + table.backends.len());
+        for one in table.lines.iter().chain(&table.means) {
+            let words = one.words().map(|(value, interval)| match interval.as_str() {
+                "-" => value,
+                interval => format!("{value} ({interval})"),
+            });
+            line(&mut out, [one.name.clone()].into_iter().chain(words));
         }
         out.push('\n');
     }
@@ -134,6 +149,21 @@ mod tests {
         );
         assert_eq!(lines[6], "| geometric mean |  |  | 2.00 | 8.00 |");
         assert!(lines[2..7].iter().all(|line| line.matches('|').count() == 6), "{text}");
+    }
+
+    #[test]
+    fn other_builds_have_a_table() {
+        let text = markdown(&beside::tests::report());
+        let table = text.split("### Beside `o&lt;ld`").nth(1).unwrap();
+        let lines: Vec<_> = table.lines().skip(4).take(4).collect();
+        assert_eq!(lines[0], "| guest | a | b |");
+        assert_eq!(
+            lines[2..],
+            [
+                "| micro/row0 | 2.00 (2.00 to 2.00) | 1.00 (1.00 to 1.00) |",
+                "| micro/row1 | 2.00 (2.00 to 2.00) | - |"
+            ]
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! The rounds: every job on every subject, A B C A B C.
+//! The rounds: every job on every subject, A B C C B A.
 //!
 //! 1. Rounds are the outer loop, so that each cell's samples lie spread over the whole run: a slow minute of the host shows
 //!    as spread, not as a slower guest.
-//! 2. Within a round a job's subjects follow each other, which makes their ratio a comparison of neighbours.
+//! 2. Within a round a job's subjects follow each other, which makes their ratio a comparison of neighbours. Every other
+//!    round goes backwards, so that it is no advantage to come after somebody else.
 //! 3. A cell that fails is not run again. A request to stop ends everything after the process that runs is killed.
 
 use std::sync::atomic::Ordering;
@@ -46,7 +47,8 @@ pub(crate) fn measure(
         say(&progress.line(number));
         rounds_done += u32::from(counts);
         for (job, rows) in jobs.iter().zip(&mut table).filter(|(job, _)| counts || cheap(&***job)) {
-            for (n, subject) in subjects.iter().enumerate() {
+            for n in order(subjects.len(), number) {
+                let subject = &subjects[n];
                 if rows.iter().all(|row| row.cells[n].reason.is_some()) {
                     continue;
                 }
@@ -94,6 +96,12 @@ pub(crate) fn measure(
         }
     }
     Ok(Measured { rows: table.into_iter().flatten().collect(), interrupted, rounds_done })
+}
+
+/// In which order the subjects come in a round.
+fn order(subjects: usize, round: usize) -> Vec<usize> {
+    let order = 0..subjects;
+    if round.is_multiple_of(2) { order.collect() } else { order.rev().collect() }
 }
 
 /// A job's rows without numbers; those who cannot run it say why.
@@ -150,6 +158,11 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_other_round_goes_backwards() {
+        assert_eq!([0, 1, 2].map(|round| order(3, round)), [[0, 1, 2], [2, 1, 0], [0, 1, 2]]);
+    }
 
     #[test]
     fn progress_counts_rounds() {

@@ -10,9 +10,10 @@ use crate::host::Scratch;
 use crate::html::html;
 use crate::jobs::Kitchen;
 use crate::markdown::markdown;
+use crate::peer::{Peer, PeerParser};
 use crate::report::{Output, Report};
 use crate::stats::Rounds;
-use crate::subject::{Field, Peer};
+use crate::subject::Field;
 use crate::text::csv;
 
 /// Rounds that count, and rounds before them.
@@ -42,8 +43,8 @@ pub struct Options {
     #[arg(long, value_name = "MODEL", default_value = machine::DEFAULT_MODEL)]
     pub cpu: String,
 
-    /// Other programs that run the same guests, where they are installed
-    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    /// Other programs that run the same guests, where they are installed, and other builds of this one
+    #[arg(long, value_name = "LIST", value_parser = PeerParser, value_delimiter = ',')]
     pub peer: Vec<Peer>,
 
     /// Run the user-space suite on the host as well: the limit

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::build;
 use crate::error::Error;
 use crate::host;
 use crate::memory::{self, Memory};
@@ -127,10 +128,12 @@ impl Drop for Killed {
 }
 
 /// How an exit status is read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Convention {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Convention {
     /// The worker says how the guest ended.
     Worker,
+    /// That of `gearshift run`.
+    Run,
     /// QEMU's: 0, or what the guest wrote to its debug-exit port.
     Qemu,
     /// Bochs's: 1 after a power-off, whatever came before.
@@ -154,12 +157,7 @@ impl Runner<'_> {
             Ok(command) => command,
             Err(reason) => return Ok(Err(Broken::Failed(reason))),
         };
-        let convention = match subject {
-            ours if ours.is_ours() => Convention::Worker,
-            bochs if bochs.is_linux_only() => Convention::Bochs,
-            _ => Convention::Qemu,
-        };
-        self.process(command, u64::from(guest.mebibytes) << 20, convention, watch)
+        self.process(command, u64::from(guest.mebibytes) << 20, subject.convention(), watch)
     }
 
     /// Runs a program of the host.
@@ -304,6 +302,7 @@ impl<'a> Seen<'a> {
         };
         let text = match (convention, status.code()) {
             (Convention::Worker, _) => self.end.clone(),
+            (Convention::Run, Some(code)) => build::end(code),
             (Convention::Qemu, Some(0)) => Some(End::OFF_OR_RESET.to_owned()),
             (Convention::Bochs, Some(1)) if !self.console.is_empty() => Some(End::OFF_OR_RESET.to_owned()),
             // Its own failures are 1 as well; they come before the guest's first word.

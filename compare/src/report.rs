@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::beside::{self, BuildInfo, BuildMean};
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::process::End;
@@ -49,6 +50,9 @@ pub struct Report {
     pub missing: Vec<MissingInfo>,
     /// A row a guest.
     pub rows: Vec<Row>,
+    /// Beside other builds, by group and over all rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub builds: Vec<BuildMean>,
     /// Guests that computed, printed or ended differently.
     pub disagreements: Vec<Disagreement>,
 }
@@ -75,7 +79,7 @@ pub struct Host {
 pub struct SubjectInfo {
     /// As in cells.
     pub name: String,
-    /// `backend`, `peer` or `native`.
+    /// `backend`, `build` (another build's backend), `peer` or `native`.
     pub kind: String,
     /// For people.
     pub about: String,
@@ -83,6 +87,9 @@ pub struct SubjectInfo {
     pub provider: Option<String>,
     /// Of a backend.
     pub quality: Option<String>,
+    /// Of another build's backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<BuildInfo>,
 }
 
 /// One who was asked for and could not take part.
@@ -145,6 +152,9 @@ pub struct Cell {
     pub value: Option<Estimate>,
     /// How many times the base's value it is, taken round by round, and its interval. Nothing for the base itself.
     pub ratio: Option<Estimate>,
+    /// Of another build's backend: how many times this value that of ours is, taken round by round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub this_build: Option<Estimate>,
     /// What the guest said and how it ended, each that occurred.
     pub answers: Vec<Answer>,
     /// Bytes, by round.
@@ -263,22 +273,24 @@ impl Row {
 
 impl Report {
     /// Computes what follows from the samples and answers. `base` is the subject that ratios are to, if the user named one;
-    /// else it is the host itself, then a peer, then the first
-    /// backend that is what it promises.
+    /// else it is the host itself, then a peer, then another build, then the first backend; one that is not what it promises
+    /// comes last.
     pub fn finish(&mut self, base: Option<&str>) {
         let mut subjects: Vec<&SubjectInfo> = self.subjects.iter().collect();
         // Stable: of equals the one that comes first.
         subjects.sort_by_key(|subject| match (subject.kind.as_str(), subject.quality.as_deref()) {
             ("native", _) => 0,
             ("peer", _) => 1,
-            (_, Some("degraded")) => 3,
-            _ => 2,
+            (_, Some("degraded")) => 4,
+            ("build", _) => 2,
+            _ => 3,
         });
         let wishes: Vec<&str> =
             base.into_iter().chain(subjects.into_iter().map(|one| one.name.as_str())).collect();
         for row in &mut self.rows {
             row.finish(&wishes);
         }
+        beside::finish(self);
         self.disagreements = self.rows.iter().filter_map(Row::disagreement).collect();
     }
 
@@ -406,7 +418,13 @@ pub(crate) mod tests {
             about: format!("<{name}> & its kind"),
             provider: None,
             quality: None,
+            build: None,
         };
+        report_of(vec![subject("a", "backend"), subject("peer", "peer"), subject("b", "backend")], rows)
+    }
+
+    /// Likewise, of these subjects.
+    pub(crate) fn report_of(subjects: Vec<SubjectInfo>, rows: Vec<Vec<Cell>>) -> Report {
         let rows = (0..).zip(rows).map(|(n, cells)| Row {
             guest: format!("micro/row{n}"),
             group: "micro".to_owned(),
@@ -435,9 +453,10 @@ pub(crate) mod tests {
             },
             rounds: Rounds { warm_up: 1, repeat: 3 },
             rounds_done: 3,
-            subjects: vec![subject("a", "backend"), subject("peer", "peer"), subject("b", "backend")],
+            subjects,
             missing: vec![MissingInfo { name: "c".to_owned(), reason: "not <here>".to_owned() }],
             rows: rows.collect(),
+            builds: Vec::new(),
             disagreements: Vec::new(),
         };
         report.finish(None);

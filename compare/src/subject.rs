@@ -1,59 +1,24 @@
-//! Who runs a guest: one of our backends, a peer, or the host itself.
+//! Who runs a guest: one of our backends, the same of another build, a peer, or the host itself.
 //!
 //! A *subject* is somebody who takes part. Whoever was asked for and cannot is a [`Missing`], with the reason, and is
 //! told of wherever the others' numbers are shown.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use clap::ValueEnum;
 use machine::{AccelChoice, ChooseError, MachineError, Needs, Registry};
 
 use accel_api::Probe;
 
+use crate::beside::BuildInfo;
 use crate::bochs;
+use crate::build::{self, Build};
 use crate::error::Error;
-
-/// Other programs that can run the same guests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Peer {
-    /// QEMU's translator
-    QemuTcg,
-    /// QEMU on KVM
-    QemuKvm,
-    /// Bochs; Linux guests only, booted from a disk
-    Bochs,
-}
-
-/// The programs.
-const QEMU: &str = "qemu-system-x86_64";
-const BOCHS: &str = "bochs";
-
-impl Peer {
-    fn name(self) -> &'static str {
-        match self {
-            Self::QemuTcg => "qemu-tcg",
-            Self::QemuKvm => "qemu-kvm",
-            Self::Bochs => "bochs",
-        }
-    }
-
-    fn program(self) -> &'static str {
-        if self == Self::Bochs { BOCHS } else { QEMU }
-    }
-
-    /// What it calls its version.
-    fn version(self) -> Option<String> {
-        let argument = if self == Self::Bochs { "--help" } else { "--version" };
-        let output = Command::new(self.program()).arg(argument).stdin(Stdio::null()).output().ok()?;
-        // Bochs writes to either, within a frame.
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        text.lines().map(str::trim).find(|line| line.contains(char::is_numeric)).map(str::to_owned)
-    }
-}
+use crate::options::Options;
+use crate::peer::{Peer, QEMU};
+use crate::process::{Convention, Runner};
 
 /// Options of QEMU for accelerator, processor and machine. For Linux on KVM it is its smallest machine, for want of which it
 /// would be slower than it can be; a guest of ours needs the power-off port of a PC.
@@ -64,13 +29,26 @@ fn qemu_options(kvm: bool, linux: bool) -> [&'static str; 6] {
     }
 }
 
+/// This very file, even if it has been replaced since.
+const SELF: &str = "/proc/self/exe";
+
 /// What kind of subject it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
-    Ours { worker: Vec<OsString>, cpu: String },
+    Ours { start: Start, cpu: String },
+    Build { backend: String, label: String, path: PathBuf, cpu: String },
     Qemu { kvm: bool },
     Bochs(Arc<bochs::Bochs>),
     Native,
+}
+
+/// By which command this program runs a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Start {
+    /// The hidden one of these words, which tells more than `run`.
+    Worker(Vec<OsString>),
+    /// `run`, as beside another build.
+    Run,
 }
 
 /// Somebody who takes part.
@@ -83,7 +61,7 @@ pub struct Subject {
     /// What stands behind it, such as a kernel module.
     pub provider: Option<String>,
     /// Of a backend: `hardware`, `translated`, `interpreted` or `degraded`.
-    pub quality: Option<&'static str>,
+    pub quality: Option<String>,
     /// Nanoseconds an instruction of the guest's kernel takes, where a probe measured that.
     pub(crate) ring0_ns: Option<f64>,
     kind: Kind,
@@ -126,20 +104,24 @@ pub struct Field {
 
 impl Field {
     /// Looks at every backend and program that is named. `all` stands for every backend there is, `auto` for the best.
+    /// Another build's backend follows ours, so that their runs are neighbours.
     ///
     /// # Errors
-    /// A name that no backend has, or that nobody of those named can run a guest here.
+    /// A name that no backend has, a path that is no build of this program, or that nobody of those named can run a guest
+    /// here.
     pub fn survey(
         registry: &Registry,
-        accel: &[String],
-        cpu: &str,
-        peers: &[Peer],
-        native: bool,
+        options: &Options,
         worker: &[OsString],
+        runner: &Runner<'_>,
     ) -> Result<Self, Error> {
         let mut field = Self::default();
+        let Options { accel, cpu, .. } = options;
+        let paths: Vec<&Path> = options.peer.iter().filter_map(Peer::build).collect();
+        let builds = Build::ask_all(&paths, runner)?;
+        let start = if builds.is_empty() { Start::Worker(worker.to_vec()) } else { Start::Run };
         let survey = registry.survey();
-        let needs = Needs { cpu_model: cpu.to_owned(), ..Needs::default() };
+        let needs = Needs { cpu_model: cpu.clone(), ..Needs::default() };
         let mut names = Vec::new();
         for name in accel.iter().map(|name| name.trim()) {
             match name {
@@ -164,7 +146,8 @@ impl Field {
                         }
                     }
                     let probe = survey.probes().find(|(descriptor, _)| descriptor.id == id);
-                    field.subjects.push(Subject::ours(id.0, probe.map(|(_, probe)| probe), worker, cpu));
+                    let ours = Subject::ours(id.0, probe.map(|(_, probe)| probe), &start, cpu);
+                    field.add_with_builds(ours, &builds, cpu);
                 }
                 Err(error @ (ChooseError::Unavailable(_) | ChooseError::NotBuilt { .. })) => {
                     field.missing.push(Missing { name, reason: error.to_string() });
@@ -179,14 +162,14 @@ impl Field {
                 Err(error) => return Err(error.into()),
             }
         }
-        for peer in peers {
-            field.add_peer(*peer);
+        for peer in options.peer.iter().filter(|peer| peer.build().is_none()) {
+            field.add_peer(peer);
         }
         let skipped = || field.missing.iter().map(|one| (one.name.clone(), one.reason.clone())).collect();
         if field.subjects.is_empty() {
             return Err(Error::NoSubject { skipped: skipped() });
         }
-        if native {
+        if options.native {
             field.subjects.push(Subject {
                 name: "native".to_owned(),
                 about: "the host itself, without a guest".to_owned(),
@@ -199,32 +182,55 @@ impl Field {
         Ok(field)
     }
 
-    fn add_peer(&mut self, peer: Peer) {
-        let missing = |reason: String| Missing { name: peer.name().to_owned(), reason };
+    /// Adds one of our backends, and behind it the same of each other build.
+    fn add_with_builds(&mut self, ours: Subject, builds: &[Build], cpu: &str) {
+        let backend = ours.name.clone();
+        // Runs are as long on both sides as what was measured of ours makes them.
+        let ring0_ns = ours.ring0_ns;
+        self.subjects.push(ours);
+        for build in builds {
+            let name = build.subject(&backend);
+            let (path, label) = (build.path.clone(), build.label.clone());
+            match build.backend(&backend, cpu) {
+                Ok(entry) => self.subjects.push(Subject {
+                    name,
+                    about: format!("{}, {}", build.version, path.display()),
+                    provider: entry.provider.clone(),
+                    quality: entry.quality.clone(),
+                    ring0_ns,
+                    kind: Kind::Build { backend: backend.clone(), label, path, cpu: cpu.to_owned() },
+                }),
+                Err(reason) => self.missing.push(Missing { name, reason }),
+            }
+        }
+    }
+
+    fn add_peer(&mut self, peer: &Peer) {
+        let missing = |reason: String| Missing { name: peer.name(), reason };
         let Some(version) = peer.version() else {
-            let package = if peer == Peer::Bochs { "bochs" } else { "qemu-system-x86" };
+            let package = if *peer == Peer::Bochs { "bochs" } else { "qemu-system-x86" };
             let reason = format!("{} is not installed (Debian: apt install {package})", peer.program());
             return self.missing.push(missing(reason));
         };
-        if peer == Peer::QemuKvm
+        if *peer == Peer::QemuKvm
             && let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm")
         {
             return self.missing.push(missing(format!("/dev/kvm cannot be opened: {error}")));
         }
         // What our probe of the same KVM found holds for it too.
-        let kvm = self.subjects.iter().find(|other| peer == Peer::QemuKvm && other.name == "kvm").cloned();
+        let kvm = self.subjects.iter().find(|other| *peer == Peer::QemuKvm && other.name == "kvm").cloned();
         let (kind, options) = match peer {
             Peer::Bochs => match bochs::Bochs::new() {
                 Ok(bochs) => (Kind::Bochs(Arc::new(bochs)), "boots from a disk".to_owned()),
                 Err(error) => return self.missing.push(missing(error.to_string())),
             },
             _ => {
-                let kvm = peer == Peer::QemuKvm;
+                let kvm = *peer == Peer::QemuKvm;
                 (Kind::Qemu { kvm }, qemu_options(kvm, true).join(" "))
             }
         };
         self.subjects.push(Subject {
-            name: peer.name().to_owned(),
+            name: peer.name(),
             about: format!("{version}, {options}"),
             provider: kvm.as_ref().and_then(|kvm| kvm.provider.clone()),
             quality: None,
@@ -235,7 +241,7 @@ impl Field {
 }
 
 impl Subject {
-    fn ours(name: &str, probe: Option<&Probe>, worker: &[OsString], cpu: &str) -> Self {
+    fn ours(name: &str, probe: Option<&Probe>, start: &Start, cpu: &str) -> Self {
         let available = match probe {
             Some(Probe::Available(available)) => Some(available),
             _ => None,
@@ -244,9 +250,9 @@ impl Subject {
             name: name.to_owned(),
             about: available.map_or_else(String::new, |found| found.detail.clone()),
             provider: available.and_then(|found| found.provider.clone()),
-            quality: available.map(|found| found.quality.name()),
+            quality: available.map(|found| found.quality.name().to_owned()),
             ring0_ns: available.and_then(|found| found.measured).map(|measured| measured.ring0_ns),
-            kind: Kind::Ours { worker: worker.to_vec(), cpu: cpu.to_owned() },
+            kind: Kind::Ours { start: start.clone(), cpu: cpu.to_owned() },
         }
     }
 
@@ -260,6 +266,29 @@ impl Subject {
         matches!(self.kind, Kind::Ours { .. })
     }
 
+    /// The other build that it belongs to.
+    pub fn build(&self) -> Option<BuildInfo> {
+        match &self.kind {
+            Kind::Build { backend, label, path, .. } => Some(BuildInfo {
+                label: label.clone(),
+                path: path.display().to_string(),
+                backend: backend.clone(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// How the exit status of the process that [`Self::command`] makes is read.
+    pub(crate) fn convention(&self) -> Convention {
+        match &self.kind {
+            Kind::Ours { start: Start::Worker(_), .. } => Convention::Worker,
+            Kind::Ours { start: Start::Run, .. } | Kind::Build { .. } => Convention::Run,
+            Kind::Qemu { .. } => Convention::Qemu,
+            Kind::Bochs(_) => Convention::Bochs,
+            Kind::Native => Convention::Native,
+        }
+    }
+
     /// It boots Linux, and nothing else.
     pub(crate) fn is_linux_only(&self) -> bool {
         matches!(self.kind, Kind::Bochs(_))
@@ -270,10 +299,11 @@ impl Subject {
         !matches!(self.kind, Kind::Bochs(_))
     }
 
-    /// `backend`, `peer` or `native`.
+    /// `backend`, `build`, `peer` or `native`.
     pub fn kind(&self) -> &'static str {
         match self.kind {
             Kind::Ours { .. } => "backend",
+            Kind::Build { .. } => "build",
             Kind::Qemu { .. } | Kind::Bochs(_) => "peer",
             Kind::Native => "native",
         }
@@ -288,10 +318,11 @@ impl Subject {
         let mut command = match &self.kind {
             Kind::Native => return Err("a guest needs a machine".to_owned()),
             Kind::Bochs(bochs) => return bochs.command(guest),
-            Kind::Ours { worker, cpu } => {
-                // This very file, even if it has been replaced since.
-                let mut command = Command::new("/proc/self/exe");
-                command.args(worker).args([
+            Kind::Build { backend, path, cpu, .. } => build::run(path, backend, cpu, guest),
+            Kind::Ours { start: Start::Run, cpu } => build::run(SELF.as_ref(), &self.name, cpu, guest),
+            Kind::Ours { start: Start::Worker(words), cpu } => {
+                let mut command = Command::new(SELF);
+                command.args(words).args([
                     "--accel",
                     &self.name,
                     "--cpu",

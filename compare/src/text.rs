@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
+use crate::beside::{self, Beside};
 use crate::jobs::GROUPS;
 use crate::report::{Report, Row, Side, Status};
-use crate::stats::significant;
+use crate::stats::{Estimate, significant};
 use crate::table::Table;
 
 /// The whole text.
@@ -22,6 +23,9 @@ pub fn text(report: &Report) -> String {
         for line in means(report, &rows) {
             let _ = writeln!(out, "{line}");
         }
+    }
+    for table in beside::tables(report) {
+        let _ = write!(out, "\nbeside {}: {}\n\n{}", table.label, beside::MEANING, beside_table(&table));
     }
     let _ = writeln!(out);
     for line in missing(report).iter().chain(&facts(report)) {
@@ -119,6 +123,16 @@ fn group_table(report: &Report, rows: &[&Row]) -> String {
     table.text()
 }
 
+fn beside_table(beside: &Beside<'_>) -> String {
+    let columns = beside.backends.iter().flat_map(|name| [*name, "95 % interval"]);
+    let mut table = Table::new(1, ["guest"].into_iter().chain(columns));
+    for line in beside.lines.iter().chain(&beside.means) {
+        let words = line.words().flat_map(|(value, interval)| [value, interval]);
+        table.row([line.name.clone()].into_iter().chain(words));
+    }
+    table.text()
+}
+
 /// Geometric means of groups with several rows.
 pub(crate) fn means(report: &Report, rows: &[&Row]) -> Vec<String> {
     let mut lines = Vec::new();
@@ -196,9 +210,14 @@ pub fn csv(report: &Report) -> String {
         false => text.to_owned(),
     };
     let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    let this_build = |ratio: Option<Estimate>| {
+        let interval = ratio.and_then(|ratio| ratio.interval);
+        [ratio.map(|ratio| ratio.value), interval.map(|(low, _)| low), interval.map(|(_, high)| high)]
+            .map(number)
+    };
     let mut out = String::from(
         "group,guest,subject,status,unit,rounds,median,min,max,base,ratio,ratio_low,ratio_high,rss_bytes,peak_bytes,\
-         reason\n",
+         reason,this_build,this_build_low,this_build_high\n",
     );
     for (row, cell) in report.cells() {
         let status = serde_json::to_value(cell.status).ok();
@@ -221,7 +240,14 @@ pub fn csv(report: &Report) -> String {
             number(cell.memory(|memory| Some(memory.peak))),
             cell.reason.clone().unwrap_or_default(),
         ];
-        out += &line.map(|field| quote(&field)).join(",");
+        let fields = line.into_iter().chain(this_build(cell.this_build));
+        out += &fields.map(|field| quote(&field)).collect::<Vec<_>>().join(",");
+        out.push('\n');
+    }
+    for mean in &report.builds {
+        let names = [mean.group.as_str(), "geometric mean", mean.subject.as_str(), "ok"].map(quote);
+        out += &format!("{}{}", names.join(","), ",".repeat(12));
+        out += &this_build(Some(mean.ratio)).map(|field| format!(",{field}")).concat();
         out.push('\n');
     }
     out
@@ -275,9 +301,30 @@ mod tests {
         let text = csv(&report(vec![vec![cell("a", &[2.0, 2.0]), cell("peer", &[1.0, 1.0]), b]]));
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 4);
-        assert_eq!(lines[1], "micro,micro/row0,a,ok,cycles,2,2,2,2,peer,2,2,2,,,");
-        assert!(lines[3].ends_with(",\"too \"\"slow\"\", it is\""), "{}", lines[3]);
+        assert_eq!(lines[1], "micro,micro/row0,a,ok,cycles,2,2,2,2,peer,2,2,2,,,,,,");
+        assert!(lines[3].ends_with(",\"too \"\"slow\"\", it is\",,,"), "{}", lines[3]);
         let columns = lines[0].split(',').count();
         assert!(lines[1..3].iter().all(|line| line.split(',').count() == columns));
+    }
+
+    #[test]
+    fn other_builds_have_a_table_and_columns() {
+        let report = beside::tests::report();
+        let text = text(&report);
+        let table = text.split("\nbeside ").nth(1).unwrap();
+        assert!(table.starts_with("o<ld: ") && table.contains("below 1"), "{text}");
+        let line = |start: &str| table.lines().find(|line| line.starts_with(start)).unwrap();
+        assert!(
+            line("micro/row0 ")
+                .split_whitespace()
+                .eq("micro/row0 2.00 2.00 to 2.00 1.00 1.00 to 1.00".split(' '))
+        );
+        assert!(line("geometric mean, all: 2 rows").contains("2.00 to 2.00"), "{text}");
+        let csv = csv(&report);
+        let columns = |line: &str| line.split(',').map(str::to_owned).collect::<Vec<_>>();
+        assert!(csv.lines().all(|line| columns(line).len() == 19), "{csv}");
+        assert_eq!(columns(csv.lines().nth(2).unwrap())[16..], ["2", "2", "2"]);
+        let means = csv.lines().filter(|line| line.contains(",geometric mean,")).count();
+        assert_eq!(means, report.builds.len());
     }
 }

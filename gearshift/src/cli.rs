@@ -48,6 +48,8 @@ Examples:
           Some guests on some backends
   gearshift compare boot --json new.json --against old.json
           What has become slower beyond noise
+  gearshift compare boot micro --accel jit --cpu x86-64-v3 --peer gearshift=old/gearshift
+          This build and another one, pair by pair
   gearshift compare ./kernel.elf --cmdline n=5
           A kernel of your own, on every backend";
 
@@ -86,7 +88,7 @@ pub(crate) enum Command {
     },
     /// Run the same guests on every backend, beside peers and the host, and show times, ratios and disagreements
     ///
-    /// Each run is a process pinned to one core; rounds are interleaved (A B C A B C) after a warm-up. A ratio comes with
+    /// Each run is a process pinned to one core; rounds are interleaved (A B C C B A) after a warm-up. A ratio comes with
     /// its 95 % confidence interval. What could not run is marked with the reason. Ctrl-c ends the measuring, and what
     /// there is is shown and written.
     #[command(after_help = after_compare_help())]

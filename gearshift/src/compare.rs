@@ -38,7 +38,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
         stop: &stop,
         say: &|line| say(line),
     };
-    let findings = ::compare::compare(options, &caller)?;
+    // What was asked of another build may have been interrupted.
+    let findings = ::compare::compare(options, &caller).inspect_err(|_| caught.die())?;
     stdio::print(::compare::text(&findings.report))?;
     if let Some(changes) = &findings.changes {
         let lines: String = changes.lines(options.floor()).iter().map(|line| format!("{line}\n")).collect();
@@ -77,9 +78,11 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::Machine(_) => ExitCode::Cpu,
-            Error::Guest { .. } | Error::Base { .. } | Error::Usage(_) | Error::Core { .. } => {
-                ExitCode::Usage
-            }
+            Error::Guest { .. }
+            | Error::Base { .. }
+            | Error::Build { .. }
+            | Error::Usage(_)
+            | Error::Core { .. } => ExitCode::Usage,
             Error::Accelerator(_) | Error::NoSubject { .. } => ExitCode::Accelerator,
             Error::Output { .. } | Error::Against { .. } => ExitCode::Report,
             _ => ExitCode::Host,

@@ -66,6 +66,16 @@ fn what_cannot_be_is_refused_before_anything_runs() {
     refused(&["start", "--base", "native"], USAGE, &["`native`", "interp"]);
     refused(&["start", "--core", "1023"], USAGE, &["1023", "--core"]);
     refused(&["start", "--peer", "vax"], USAGE, &["vax", "qemu-tcg"]);
+    for (path, reason) in [
+        ("/nonexistent/gearshift", "No such file"),
+        ("/etc/passwd", "Permission denied"),
+        ("/", "Permission denied"),
+        ("/bin/sh", "--version"),
+    ] {
+        let line = ["cannot take part as another build", "gearshift=PATH", reason];
+        refused(&["start", "--peer", &format!("qemu-tcg,gearshift={path}")], USAGE, &line);
+    }
+    refused(&["start", "--peer", "gearshift="], USAGE, &["gearshift=", "qemu-tcg", "gearshift=PATH"]);
     refused(&["start", "--accel", "warp"], ACCELERATOR, &["`warp`", "interp"]);
     refused(&["start", "--accel", "kvm"], ACCELERATOR, &["nothing to compare", "kvm", "/nonexistent/kvm"]);
     refused(&["start", "--cpu", "z80"], CPU, &["z80"]);
@@ -103,6 +113,56 @@ fn a_guest_that_behaves_gives_a_table_and_all_files() {
     assert!(
         page.starts_with("<!DOCTYPE html>") && page.contains(path(&kernel)) && page.ends_with("</html>\n")
     );
+}
+
+/// The other build is this one again, named twice by different ways, so every ratio is one of equals.
+#[test]
+fn another_build_runs_every_guest_beside_this_one() {
+    // Exits that only `run`'s exit code tells: mov dx, 0xf4; mov al, 3; out dx, al.
+    let (hello, exit) = (file(&pvh_elf(HELLO)), file(&pvh_elf(b"\x66\xba\xf4\0\xb0\x03\xee")));
+    let folder = tempfile::tempdir().unwrap();
+    let name = |end: &str| folder.path().join(end).display().to_string();
+    let program = env!("CARGO_BIN_EXE_gearshift");
+    std::os::unix::fs::symlink(program, name("link")).unwrap();
+    let peers = format!("gearshift={program},gearshift={}", name("link"));
+    let files = ["json", "csv", "html", "markdown"].map(|kind| (format!("--{kind}"), name(kind)));
+    let files: Vec<&str> = files.iter().flat_map(|(option, path)| [option.as_str(), path]).collect();
+    let words = [path(&hello), path(&exit), "--peer", &peers, "--cpu", "x86-64-v2"];
+    let output = compare(&[&words[..], &files[..]].concat());
+    assert_eq!(code(&output), Some(0), "{}", stderr(&output));
+
+    let report = json(name("json").as_ref());
+    let names: Vec<_> = report["subjects"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    let folder = std::path::Path::new(program).parent().unwrap().file_name().unwrap().to_str().unwrap();
+    let label = format!("{folder}/gearshift");
+    assert_eq!(names, ["interp", &format!("interp@{label}")]);
+    assert_eq!(report["subjects"][1]["kind"], "build");
+    for (row, end) in [(0, "power-off"), (1, "debug exit 3")] {
+        let cells = &report["rows"][row]["cells"];
+        assert_eq!(
+            (&cells[0]["answers"][0]["end"], &cells[1]["answers"][0]["end"]),
+            (&end.into(), &end.into())
+        );
+        // Both in every round: a ratio a round, so there is an interval.
+        assert!(cells[0]["this_build"].is_null() && cells[1]["this_build"]["interval"].is_array(), "{cells}");
+    }
+    let mean = &report["builds"][0];
+    assert_eq!(
+        (&mean["backend"], &mean["rows"], &mean["group"]),
+        (&"interp".into(), &2.into(), &"file".into())
+    );
+
+    let table = stdout(&output);
+    let beside = table.split_once(&format!("\nbeside {label}: ")).unwrap().1;
+    for word in [path(&hello), path(&exit), "geometric mean, file: 2 rows", "below 1 this build is faster"] {
+        assert!(beside.contains(word), "no {word} in {table}");
+    }
+    let read = |kind: &str| std::fs::read_to_string(name(kind)).unwrap();
+    assert!(
+        read("csv").lines().last().unwrap().starts_with(&format!("file,geometric mean,interp@{label},ok,"))
+    );
+    assert!(read("html").contains(&format!("<h2>Beside {label}</h2>")));
+    assert!(read("markdown").contains(&format!("### Beside `{label}`")));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use chart::{Bars, Part, Timeline, Words};
 
 use crate::against::Changes;
+use crate::beside::{self, Beside};
 use crate::report::{Cell, Report, Row, Status};
 use crate::stats::significant;
 use crate::text;
@@ -66,6 +67,9 @@ pub fn html(report: &Report, changes: Option<&Changes>, floor: f64) -> String {
     }
     for (group, rows) in report.groups() {
         section(&mut out, report, group, &rows);
+    }
+    for table in beside::tables(report) {
+        other_build(&mut out, &table);
     }
     not_run(&mut out, report);
     facts(&mut out, report);
@@ -249,6 +253,52 @@ fn table(out: &mut String, report: &Report, group: &str, rows: &[&Row]) {
     let _ = write!(out, "</tbody>\n</table>\n</div>\n");
 }
 
+/// This build beside another one.
+fn other_build(out: &mut String, beside: &Beside<'_>) {
+    let title = format!("Beside {}", beside.label);
+    let _ = writeln!(
+        out,
+        "<h2>{}</h2>\n<p class=\"soft\">{}: {}.</p>",
+        escape(&title),
+        escape(beside.path),
+        beside::MEANING
+    );
+    let bars = |line: &beside::Line| Bars {
+        name: line.name.clone(),
+        bars: (0..).zip(&line.ratios).filter_map(|(n, ratio)| Some((n, (*ratio)?))).collect(),
+    };
+    let words = Words {
+        title: &format!("{title}: {}", beside::MEANING),
+        description: "A bar to the right of the dashed line: this build is slower; to the left: it is faster. The thin \
+                      lines are 95 % confidence intervals. The table below has the numbers.",
+    };
+    figure(
+        out,
+        &chart::bars(words, &beside.backends, &beside.lines.iter().map(bars).collect::<Vec<_>>(), Some(1.0)),
+    );
+    let columns = beside
+        .backends
+        .iter()
+        .map(|name| format!("<th scope=\"col\">{}</th><th scope=\"col\">interval</th>", escape(name)));
+    let _ = write!(
+        out,
+        "<div class=\"scroll\">\n<table>\n<caption>{}</caption>\n<thead><tr><th class=\"name\" scope=\"col\">guest</th>\
+         {}</tr></thead>\n<tbody>\n",
+        escape(&title),
+        columns.collect::<String>()
+    );
+    for line in beside.lines.iter().chain(&beside.means) {
+        let cells = line.words().map(|(value, interval)| format!("<td>{value}</td><td>{interval}</td>"));
+        let _ = writeln!(
+            out,
+            "<tr><th class=\"name\" scope=\"row\">{}</th>{}</tr>",
+            escape(&line.name),
+            cells.collect::<String>()
+        );
+    }
+    let _ = write!(out, "</tbody>\n</table>\n</div>\n");
+}
+
 /// The beginning of a reason; all of it is in the list below.
 fn brief(reason: &str) -> String {
     const SHOWN: usize = 90;
@@ -302,7 +352,7 @@ fn facts(out: &mut String, report: &Report) {
     let _ = writeln!(out, "</dl>");
     paragraphs(
         out,
-        &["Rounds are interleaved (A B C A B C). A ratio is the geometric mean of the ratios of each round, its interval \
+        &["Rounds are interleaved (A B C C B A). A ratio is the geometric mean of the ratios of each round, its interval \
            the 95 % confidence interval by Student's t distribution of their logarithms."
             .to_owned()],
     );
@@ -384,6 +434,13 @@ mod tests {
         assert!(page.contains("boot: times as long as peer") && page.contains("timeline"));
         assert!(page.contains("nanoseconds an event"));
         assert!(page.contains("prefers-color-scheme: dark"));
+    }
+
+    #[test]
+    fn other_builds_have_a_plot_and_a_table() {
+        let page = html(&beside::tests::report(), None, 0.03);
+        assert_well_formed(&page);
+        assert!(page.contains("<h2>Beside o&lt;ld</h2>") && page.contains("geometric mean, all: 2 rows"));
     }
 
     #[test]
