@@ -22,10 +22,11 @@ use crate::sys::host;
 use crate::vcpu::KvmVcpu;
 use crate::{cpuid, msr};
 
-/// Three pages below 4 GiB that KVM needs on Intel processors without unrestricted guests; the machine has no RAM there.
-const TSS_ADDRESS: usize = 0xfffb_d000;
+/// Three pages that KVM needs on Intel processors without unrestricted guests. The machine has neither RAM nor devices
+/// there, and they leave the last 16 MiB below 4 GiB to a ROM.
+const TSS_ADDRESS: usize = 0xfeff_d000;
 /// One page for the same.
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfeff_c000;
 
 /// What KVM does otherwise than processors, for old guests' sake, and does not for ours: it unmasks LINT0 at reset, answers
 /// where the local APIC is not, counts RIP on early at port 0x7e, rewrites the other vendor's hypercall instruction in the

@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use accel_api::{AccelError, Accelerator, CpuModel, CpuState, GuestRam, VmSpec};
+use accel_api::{AccelError, Accelerator, Access, CpuModel, CpuState, GuestRam, VmSpec};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::boot::{self, BootError, BootSpec, Source};
+use crate::boot::{self, BootError, BootSpec, MemoryImage, OpenImage, Source};
 use crate::chipset::{ACPI_HARDWARE, Chipset, ChipsetSpec, Sink};
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::Control;
@@ -25,11 +25,24 @@ pub struct MachineBuilder {
     memory: u64,
     model: String,
     accelerator: Option<Arc<dyn Accelerator>>,
-    kernel: Option<Source>,
+    boot: Option<Boot>,
     initrd: Option<Source>,
     cmdline: String,
     console: Sink,
     debug_console: Option<Sink>,
+}
+
+/// What a machine starts with.
+#[derive(Debug)]
+enum Boot {
+    Kernel(Source),
+    Image(MemoryImage),
+}
+
+/// The same with files opened.
+enum OpenBoot<'a> {
+    Kernel(BootSpec<'a>),
+    Image(OpenImage<'a>),
 }
 
 impl Default for MachineBuilder {
@@ -39,7 +52,7 @@ impl Default for MachineBuilder {
             memory: 512 * MIB,
             model: DEFAULT_MODEL.to_owned(),
             accelerator: None,
-            kernel: None,
+            boot: None,
             initrd: None,
             cmdline: String::new(),
             console: Box::new(io::sink()),
@@ -73,9 +86,15 @@ impl MachineBuilder {
         self
     }
 
-    /// The kernel: a path, or bytes.
+    /// The kernel: a path, or bytes. Takes the place of a memory image.
     pub fn kernel(mut self, kernel: impl Into<Source>) -> Self {
-        self.kernel = Some(kernel.into());
+        self.boot = Some(Boot::Kernel(kernel.into()));
+        self
+    }
+
+    /// Memory contents to start with in the place of a kernel: a ROM, or a program that no boot protocol of ours enters.
+    pub fn memory_image(mut self, image: MemoryImage) -> Self {
+        self.boot = Some(Boot::Image(image));
         self
     }
 
@@ -121,6 +140,21 @@ impl MachineBuilder {
         Ok((map, accelerator, model))
     }
 
+    /// What to start with, its files opened.
+    fn open(&self, map: &MemoryMap) -> Result<OpenBoot<'_>, MachineError> {
+        match self.boot.as_ref().ok_or(MachineError::NoKernel)? {
+            Boot::Kernel(kernel) => Ok(OpenBoot::Kernel(BootSpec {
+                kernel,
+                initrd: self.initrd.as_ref(),
+                cmdline: &self.cmdline,
+                rsdp: ACPI_AREA,
+            })),
+            Boot::Image(_) if self.initrd.is_some() => Err(MachineError::NotForImage("initrd")),
+            Boot::Image(_) if !self.cmdline.is_empty() => Err(MachineError::NotForImage("command line")),
+            Boot::Image(image) => Ok(OpenBoot::Image(image.open(map)?)),
+        }
+    }
+
     /// Builds the machine: memory, devices, kernel, vCPUs. Nothing runs until [`Machine::resume`].
     ///
     /// # Errors
@@ -130,20 +164,32 @@ impl MachineBuilder {
         let tsc = TscFrequency::of_host();
         let (map, accelerator, model) = self.plan(tsc.khz)?;
         let model = Arc::new(model);
-        let kernel = self.kernel.ok_or(MachineError::NoKernel)?;
+        let boot = self.open(&map)?;
 
-        let ram = Arc::new(GuestRam::new(&map.ram_regions())?);
-        let spec = BootSpec {
-            kernel: &kernel,
-            initrd: self.initrd.as_ref(),
-            cmdline: &self.cmdline,
-            rsdp: ACPI_AREA,
-        };
-        let boot_state = boot::load(&ram, &map, &spec)?;
+        let mut regions: Vec<_> =
+            map.ram_regions().into_iter().map(|(gpa, len)| (gpa, len, Access::ReadWrite)).collect();
+        if let OpenBoot::Image(image) = &boot {
+            regions.extend(image.roms().map(|(gpa, len)| (gpa, len, Access::ReadOnly)));
+        }
+        regions.sort_by_key(|&(gpa, ..)| gpa);
+        let layout: Vec<_> = regions.iter().map(|&(gpa, len, _)| (gpa, len)).collect();
+        let ram = Arc::new(GuestRam::new(&layout)?);
+        // First, since an image may have contents of its own there.
         let tables = acpi::tables(ACPI_AREA, self.cpus, &ACPI_HARDWARE);
         ram.memory()
             .write_slice(&tables, GuestAddress(ACPI_AREA))
             .map_err(|_| BootError::NoRam { gpa: ACPI_AREA })?;
+        let first = match boot {
+            OpenBoot::Kernel(spec) => boot::load(&ram, &map, &spec)?,
+            OpenBoot::Image(image) => image.load(&ram)?,
+        };
+        // Memory types are the same on all processors (Intel SDM vol. 3, 12.11.8).
+        let others = (1..self.cpus).map(|id| {
+            let mut state = CpuState::reset(id);
+            state.msrs.mtrr = first.msrs.mtrr.clone();
+            state
+        });
+        let states = [first.clone()].into_iter().chain(others).collect();
 
         let clock = Arc::new(VmClock::new(tsc.khz));
         let timers = Timers::new(clock.clone());
@@ -158,10 +204,9 @@ impl MachineBuilder {
             debug_console: self.debug_console,
         })?;
         let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;
-        let others = (1..self.cpus).map(boot::firmware_state);
-        let states: Vec<CpuState> = [boot_state].into_iter().chain(others).collect();
         let accel = accelerator.id();
-        Machine::assemble(Parts { vm, accel, chipset, timers, clock, control, ram, tsc, states })
+        let access = regions.iter().map(|&(.., access)| access).collect();
+        Machine::assemble(Parts { vm, accel, chipset, timers, clock, control, ram, access, tsc, states })
     }
 
     /// Builds the machine and lets it run.
@@ -207,6 +252,7 @@ impl std::fmt::Debug for MachineBuilder {
             .field("memory", &self.memory)
             .field("model", &self.model)
             .field("accelerator", &self.accelerator)
+            .field("boot", &self.boot)
             .field("cmdline", &self.cmdline)
             .finish_non_exhaustive()
     }

@@ -1,6 +1,6 @@
 //! The machine model: a PC that runs on any accelerator.
 //!
-//! 1. [`MachineBuilder`] describes a machine: vCPUs, memory, CPU model, kernel, console, and the
+//! 1. [`MachineBuilder`] describes a machine: vCPUs, memory, CPU model, kernel or [`MemoryImage`], console, and the
 //!    [`Accelerator`](accel_api::Accelerator) that executes it. [`Registry`] knows the accelerators there are.
 //! 2. [`Machine`] runs it. Each vCPU has a thread ([`vcpu_thread`]), which calls into the devices through
 //!    [`bus`]; the timers share one thread; the console's output has another.
@@ -43,7 +43,7 @@ mod vm;
 #[cfg(test)]
 mod vm_tests;
 
-pub use boot::Source;
+pub use boot::{MemoryImage, Source};
 pub use builder::{DEFAULT_MODEL, MachineBuilder};
 pub use chipset::{ChipsetError, Sink};
 pub use choice::{AccelChoice, ChooseError, Chosen, Needs, PassedOver, Survey};

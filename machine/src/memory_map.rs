@@ -5,11 +5,13 @@
 //! 000a_0000 .. 000c_0000   VGA window: nothing answers
 //! 000c_0000 .. 0010_0000   RAM in the place of the ROMs, reserved; the ACPI tables start at 000e_0000
 //! 0010_0000 .. c000_0000   RAM, as much as there is
-//! c000_0000 .. 1_0000_0000 device memory: IOAPIC at fec0_0000, local APICs at fee0_0000
+//! c000_0000 .. 1_0000_0000 device memory: IOAPIC at fec0_0000, local APICs at fee0_0000; from ff00_0000 on an
+//!                          embedder's ROM, if there is one
 //! 1_0000_0000 ..           RAM beyond 3 GiB
 //! ```
 
 use std::fs;
+use std::ops::Range;
 
 use accel_api::PHYS_BITS;
 
@@ -35,6 +37,8 @@ pub const DEVICE_HOLE: u64 = 3 * GIB;
 pub const HIGH_RAM: u64 = 4 * GIB;
 /// Local APIC registers of every vCPU.
 pub const LAPIC_BASE: u64 = 0xfee0_0000;
+/// IOAPIC, local APICs with the window of interrupt messages, and pages that KVM needs on some processors.
+pub const CHIPSET: Range<u64> = 0xfec0_0000..0xff00_0000;
 
 /// Least memory a machine can have: the first mebibyte is half reserved.
 pub const MIN_MEMORY: u64 = 2 * MIB;
@@ -136,6 +140,13 @@ impl MemoryMap {
         regions
     }
 
+    /// Whether `range` holds neither RAM nor devices, and the guest can address it.
+    pub fn is_free(&self, range: &Range<u64>) -> bool {
+        let apart = |other: Range<u64>| range.end <= other.start || other.end <= range.start;
+        let ram = self.ram_regions().into_iter().map(|(gpa, len)| gpa..gpa + len);
+        range.start < range.end && range.end <= 1 << PHYS_BITS && ram.chain([CHIPSET]).all(apart)
+    }
+
     /// What the guest is told, in ascending order (E820; PVH memory map).
     pub fn guest_ranges(&self) -> Vec<MapRange> {
         let range = |start, end: u64, kind| MapRange { start, len: end - start, kind };
@@ -200,6 +211,24 @@ mod tests {
         assert_eq!(error, MemorySizeError::BeyondHost { bytes: host + MIB, host });
         assert_eq!(parse_mem_total("MemFree: 1 kB\nMemTotal:       2048 kB\n"), Some(2 << 20));
         assert_eq!(parse_mem_total("MemTotal: lots"), None);
+    }
+
+    #[test]
+    fn what_is_free_has_neither_ram_nor_devices() {
+        let map = MemoryMap::new(4 * GIB).unwrap();
+        let free = |start, end| map.is_free(&(start..end));
+        assert!(free(0xffff_0000, HIGH_RAM) && free(0xff00_0000, HIGH_RAM) && free(VGA_HOLE, ROM_AREA));
+        assert!(free(DEVICE_HOLE, CHIPSET.start) && free(HIGH_RAM + GIB, 1 << PHYS_BITS));
+        for (start, end) in [
+            (0xffff_0000, HIGH_RAM + 1),
+            (0xfeff_f000, HIGH_RAM),
+            (LAPIC_BASE, LAPIC_BASE + 0x1000),
+            (0xf_0000, 0x10_0000),
+            (HIGH_RAM + GIB, (1 << PHYS_BITS) + 1),
+            (DEVICE_HOLE, DEVICE_HOLE),
+        ] {
+            assert!(!free(start, end), "{start:#x}..{end:#x}");
+        }
     }
 
     #[test]

@@ -41,8 +41,11 @@ pub enum MachineError {
     #[error(transparent)]
     Model(#[from] accel_api::UnknownModel),
     /// Nothing to boot.
-    #[error("no kernel given: a machine needs one to boot")]
+    #[error("no kernel given: a machine needs one to boot, or a memory image")]
     NoKernel,
+    /// A memory image, with what only a kernel takes.
+    #[error("a memory image takes no {0}: leave it away, or give a kernel")]
+    NotForImage(&'static str),
     /// No backend given.
     #[error("no accelerator given: choose one from a Registry")]
     NoAccelerator,
@@ -102,6 +105,8 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<VmClock>,
     pub(crate) control: Arc<Control>,
     pub(crate) ram: Arc<GuestRam>,
+    /// What the guest may do with each region of `ram`.
+    pub(crate) access: Vec<Access>,
     pub(crate) tsc: TscFrequency,
     /// First states, by vCPU.
     pub(crate) states: Vec<CpuState>,
@@ -115,9 +120,9 @@ impl Machine {
 
     /// Maps the memory, attaches the interrupts, binds the vCPUs. They are parked, time stands at 0.
     pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { vm, accel, chipset, timers, clock, control, ram, tsc, states } = parts;
-        for (slot, region) in (0..).zip(ram.regions()) {
-            vm.map(SlotId(slot), region, Access::ReadWrite)?;
+        let Parts { vm, accel, chipset, timers, clock, control, ram, access, tsc, states } = parts;
+        for (slot, (region, access)) in (0..).zip(ram.regions().iter().zip(access)) {
+            vm.map(SlotId(slot), region, access)?;
         }
         chipset.interrupts.attach(vm.interrupts())?;
         timers.start(chipset.timed.clone()).map_err(MachineError::Timers)?;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use accel_api::{Exit, Feature, IoSize, UnsupportedDetail, VcpuBus};
 use devices::Clock;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::fake::{FakeAccelerator, Guest, Step};
 use crate::memory_map::MIB;
-use crate::{GuestEnd, Machine, MachineBuilder, MachineError, Source};
+use crate::{GuestEnd, Machine, MachineBuilder, MachineError, MemoryImage, Source};
 
 /// A sink that remembers.
 #[derive(Clone, Default)]
@@ -390,6 +391,54 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     let narrow = || on(FakeAccelerator::named("narrow").without(&[Feature::Avx2, Feature::Xsaves]));
     let message = error(narrow().cpu_model("x86-64-v3"));
     assert!(message.contains("avx2") && !message.contains("xsaves"), "{message}");
+}
+
+#[test]
+fn memory_images_are_refused_where_they_cannot_lie() {
+    let bytes = |len: usize| Source::bytes("piece", vec![1; len]);
+    let machine = |image| guest(|_| Step::Halt).memory_image(image);
+    let error = |builder: MachineBuilder| builder.build().unwrap_err().to_string();
+    let refused = |image, why: &str| {
+        let message = error(machine(image));
+        assert!(message.contains("piece") && message.contains(why), "{message}");
+    };
+    let image = MemoryImage::new;
+    // What is fine: RAM to its last byte, ROM between RAM and devices, two ROMs side by side.
+    let fine =
+        image().ram(16 * MIB - 16, bytes(16)).rom(16 * MIB, bytes(4097)).rom(0xffff_d000, bytes(0x1000));
+    machine(fine.rom_below_4_gib(bytes(16))).build().unwrap();
+
+    refused(image().ram(16 * MIB - 15, bytes(16)), "no RAM there");
+    refused(image().ram(0xa_0000, bytes(1)), "no RAM there");
+    refused(image().ram(0x9_ffff, bytes(2)), "no RAM there");
+    refused(image().ram(u64::MAX, bytes(1)), "beyond the last address");
+    refused(image().ram(u64::MAX - 4096, bytes(2)), "beyond the last address");
+    refused(image().ram(0, bytes(0)), "empty");
+    refused(image().rom(0xf_0000, bytes(16)), "neither RAM nor devices");
+    refused(image().rom(0xfee0_0000, bytes(16)), "neither RAM nor devices");
+    refused(image().rom(1 << 60, bytes(16)), "neither RAM nor devices");
+    refused(image().rom_below_4_gib(bytes(16 << 20 | 1)), "neither RAM nor devices");
+    refused(image().rom(0xffff_f000, bytes(16)).rom_below_4_gib(bytes(16)), "another ROM");
+    refused(image().ram(0, "/no/such/piece"), "/no/such/piece");
+
+    assert!(error(machine(image()).initrd(bytes(1))).contains("takes no initrd"));
+    assert!(error(machine(image()).cmdline("quiet")).contains("takes no command line"));
+}
+
+/// The later piece of RAM wins, and either does over the ACPI tables.
+#[test]
+fn memory_images_fill_ram_in_order() {
+    let bytes = |b: u8| Source::bytes("piece", vec![b; 8]);
+    let image = MemoryImage::new().ram(0xe_0000, bytes(1)).ram(0xe_0004, bytes(2)).rom_below_4_gib(bytes(3));
+    let machine = guest(|_| Step::Halt).memory(16 * MIB).memory_image(image).build().unwrap();
+    let read = |gpa| {
+        let mut found = [0; 12];
+        machine.ram().memory().read_slice(&mut found, GuestAddress(gpa)).unwrap();
+        found
+    };
+    assert_eq!(read(0xe_0000), [1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]);
+    assert_eq!(read(0xffff_fff4), [0xff, 0xff, 0xff, 0xff, 3, 3, 3, 3, 3, 3, 3, 3]);
+    assert_eq!(read(0xffff_f000), [0xff; 12]);
 }
 
 #[test]

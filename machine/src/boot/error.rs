@@ -12,6 +12,8 @@ pub enum Role {
     Kernel,
     /// The initial RAM disk.
     Initrd,
+    /// A part of a [`MemoryImage`](super::MemoryImage).
+    Piece,
 }
 
 impl fmt::Display for Role {
@@ -19,6 +21,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Kernel => "kernel",
             Self::Initrd => "initrd",
+            Self::Piece => "memory image",
         })
     }
 }
@@ -145,6 +148,18 @@ pub enum BootError {
     /// A NUL would end the command line early.
     #[error("the command line contains a NUL byte: remove it")]
     CmdlineNul,
+    /// A part of a [`MemoryImage`](super::MemoryImage) that lies where it cannot.
+    #[error("memory image `{name}` of {len} bytes cannot lie at {gpa:#x}: {why}")]
+    Misplaced {
+        /// Its name.
+        name: String,
+        /// Its guest-physical address.
+        gpa: u64,
+        /// Its bytes.
+        len: u64,
+        /// What is in the way, and what would help.
+        why: &'static str,
+    },
     /// The memory handed in does not match its map.
     #[error("there is no RAM at {gpa:#x}, where the boot protocol needs some")]
     NoRam {

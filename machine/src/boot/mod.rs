@@ -7,6 +7,7 @@
 //! 2. Files are untrusted: every offset, size and address in them is checked before it is used.
 //! 3. Files are read straight into guest memory, and nothing of them is kept.
 //! 4. The lowest 640 KiB hold what the protocols hand over, at the addresses of [`layout`].
+//! 5. An embedder who has something else to start puts it into memory itself, with a [`MemoryImage`].
 
 mod bzimage;
 mod cpu;
@@ -14,6 +15,7 @@ mod elf;
 mod error;
 mod image;
 mod linux;
+mod memory_image;
 mod pvh;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,6 +25,8 @@ use accel_api::{CpuState, GuestRam};
 pub use cpu::firmware_state;
 pub use error::{BootError, Role};
 pub use image::Source;
+pub use memory_image::MemoryImage;
+pub(crate) use memory_image::OpenImage;
 
 use crate::memory_map::MemoryMap;
 use image::Image;
