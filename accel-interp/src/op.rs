@@ -8,6 +8,8 @@
 //! Handlers do not maintain RIP: it is [`Cpu::code_page`] plus the op's offset, and only computed where it is needed.
 #![allow(unsafe_code)] // ops address the vCPU by byte offset and chain by raw pointer; `Step` is where that is confined
 
+use std::marker::PhantomData;
+
 use iced_x86::Instruction;
 use x86_core::alu::{ArithFlags, Word};
 use x86_core::exec::ExecFn;
@@ -82,51 +84,67 @@ pub(crate) struct Generic {
 /// block that the engine keeps until then; every op but a block's last, which stands for no instruction, is followed by
 /// another; the offsets in an op
 /// are those of fields of [`Cpu`], as `lower` computes them.
-#[derive(Clone, Copy)]
-pub(crate) struct Step {
+///
+/// Not `Copy`, and what it lends of the vCPU and the engine it lends by its own borrow: two exclusive references to one of
+/// them cannot be had.
+pub(crate) struct Step<'block> {
     cpu: *mut Cpu,
+    /// Not a reference: the step goes on to the ops behind it, where a reference to one does not reach.
     op: *const Op,
     engine: *mut Engine,
+    block: PhantomData<&'block Op>,
 }
 
-impl Step {
+impl<'block> Step<'block> {
     /// # Safety
-    /// The arguments must be those of a handler (see the invariant).
+    /// The arguments must be those of a handler (see the invariant), and there must be one `Step` of them at a time.
     #[inline(always)]
     pub(crate) unsafe fn new(cpu: *mut Cpu, op: *const Op, engine: *mut Engine) -> Self {
-        Self { cpu, op, engine }
+        Self { cpu, op, engine, block: PhantomData }
     }
 
     #[inline(always)]
-    pub(crate) fn op(self) -> &'static Op {
-        // SAFETY: the invariant; the reference does not outlive the handler, which copies what it keeps.
+    pub(crate) fn op(&self) -> &'block Op {
+        // SAFETY: the invariant: the block outlives the handler.
         unsafe { &*self.op }
     }
 
     #[inline(always)]
-    #[allow(clippy::mut_from_ref)] // `Step` stands for the exclusive reference
-    pub(crate) fn cpu<'a>(self) -> &'a mut Cpu {
+    pub(crate) fn cpu(&mut self) -> &mut Cpu {
         // SAFETY: the invariant.
         unsafe { &mut *self.cpu }
     }
 
     #[inline(always)]
-    #[allow(clippy::mut_from_ref)] // as `cpu`
-    pub(crate) fn engine<'a>(self) -> &'a mut Engine {
+    pub(crate) fn engine(&mut self) -> &mut Engine {
         // SAFETY: the invariant.
         unsafe { &mut *self.engine }
     }
 
+    /// Both at once.
+    #[inline(always)]
+    pub(crate) fn parts(&mut self) -> (&mut Cpu, &mut Engine) {
+        // SAFETY: the invariant; they are two.
+        unsafe { (&mut *self.cpu, &mut *self.engine) }
+    }
+
+    /// A field of the vCPU that is copied out.
+    #[inline(always)]
+    pub(crate) fn peek<T: Copy>(&self, field: impl FnOnce(&Cpu) -> T) -> T {
+        // SAFETY: the invariant.
+        field(unsafe { &*self.cpu })
+    }
+
     /// The field of `W` at byte offset `place`.
     #[inline(always)]
-    pub(crate) fn get<W: Word>(self, place: u16) -> W {
+    pub(crate) fn get<W: Word>(&self, place: u16) -> W {
         // SAFETY: the invariant: an aligned field of that width or wider (x86 is little endian); AH to BH are bytes.
         unsafe { self.cpu.cast::<u8>().add(place as usize).cast::<W>().read() }
     }
 
     /// Sets a register: a 32-bit result clears the upper half, narrower ones leave the rest alone.
     #[inline(always)]
-    pub(crate) fn set<W: Word>(self, place: u16, value: W) {
+    pub(crate) fn set<W: Word>(&mut self, place: u16, value: W) {
         // SAFETY: as in `get`; general registers are 64 bits wide.
         unsafe {
             let field = self.cpu.cast::<u8>().add(place as usize);
@@ -140,20 +158,19 @@ impl Step {
 
     /// A pointer to the field at byte offset `place`.
     #[inline(always)]
-    pub(crate) fn field<T>(self, place: u16) -> *mut T {
+    pub(crate) fn field<T>(&self, place: u16) -> *mut T {
         // SAFETY: the invariant.
         unsafe { self.cpu.cast::<u8>().add(place as usize).cast() }
     }
 
     #[inline(always)]
-    pub(crate) fn flags(self) -> &'static mut ArithFlags {
-        // SAFETY: the invariant.
-        unsafe { &mut (*self.cpu).flags }
+    pub(crate) fn flags(&mut self) -> &mut ArithFlags {
+        &mut self.cpu().flags
     }
 
     /// Linear address of the op's memory operand. With `X` it has an index (or a segment base in its place).
     #[inline(always)]
-    pub(crate) fn ea<const X: bool>(self) -> u64 {
+    pub(crate) fn ea<const X: bool>(&self) -> u64 {
         let op = self.op();
         let mut ea = self.get::<u64>(op.base).wrapping_add_signed(i64::from(op.disp));
         if X {
@@ -163,33 +180,33 @@ impl Step {
     }
 
     #[inline(always)]
-    fn entry(self, ea: u64) -> &'static TlbEntry {
+    fn entry(&self, ea: u64) -> &TlbEntry {
         // SAFETY: the invariant.
         unsafe { (*self.cpu).data_entry(ea) }
     }
 
     /// Host address of `bytes` loadable bytes at `ea`, if the TLB knows them.
     #[inline(always)]
-    pub(crate) fn readable(self, ea: u64, bytes: usize) -> Option<*const u8> {
+    pub(crate) fn readable(&self, ea: u64, bytes: usize) -> Option<*const u8> {
         let entry = self.entry(ea);
         (ea ^ entry.read_tag <= 4096 - bytes as u64).then(|| ea.wrapping_add(entry.addend) as *const u8)
     }
 
     /// Host address of `bytes` storable bytes at `ea`, if the TLB knows them.
     #[inline(always)]
-    pub(crate) fn writable(self, ea: u64, bytes: usize) -> Option<*mut u8> {
+    pub(crate) fn writable(&self, ea: u64, bytes: usize) -> Option<*mut u8> {
         let entry = self.entry(ea);
         (ea ^ entry.write_tag <= 4096 - bytes as u64).then(|| ea.wrapping_add(entry.addend) as *mut u8)
     }
 
     #[inline(always)]
-    pub(crate) fn load<W: Word>(self, ea: u64) -> Option<W> {
+    pub(crate) fn load<W: Word>(&self, ea: u64) -> Option<W> {
         // SAFETY: a read tag maps the page to RAM.
         self.readable(ea, W::BYTES).map(|host| unsafe { host_load(host) })
     }
 
     #[inline(always)]
-    pub(crate) fn store<W: Word>(self, ea: u64, value: W) -> Option<()> {
+    pub(crate) fn store<W: Word>(&mut self, ea: u64, value: W) -> Option<()> {
         // SAFETY: a write tag maps the page to writable RAM.
         self.writable(ea, W::BYTES).map(|host| unsafe { host_store(host, value) })
     }
@@ -223,7 +240,7 @@ impl Step {
 
     /// Hands this op, whose access the TLB does not know, to the slow path.
     #[inline(always)]
-    pub(crate) fn miss<const BYTES: usize, const WRITE: bool>(self, ea: u64) -> Exit {
+    pub(crate) fn miss<const BYTES: usize, const WRITE: bool>(mut self, ea: u64) -> Exit {
         self.engine().missed = ea;
         // SAFETY: the invariant.
         unsafe { refill::<BYTES, WRITE>(self.cpu, self.op, self.engine) }
@@ -231,13 +248,13 @@ impl Step {
 
     /// RIP of this op.
     #[inline(always)]
-    pub(crate) fn rip(self) -> u64 {
-        self.cpu().code_page + u64::from(self.op().offset)
+    pub(crate) fn rip(&self) -> u64 {
+        self.peek(|cpu| cpu.code_page) + u64::from(self.op().offset)
     }
 
     /// Takes `count` instructions off the budget; whether any is left.
     #[inline(always)]
-    pub(crate) fn spend(self, count: u8) -> bool {
+    pub(crate) fn spend(&mut self, count: u8) -> bool {
         let cpu = self.cpu();
         cpu.budget -= i64::from(count);
         cpu.budget > 0
@@ -245,14 +262,14 @@ impl Step {
 
     /// Ends the chain at `rip`, to be looked up.
     #[inline(always)]
-    pub(crate) fn lookup(self, rip: u64) -> Exit {
+    pub(crate) fn lookup(mut self, rip: u64) -> Exit {
         self.cpu().rip = rip;
         Exit::Lookup
     }
 
     /// Ends the chain with a fault of this op.
     #[cold]
-    pub(crate) fn fault(self, fault: Fault) -> Exit {
+    pub(crate) fn fault(mut self, fault: Fault) -> Exit {
         self.spend(self.op().count);
         self.engine().fault = fault;
         Exit::Fault
@@ -266,7 +283,7 @@ impl Step {
     }
 
     #[inline(always)]
-    pub(crate) fn this(self) -> *const Op {
+    pub(crate) fn this(&self) -> *const Op {
         self.op
     }
 }
@@ -281,7 +298,7 @@ unsafe extern "sysv64" fn refill<const BYTES: usize, const WRITE: bool>(
     engine: *mut Engine,
 ) -> Exit {
     // SAFETY: called by a handler with its own arguments.
-    let s = unsafe { Step::new(cpu, op, engine) };
+    let mut s = unsafe { Step::new(cpu, op, engine) };
     let ea = s.engine().missed;
     let kind = if WRITE { AccessKind::Write } else { AccessKind::Read };
     // A fault, if any, is found again by the instruction itself, which knows its order and its segment.
@@ -298,18 +315,20 @@ unsafe extern "sysv64" fn refill<const BYTES: usize, const WRITE: bool>(
 #[inline(never)]
 unsafe extern "sysv64" fn single(cpu: *mut Cpu, op: *const Op, engine: *mut Engine) -> Exit {
     // SAFETY: called by a handler with its own arguments.
-    let s = unsafe { Step::new(cpu, op, engine) };
+    let mut s = unsafe { Step::new(cpu, op, engine) };
     let rip = s.rip();
     s.cpu().rip = rip;
-    match s.engine().step(s.cpu()) {
+    let (cpu, engine) = s.parts();
+    match engine.step(cpu) {
         Ok(()) => {
-            let next = s.cpu().rip;
+            let next = s.peek(|cpu| cpu.rip);
             // SAFETY: every block ends in an op that stands for no instruction, so another op follows this one.
             let follower = unsafe { &*s.this().add(1) };
-            if next == s.cpu().code_page + u64::from(follower.offset) && !s.cpu().leave {
+            if next == s.peek(|cpu| cpu.code_page) + u64::from(follower.offset) && !s.peek(|cpu| cpu.leave) {
                 return s.next();
             }
-            s.spend(s.op().count.saturating_add(1));
+            let count = s.op().count.saturating_add(1);
+            s.spend(count);
             Exit::Lookup
         }
         Err(fault) => s.fault(fault),

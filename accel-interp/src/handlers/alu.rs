@@ -64,14 +64,15 @@ macro_rules! carry {
 carry! { Adc adc; Sbb sbb; }
 
 #[inline(always)]
-fn compute<O: Alu, W: Word, const F: bool>(s: Step, a: W, b: W) -> W {
+fn compute<O: Alu, W: Word, const F: bool>(s: &mut Step<'_>, a: W, b: W) -> W {
     if F { O::flags(a, b, s.flags()) } else { O::plain(a, b) }
 }
 
 handler! {
     fn reg_reg<O: Alu, W: Word; const F: bool>(s) {
         let op = s.op();
-        let r = compute::<O, W, F>(s, s.get(op.dst), s.get(op.src));
+        let (a, b) = (s.get(op.dst), s.get(op.src));
+        let r = compute::<O, W, F>(&mut s, a, b);
         if O::WRITES {
             s.set::<W>(op.dst, r);
         }
@@ -80,7 +81,8 @@ handler! {
 
     fn reg_imm<O: Alu, W: Word; const F: bool>(s) {
         let op = s.op();
-        let r = compute::<O, W, F>(s, s.get(op.dst), W::from_u64(op.imm));
+        let (a, b) = (s.get(op.dst), W::from_u64(op.imm));
+        let r = compute::<O, W, F>(&mut s, a, b);
         if O::WRITES {
             s.set::<W>(op.dst, r);
         }
@@ -90,7 +92,8 @@ handler! {
     fn reg_mem<O: Alu, W: Word; const F: bool, const X: bool>(s) {
         let op = s.op();
         let b = hit!(s, load W, s.ea::<X>());
-        let r = compute::<O, W, F>(s, s.get(op.dst), b);
+        let (a, b) = (s.get(op.dst), b);
+        let r = compute::<O, W, F>(&mut s, a, b);
         if O::WRITES {
             s.set::<W>(op.dst, r);
         }
@@ -104,12 +107,12 @@ handler! {
             let Some(host) = s.writable(ea, W::BYTES) else { return miss::<W, true>(s, ea) };
             // SAFETY: a write tag maps the page to writable RAM.
             let a = unsafe { x86_core::host_load::<W>(host) };
-            let r = compute::<O, W, F>(s, a, b);
+            let r = compute::<O, W, F>(&mut s, a, b);
             // SAFETY: as above.
             unsafe { x86_core::host_store(host, r) };
         } else {
             let a = hit!(s, load W, ea);
-            compute::<O, W, F>(s, a, b);
+            compute::<O, W, F>(&mut s, a, b);
         }
         s.next()
     }
@@ -121,12 +124,12 @@ handler! {
             let Some(host) = s.writable(ea, W::BYTES) else { return miss::<W, true>(s, ea) };
             // SAFETY: a write tag maps the page to writable RAM.
             let a = unsafe { x86_core::host_load::<W>(host) };
-            let r = compute::<O, W, F>(s, a, b);
+            let r = compute::<O, W, F>(&mut s, a, b);
             // SAFETY: as above.
             unsafe { x86_core::host_store(host, r) };
         } else {
             let a = hit!(s, load W, ea);
-            compute::<O, W, F>(s, a, b);
+            compute::<O, W, F>(&mut s, a, b);
         }
         s.next()
     }
@@ -237,7 +240,8 @@ handler! {
     fn unary_reg<O: Unary, W: Word; const F: bool>(s) {
         let place = s.op().dst;
         let a = s.get::<W>(place);
-        s.set::<W>(place, if F { O::flags(a, s.flags()) } else { O::plain(a) });
+        let r = if F { O::flags(a, s.flags()) } else { O::plain(a) };
+        s.set::<W>(place, r);
         s.next()
     }
 

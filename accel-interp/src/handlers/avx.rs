@@ -12,14 +12,13 @@ const ADDRESS_BITS: u32 = 56;
 
 /// Whether the raw operation may be called: AVX is on, and no unmasked exception can come of it.
 #[inline(always)]
-fn ready<const FLOAT: bool>(s: Step) -> bool {
-    let cpu = s.cpu();
-    cpu.avx_ready && !(FLOAT && cpu.sse_unmasked)
+fn ready<const FLOAT: bool>(s: &Step<'_>) -> bool {
+    s.peek(|cpu| cpu.avx_ready && !(FLOAT && cpu.sse_unmasked))
 }
 
 /// Calls the op's raw operation with its first source.
 #[inline(always)]
-fn apply(s: Step, dst: *mut [u64; 4], b: *const u8) {
+fn apply(s: &Step<'_>, dst: *mut [u64; 4], b: *const u8) {
     let op = s.op();
     // SAFETY: the immediate of an AVX op is its `AvxOp` and the immediate byte, put there by `form` for an instruction whose
     // features the host has; the registers are the op's, and `b` is valid by the callers.
@@ -32,7 +31,7 @@ fn apply(s: Step, dst: *mut [u64; 4], b: *const u8) {
 
 /// A register's new value of at most 16 bytes, with zeros above.
 #[inline(always)]
-fn set_low(s: Step, [low, high]: [u64; 2]) {
+fn set_low(s: &Step<'_>, [low, high]: [u64; 2]) {
     // SAFETY: the offset of a vector register.
     unsafe { *s.field::<[u64; 4]>(s.op().dst) = [low, high, 0, 0] };
 }
@@ -40,31 +39,31 @@ fn set_low(s: Step, [low, high]: [u64; 2]) {
 handler! {
     /// The last source's place is where memory operands have their base.
     fn registers<; const FLOAT: bool>(s) {
-        if !ready::<FLOAT>(s) {
+        if !ready::<FLOAT>(&s) {
             return s.slow();
         }
-        apply(s, s.field(s.op().dst), s.field(s.op().base));
+        apply(&s, s.field(s.op().dst), s.field(s.op().base));
         s.next()
     }
 
     fn from_memory<; const BYTES: usize, const X: bool, const FLOAT: bool>(s) {
-        if !ready::<FLOAT>(s) {
+        if !ready::<FLOAT>(&s) {
             return s.slow();
         }
         let ea = s.ea::<X>();
         let Some(host) = s.readable(ea, BYTES) else { return s.miss::<BYTES, false>(ea) };
-        apply(s, s.field(s.op().dst), host);
+        apply(&s, s.field(s.op().dst), host);
         s.next()
     }
 
     fn to_memory<; const BYTES: usize, const X: bool>(s) {
-        if !ready::<false>(s) {
+        if !ready::<false>(&s) {
             return s.slow();
         }
         let ea = s.ea::<X>();
         let Some(host) = s.writable(ea, BYTES) else { return s.miss::<BYTES, true>(ea) };
         let mut value = [0; 4];
-        apply(s, &mut value, s.field(s.op().src));
+        apply(&s, &mut value, s.field(s.op().src));
         // SAFETY: a write tag maps the page, and with it these bytes, to writable RAM.
         unsafe {
             match BYTES {
@@ -78,7 +77,7 @@ handler! {
     // Whole-register moves, the most frequent by far, without a call.
 
     fn move_registers<; const BYTES: usize>(s) {
-        if !ready::<false>(s) {
+        if !ready::<false>(&s) {
             return s.slow();
         }
         let src = s.field::<u8>(s.op().base);
@@ -86,7 +85,7 @@ handler! {
         unsafe {
             match BYTES {
                 32 => copy32(s.field(s.op().dst), src),
-                _ => set_low(s, host_load16(src)),
+                _ => set_low(&s, host_load16(src)),
             }
         }
         s.next()
@@ -94,7 +93,7 @@ handler! {
 
     /// Also of 4 or 8 bytes: a scalar load clears the rest of the register.
     fn move_from_memory<; const BYTES: usize, const ALIGNED: bool, const X: bool>(s) {
-        if !ready::<false>(s) {
+        if !ready::<false>(&s) {
             return s.slow();
         }
         let ea = s.ea::<X>();
@@ -106,16 +105,16 @@ handler! {
         unsafe {
             match BYTES {
                 32 => copy32(s.field(s.op().dst), host),
-                16 => set_low(s, host_load16(host)),
-                8 => set_low(s, [host_load(host), 0]),
-                _ => set_low(s, [u64::from(host_load::<u32>(host)), 0]),
+                16 => set_low(&s, host_load16(host)),
+                8 => set_low(&s, [host_load(host), 0]),
+                _ => set_low(&s, [u64::from(host_load::<u32>(host)), 0]),
             }
         }
         s.next()
     }
 
     fn move_to_memory<; const BYTES: usize, const ALIGNED: bool, const X: bool>(s) {
-        if !ready::<false>(s) {
+        if !ready::<false>(&s) {
             return s.slow();
         }
         let ea = s.ea::<X>();

@@ -10,14 +10,16 @@ use x86_core::alu::Word;
 use super::alu::{Alu, Cmp, Form, Test};
 use super::data::by_condition;
 use super::{handler, hit, miss};
+use crate::engine::{code_base, code_offset};
 use crate::op::{Exit, Handler, Op, Step};
 
 /// Ends the block by the branch of this op, which retires `retired` instructions.
 #[inline(always)]
-fn take(s: Step, retired: u8) -> Exit {
+fn take(mut s: Step<'_>, retired: u8) -> Exit {
     let op = s.op();
     if !s.spend(op.count + retired) {
-        return s.lookup(target(s));
+        let to = target(&s);
+        return s.lookup(to);
     }
     if op.imm != 0 {
         // SAFETY: `Engine::execute` linked it to a block of the same store, which is emptied only as a whole.
@@ -27,15 +29,16 @@ fn take(s: Step, retired: u8) -> Exit {
 }
 
 #[inline(always)]
-fn target(s: Step) -> u64 {
-    s.cpu().code_page.wrapping_add_signed(i64::from(s.op().disp))
+fn target(s: &Step<'_>) -> u64 {
+    s.peek(|cpu| cpu.code_page).wrapping_add_signed(i64::from(s.op().disp))
 }
 
 #[inline(always)]
-fn unlinked(s: Step) -> Exit {
-    let to = target(s);
+fn unlinked(mut s: Step<'_>) -> Exit {
+    let to = target(&s);
     if (0..4096).contains(&s.op().disp) {
-        s.engine().link = s.this().cast_mut();
+        let this = s.this().cast_mut();
+        s.engine().link = this;
         return s.lookup(to);
     }
     go(s, to)
@@ -43,21 +46,23 @@ fn unlinked(s: Step) -> Exit {
 
 /// Goes on at `rip`, through the jump cache if it knows.
 #[inline(always)]
-fn go(s: Step, rip: u64) -> Exit {
+fn go(mut s: Step<'_>, rip: u64) -> Exit {
     let engine = s.engine();
     let entry = engine.jump_entry(rip);
     if entry.rip == rip && engine.is_current(entry) {
+        let first = entry.first;
         s.cpu().code_page = rip & !0xfff;
         // SAFETY: an entry of this epoch points at a block of the store.
-        return unsafe { s.jump(entry.first) };
+        return unsafe { s.jump(first) };
     }
     s.lookup(rip)
 }
 
 /// Ends the block at the computed address `rip`, which is canonical.
 #[inline(always)]
-fn indirect(s: Step, rip: u64) -> Exit {
-    if !s.spend(s.op().count + 1) {
+fn indirect(mut s: Step<'_>, rip: u64) -> Exit {
+    let count = s.op().count + 1;
+    if !s.spend(count) {
         return s.lookup(rip);
     }
     go(s, rip)
@@ -76,10 +81,12 @@ handler! {
 
     /// The same outside 64-bit mode.
     fn fall_legacy(s) {
-        s.spend(s.op().count);
-        let base = crate::engine::code_base(s.cpu());
-        let rip = s.cpu().code_page.wrapping_add(u64::from(s.op().offset)).wrapping_sub(base);
-        s.lookup(crate::engine::code_offset(s.cpu(), rip))
+        let op = s.op();
+        s.spend(op.count);
+        let cpu = s.cpu();
+        let rip = cpu.code_page.wrapping_add(u64::from(op.offset)).wrapping_sub(code_base(cpu));
+        let rip = code_offset(cpu, rip);
+        s.lookup(rip)
     }
 
     fn jcc<; const CC: u8>(s) {
@@ -104,7 +111,8 @@ handler! {
         if !Cpu::canonical(rip) {
             return s.slow();
         }
-        s.cpu().gpr[RSP] = rsp.wrapping_add(8).wrapping_add(s.op().imm);
+        let imm = s.op().imm;
+        s.cpu().gpr[RSP] = rsp.wrapping_add(8).wrapping_add(imm);
         indirect(s, rip)
     }
 
@@ -154,18 +162,20 @@ handler! {
 
     fn fused_reg_reg<O: Alu, W: Word; const CC: u8>(s) {
         let op = s.op();
-        fused::<O, W, CC>(s, s.get(op.dst), s.get(op.src))
+        let (a, b) = (s.get(op.dst), s.get(op.src));
+        fused::<O, W, CC>(s, a, b)
     }
 
     fn fused_reg_imm<O: Alu, W: Word; const CC: u8>(s) {
         let op = s.op();
-        fused::<O, W, CC>(s, s.get(op.dst), W::from_u64(op.small() as u64))
+        let a = s.get(op.dst);
+        fused::<O, W, CC>(s, a, W::from_u64(op.small() as u64))
     }
 }
 
 /// Compares, keeps the flags and branches on them.
 #[inline(always)]
-fn fused<O: Alu, W: Word, const CC: u8>(s: Step, a: W, b: W) -> Exit {
+fn fused<O: Alu, W: Word, const CC: u8>(mut s: Step<'_>, a: W, b: W) -> Exit {
     let mut f = *s.flags();
     let r = O::flags(a, b, &mut f);
     *s.flags() = f;

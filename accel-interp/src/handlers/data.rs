@@ -9,7 +9,8 @@ use crate::op::Handler;
 handler! {
     fn mov_reg<W: Word>(s) {
         let op = s.op();
-        s.set::<W>(op.dst, s.get::<W>(op.src));
+        let value = s.get::<W>(op.src);
+        s.set::<W>(op.dst, value);
         s.next()
     }
 
@@ -26,7 +27,8 @@ handler! {
     }
 
     fn store_reg<W: Word; const X: bool>(s) {
-        hit!(s, store W, s.ea::<X>(), s.get::<W>(s.op().src));
+        let value = s.get::<W>(s.op().src);
+        hit!(s, store W, s.ea::<X>(), value);
         s.next()
     }
 
@@ -37,7 +39,8 @@ handler! {
 
     /// LEA into a register of `W`.
     fn lea<W: Word; const X: bool>(s) {
-        s.set::<W>(s.op().dst, W::from_u64(s.ea::<X>()));
+        let ea = s.ea::<X>();
+        s.set::<W>(s.op().dst, W::from_u64(ea));
         s.next()
     }
 
@@ -64,7 +67,8 @@ handler! {
     }
 
     fn setcc<; const CC: u8>(s) {
-        s.set::<u8>(s.op().dst, u8::from(s.flags().condition(CC)));
+        let holds = s.flags().condition(CC);
+        s.set::<u8>(s.op().dst, u8::from(holds));
         s.next()
     }
 

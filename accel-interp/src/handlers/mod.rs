@@ -30,7 +30,8 @@ macro_rules! handler {
             engine: *mut $crate::engine::Engine,
         ) -> $crate::op::Exit {
             // SAFETY: a handler is only called by a chain, with the chain's own pointers.
-            let $s = unsafe { $crate::op::Step::new(cpu, op, engine) };
+            #[allow(unused_mut)]
+            let mut $s = unsafe { $crate::op::Step::new(cpu, op, engine) };
             $body
         }
     )*};
@@ -71,7 +72,7 @@ pub(crate) use hit;
 
 /// The slow path for an access of `W`.
 #[inline(always)]
-pub(crate) fn miss<W: Word, const WRITE: bool>(s: Step, ea: u64) -> Exit {
+pub(crate) fn miss<W: Word, const WRITE: bool>(s: Step<'_>, ea: u64) -> Exit {
     match W::BYTES {
         1 => s.miss::<1, WRITE>(ea),
         2 => s.miss::<2, WRITE>(ea),
@@ -83,22 +84,25 @@ pub(crate) fn miss<W: Word, const WRITE: bool>(s: Step, ea: u64) -> Exit {
 handler! {
     /// The first op of a block that was dropped: what is there now must be looked up.
     fn retired(s) {
-        let rip = s.rip().wrapping_sub(code_base(s.cpu()));
-        s.lookup(code_offset(s.cpu(), rip))
+        let rip = s.rip();
+        let rip = s.peek(|cpu| code_offset(cpu, rip.wrapping_sub(code_base(cpu))));
+        s.lookup(rip)
     }
 
     /// Ends a block that a branch ends already: never reached.
     fn end(s) {
-        s.lookup(s.cpu().rip)
+        let rip = s.peek(|cpu| cpu.rip);
+        s.lookup(rip)
     }
 
     /// Runs an instruction by its function in x86-core.
     fn generic(s) {
-        let cpu = s.cpu();
+        let op = s.op();
         // SAFETY: the immediate of a generic op is the address of its `Generic`, kept with the block.
-        let generic = unsafe { &*(s.op().imm as *const Generic) };
+        let generic = unsafe { &*(op.imm as *const Generic) };
+        let cpu = s.cpu();
         let page = cpu.code_page.wrapping_sub(code_base(cpu));
-        let rip = code_offset(cpu, page.wrapping_add(u64::from(s.op().offset)));
+        let rip = code_offset(cpu, page.wrapping_add(u64::from(op.offset)));
         let delta = page.wrapping_sub(generic.page);
         if delta != 0 && generic.relative {
             return moved(s, rip);
@@ -110,19 +114,21 @@ handler! {
             return s.fault(fault);
         }
         if cpu.leave {
-            s.spend(s.op().count + 1);
-            return s.lookup(cpu.next_rip);
+            let next = cpu.next_rip;
+            s.spend(op.count + 1);
+            return s.lookup(next);
         }
         s.next()
     }
 
     /// Likewise, for one that ends its block.
     fn generic_end(s) {
-        let cpu = s.cpu();
+        let op = s.op();
         // SAFETY: as in `generic`.
-        let generic = unsafe { &*(s.op().imm as *const Generic) };
+        let generic = unsafe { &*(op.imm as *const Generic) };
+        let cpu = s.cpu();
         let page = cpu.code_page.wrapping_sub(code_base(cpu));
-        let rip = code_offset(cpu, page.wrapping_add(u64::from(s.op().offset)));
+        let rip = code_offset(cpu, page.wrapping_add(u64::from(op.offset)));
         let delta = page.wrapping_sub(generic.page);
         if delta != 0 && generic.relative {
             return moved(s, rip);
@@ -133,21 +139,22 @@ handler! {
         if let Err(fault) = (generic.function)(cpu, ins) {
             return s.fault(fault);
         }
-        s.spend(s.op().count + 1);
-        s.lookup(cpu.next_rip)
+        let next = cpu.next_rip;
+        s.spend(op.count + 1);
+        s.lookup(next)
     }
 }
 
 /// Runs an instruction that is not at the address it was decoded at and whose meaning depends on it.
 #[cold]
-fn moved(s: Step, rip: u64) -> Exit {
-    let cpu = s.cpu();
+fn moved(mut s: Step<'_>, rip: u64) -> Exit {
+    let (cpu, engine) = s.parts();
     cpu.rip = rip;
-    let result = s.engine().step(cpu);
-    match result {
+    match engine.step(cpu) {
         Err(fault) => s.fault(fault),
         Ok(()) => {
-            s.spend(s.op().count + 1);
+            let count = s.op().count + 1;
+            s.spend(count);
             Exit::Lookup
         }
     }

@@ -7,14 +7,13 @@ use crate::op::{Exit, Handler, Op, Step};
 
 /// Whether the raw operation may be called: SSE is on, and no unmasked exception can come of it.
 #[inline(always)]
-fn ready<const FLOAT: bool>(s: Step) -> bool {
-    let cpu = s.cpu();
-    cpu.sse_ready && !(FLOAT && cpu.sse_unmasked)
+fn ready<const FLOAT: bool>(s: &Step<'_>) -> bool {
+    s.peek(|cpu| cpu.sse_ready && !(FLOAT && cpu.sse_unmasked))
 }
 
 /// Calls the op's raw operation.
 #[inline(always)]
-fn apply(s: Step, dst: *mut [u64; 4], src: *const [u64; 2], imm: u8) {
+fn apply(s: &Step<'_>, dst: *mut [u64; 4], src: *const [u64; 2], imm: u8) {
     // SAFETY: the immediate of a vector op is its `VecOp`, put there by `set` for an instruction whose feature the host
     // has; both pointers are valid by the callers.
     unsafe {
@@ -23,23 +22,26 @@ fn apply(s: Step, dst: *mut [u64; 4], src: *const [u64; 2], imm: u8) {
     }
 }
 
-/// The memory operand, zero-extended; `Err` is the way out of the handler.
+/// The memory operand, zero-extended, with the step that goes on; `Err` is the way out of the handler.
 #[inline(always)]
-fn load<const BYTES: usize, const ALIGNED: bool, const X: bool>(s: Step) -> Result<[u64; 2], Exit> {
+fn load<const BYTES: usize, const ALIGNED: bool, const X: bool>(
+    s: Step<'_>,
+) -> Result<(Step<'_>, [u64; 2]), Exit> {
     let ea = s.ea::<X>();
     if ALIGNED && ea & 15 != 0 {
         return Err(s.slow());
     }
     let Some(host) = s.readable(ea, BYTES) else { return Err(s.miss::<BYTES, false>(ea)) };
     // SAFETY: a read tag maps the page, and with it these bytes, to RAM.
-    Ok(unsafe {
+    let value = unsafe {
         match BYTES {
             16 => x86_core::host_load16(host),
             8 => [x86_core::host_load::<u64>(host), 0],
             4 => [u64::from(x86_core::host_load::<u32>(host)), 0],
             _ => [u64::from(x86_core::host_load::<u16>(host)), 0],
         }
-    })
+    };
+    Ok((s, value))
 }
 
 /// Stores the low bytes of `value`.
@@ -60,28 +62,28 @@ unsafe fn store_low<const BYTES: usize>(host: *mut u8, value: [u64; 2]) {
 
 handler! {
     fn registers<; const FLOAT: bool>(s) {
-        if !ready::<FLOAT>(s) {
+        if !ready::<FLOAT>(&s) {
             return s.slow();
         }
         let op = s.op();
-        apply(s, s.field(op.dst), s.field(op.src), op.disp as u8);
+        apply(&s, s.field(op.dst), s.field(op.src), op.disp as u8);
         s.next()
     }
 
     fn from_memory<; const BYTES: usize, const ALIGNED: bool, const X: bool, const FLOAT: bool>(s) {
-        if !ready::<FLOAT>(s) {
+        if !ready::<FLOAT>(&s) {
             return s.slow();
         }
-        let value = match load::<BYTES, ALIGNED, X>(s) {
-            Ok(value) => value,
+        let (s, value) = match load::<BYTES, ALIGNED, X>(s) {
+            Ok(loaded) => loaded,
             Err(exit) => return exit,
         };
-        apply(s, s.field(s.op().dst), &value, s.op().src as u8);
+        apply(&s, s.field(s.op().dst), &value, s.op().src as u8);
         s.next()
     }
 
     fn to_memory<; const BYTES: usize, const ALIGNED: bool, const X: bool>(s) {
-        if !ready::<false>(s) {
+        if !ready::<false>(&s) {
             return s.slow();
         }
         let ea = s.ea::<X>();
@@ -90,7 +92,7 @@ handler! {
         }
         let Some(host) = s.writable(ea, BYTES) else { return s.miss::<BYTES, true>(ea) };
         let mut value = [0; 4];
-        apply(s, &mut value, s.field(s.op().src), 0);
+        apply(&s, &mut value, s.field(s.op().src), 0);
         // SAFETY: a write tag maps the page, and with it these bytes, to writable RAM.
         unsafe { store_low::<BYTES>(host, [value[0], value[1]]) };
         s.next()
@@ -99,7 +101,7 @@ handler! {
     // Whole-register moves, the most frequent vector instructions by far, without a call.
 
     fn move_registers(s) {
-        if !ready::<false>(s) {
+        if !ready::<false>(&s) {
             return s.slow();
         }
         let op = s.op();
@@ -110,11 +112,11 @@ handler! {
 
     /// Also of 4 or 8 bytes: a scalar load clears the rest of the low half.
     fn move_from_memory<; const BYTES: usize, const ALIGNED: bool, const X: bool>(s) {
-        if !ready::<false>(s) {
+        if !ready::<false>(&s) {
             return s.slow();
         }
-        let value = match load::<BYTES, ALIGNED, X>(s) {
-            Ok(value) => value,
+        let (s, value) = match load::<BYTES, ALIGNED, X>(s) {
+            Ok(loaded) => loaded,
             Err(exit) => return exit,
         };
         // SAFETY: the offset of a vector register.
@@ -123,7 +125,7 @@ handler! {
     }
 
     fn move_to_memory<; const BYTES: usize, const ALIGNED: bool, const X: bool>(s) {
-        if !ready::<false>(s) {
+        if !ready::<false>(&s) {
             return s.slow();
         }
         let ea = s.ea::<X>();
