@@ -1,12 +1,16 @@
 //! What the machine asks of its host's kernel and processor directly.
 #![allow(unsafe_code)] // RDTSC, the raw clock, signal masks and timer slack have no safe wrapper
 
-use std::arch::x86_64::_rdtsc;
+use std::arch::x86_64::{_mm_lfence, _rdtsc};
 
-/// The host's time stamp counter, the same that every backend reads.
+/// The host's time stamp counter, the same that every backend reads; once all loads before are done, so that two threads
+/// that read it in turn never see it go back.
 pub(crate) fn rdtsc() -> u64 {
-    // SAFETY: RDTSC is part of x86-64; user space may execute it wherever this program can run at all.
-    unsafe { _rdtsc() }
+    // SAFETY: LFENCE and RDTSC are part of x86-64; user space may execute them wherever this program can run at all.
+    unsafe {
+        _mm_lfence();
+        _rdtsc()
+    }
 }
 
 /// CLOCK_MONOTONIC_RAW in ns: not slewed by NTP, which matters when the TSC is measured against it.

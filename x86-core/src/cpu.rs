@@ -314,10 +314,16 @@ impl Cpu {
         }
     }
 
-    /// Guest time-stamp counter.
+    /// Guest time-stamp counter, read before or after the loads around it, as RDTSC does.
     #[inline(always)]
     pub fn tsc(&self) -> u64 {
         host_tsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// Guest time-stamp counter, read after all instructions before, as RDTSCP does.
+    #[inline(always)]
+    pub fn tsc_in_order(&self) -> u64 {
+        host_tsc_in_order().wrapping_add(self.tsc_offset)
     }
 
     /// The moment, as the local APIC counts it: nanoseconds by the host's TSC, which the guest cannot set.
@@ -362,9 +368,17 @@ impl Cpu {
             && !self.virtual_interrupt_due()
     }
 
+    /// What a serialising instruction is besides what it does (Intel SDM vol. 3, 9.3): nothing behind it begins before all in
+    /// front of it is done and its stores are seen by others, and behind it other processors' changes to code are seen
+    /// (9.1.3).
+    #[inline]
+    pub(crate) fn serialise(&mut self) {
+        serialise_host();
+        self.heed_requests();
+    }
+
     /// If something is requested, makes the executor look before the next instruction: behind a device access, which
-    /// may have been the cause (a kick, DMA into code), and at instructions that serialise, behind which other
-    /// processors' changes to code must be seen (Intel SDM vol. 3, 9.1.3).
+    /// may have been the cause (a kick, DMA into code), and at instructions that serialise.
     #[inline]
     pub(crate) fn heed_requests(&mut self) {
         if self.shared.requested() != 0 {
@@ -436,4 +450,27 @@ impl Cpu {
 pub fn host_tsc() -> u64 {
     // SAFETY: RDTSC reads a counter; every x86-64 processor has it.
     unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// The host's time-stamp counter, read once all instructions before are done (Intel SDM vol. 2, RDTSC).
+#[allow(unsafe_code)] // LFENCE and RDTSC have no safe wrapper
+#[inline(always)]
+fn host_tsc_in_order() -> u64 {
+    // SAFETY: every x86-64 processor has both.
+    unsafe {
+        std::arch::x86_64::_mm_lfence();
+        std::arch::x86_64::_rdtsc()
+    }
+}
+
+/// Makes the host do what serialising instructions do to data: a locked instruction waits until the stores before it are seen,
+/// those past the caches included (Intel SDM vol. 3, 9.2.2 and 12.3.1), and LFENCE keeps what follows from beginning earlier.
+#[allow(unsafe_code)] // a locked instruction and LFENCE
+#[inline(always)]
+fn serialise_host() {
+    let mut own = 0u32;
+    // SAFETY: changes nothing, on a variable of ours.
+    unsafe {
+        std::arch::asm!("lock or dword ptr [{0}], 0", "lfence", in(reg) &raw mut own, options(nostack));
+    }
 }

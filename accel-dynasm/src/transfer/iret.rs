@@ -177,13 +177,15 @@ impl Transfer<'_> {
         self.flat_segment(index, rights);
     }
 
-    /// R10 = the address to go on at.
+    /// R10 = the address to go on at. IRET serialises, as [`x86_core::Cpu`] has it done for others.
     fn leave_frame(&mut self) {
         dynasm!(self.asm
             ; .arch x64
             ; lea rax, [rsp + r10]
             ; mov r10, [rax + RIP]
             ; mov rsp, [rax + RSP]
+            ; lock or DWORD [self.places.temporary()], BYTE 0
+            ; lfence
         );
     }
 }

@@ -76,6 +76,10 @@ impl Emitter<'_> {
         if step.live {
             dynasm!(self.asm ; .arch x64 ; lahf ; seto al ; mov [self.places.temporary()], ax);
         }
+        if step.ins.code() == Code::Rdtscp {
+            // What RDTSCP waits for, RDTSC does not (Intel SDM vol. 2).
+            dynasm!(self.asm ; .arch x64 ; lfence);
+        }
         dynasm!(self.asm
             ; .arch x64
             ; rdtsc

@@ -11,6 +11,7 @@ pub mod interrupts;
 pub mod io;
 pub mod memory;
 pub mod model;
+pub mod order;
 pub mod pcid;
 pub mod slots;
 pub mod smc;
@@ -93,6 +94,7 @@ macro_rules! __conformance_checks {
             time: one_shot periodic tsc_deadline time_stamp;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 half_remapped half_aliased cross_modifying;
+            order: time_stamps serialising;
             smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu atomic_counters store_order shoot_down;
         }
     };

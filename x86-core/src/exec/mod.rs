@@ -24,6 +24,13 @@ pub use sse::{Float, Shape, VecForm, VecOp, load16, mxcsr, store16, vec_op};
 /// Semantics of one instruction.
 pub type ExecFn = fn(&mut Cpu, &Instruction) -> Exec;
 
+/// Executes an instruction that serialises (Intel SDM vol. 3, 9.3) by `function`.
+fn serialising(cpu: &mut Cpu, ins: &Instruction, function: ExecFn) -> Exec {
+    function(cpu, ins)?;
+    cpu.serialise();
+    Ok(())
+}
+
 /// Functions by iced's `Code`.
 pub(crate) struct Table(Vec<ExecFn>);
 

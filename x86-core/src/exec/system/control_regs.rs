@@ -9,7 +9,7 @@ use iced_x86::{Code, Instruction, Register};
 use crate::alu::Word;
 use crate::cpu::seg;
 use crate::dr6;
-use crate::exec::Table;
+use crate::exec::{Table, serialising};
 use crate::mode::{Mode, bits::*};
 use crate::{Cpu, Exec, Fault};
 
@@ -162,9 +162,12 @@ fn mov_to_cr(cpu: &mut Cpu, ins: &Instruction) -> Exec {
             cpu.lapic.set_cr8(value).map_err(|_| Fault::GP0)?;
             // A lower priority may let an interrupt through.
             cpu.leave = true;
-            Ok(())
+            // Not a serialising one (9.3).
+            return Ok(());
         }
-    }
+    }?;
+    cpu.serialise();
+    Ok(())
 }
 
 fn mov_from_cr<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
@@ -292,12 +295,12 @@ pub(super) fn register(table: &mut Table) {
     table.set(&[Mov_cr_r32, Mov_cr_r64], mov_to_cr);
     table.set(&[Mov_r32_cr], mov_from_cr::<u32>);
     table.set(&[Mov_r64_cr], mov_from_cr::<u64>);
-    table.set(&[Mov_dr_r32, Mov_dr_r64], mov_to_dr);
+    table.set(&[Mov_dr_r32, Mov_dr_r64], |cpu, ins| serialising(cpu, ins, mov_to_dr));
     table.set(&[Mov_r32_dr, Mov_r64_dr], mov_from_dr);
     table.set(&[Clts], clts);
-    table.set(&[Lmsw_rm16, Lmsw_r32m16, Lmsw_r64m16], lmsw);
+    table.set(&[Lmsw_rm16, Lmsw_r32m16, Lmsw_r64m16], |cpu, ins| serialising(cpu, ins, lmsw));
     table.set(&[Smsw_rm16, Smsw_r32m16, Smsw_r64m16], smsw);
-    table.set(&[Invd, Wbinvd, Wbnoinvd], cache_control);
+    table.set(&[Invd, Wbinvd, Wbnoinvd], |cpu, ins| serialising(cpu, ins, cache_control));
     table.set(&[Xgetbv], xgetbv);
     table.set(&[Xsetbv], xsetbv);
 }

@@ -6,7 +6,7 @@ use iced_x86::{Code, Instruction};
 
 use crate::alu::{Word, flag};
 use crate::cpu::seg;
-use crate::exec::Table;
+use crate::exec::{Table, serialising};
 use crate::mode::Mode;
 use crate::segment::{is_null, null_segment, rpl, virtual8086_segment};
 use crate::{Cpu, Descriptor, Exec, Fault};
@@ -189,7 +189,7 @@ pub(super) fn register(table: &mut Table) {
     table.set(&[Retfw, Retfw_imm16], retf::<u16>);
     table.set(&[Retfd, Retfd_imm16], retf::<u32>);
     table.set(&[Retfq, Retfq_imm16], retf::<u64>);
-    table.set(&[Iretw], iret::<u16>);
-    table.set(&[Iretd], iret::<u32>);
-    table.set(&[Iretq], iret::<u64>);
+    table.set(&[Iretw], |cpu, ins| serialising(cpu, ins, iret::<u16>));
+    table.set(&[Iretd], |cpu, ins| serialising(cpu, ins, iret::<u32>));
+    table.set(&[Iretq], |cpu, ins| serialising(cpu, ins, iret::<u64>));
 }

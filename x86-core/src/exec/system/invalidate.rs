@@ -3,7 +3,7 @@
 use accel_api::Feature;
 use iced_x86::{Code, Instruction};
 
-use crate::exec::Table;
+use crate::exec::{Table, serialising};
 use crate::mode::{
     Mode,
     bits::{CR3_PCID, CR4_PCIDE},
@@ -60,6 +60,6 @@ fn invpcid(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 }
 
 pub(super) fn register(table: &mut Table) {
-    table.set(&[Code::Invlpg_m], invlpg);
-    table.set(&[Code::Invpcid_r32_m128, Code::Invpcid_r64_m128], invpcid);
+    table.set(&[Code::Invlpg_m], |cpu, ins| serialising(cpu, ins, invlpg));
+    table.set(&[Code::Invpcid_r32_m128, Code::Invpcid_r64_m128], |cpu, ins| serialising(cpu, ins, invpcid));
 }

@@ -2,13 +2,14 @@
 //!
 //! Instructions of features that the model never announces (MONITOR, VMX, SVM, RSM, UD0 to UD2 and so on) have no
 //! entry in the table and raise #UD.
+#![allow(unsafe_code)] // fences
 
-use std::sync::atomic::{Ordering, fence};
+use std::arch::x86_64::{_mm_lfence, _mm_mfence, _mm_sfence};
 
 use accel_api::{CpuidInputs, Feature, MpState, gpr};
 use iced_x86::{Code, Instruction};
 
-use crate::exec::Table;
+use crate::exec::{Table, serialising};
 use crate::mode::bits;
 use crate::{AccessKind, Cpu, Exec, Fault};
 
@@ -31,7 +32,6 @@ fn cpuid(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.gpr[gpr::RBX] = out.ebx.into();
     cpu.gpr[gpr::RCX] = out.ecx.into();
     cpu.gpr[gpr::RDX] = out.edx.into();
-    cpu.heed_requests();
     Ok(())
 }
 
@@ -44,9 +44,23 @@ fn pause(_: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
-/// Guest loads and stores are host loads and stores, so a fence is the host's.
-fn full_fence(_: &mut Cpu, _: &Instruction) -> Exec {
-    fence(Ordering::SeqCst);
+/// Guest loads and stores are host loads and stores, and its time-stamp counter is the host's: so a fence is, too. LFENCE
+/// orders readings of the counter, which MFENCE need not (Intel SDM vol. 3, 18.17.4).
+fn lfence(_: &mut Cpu, _: &Instruction) -> Exec {
+    // SAFETY: part of x86-64.
+    unsafe { _mm_lfence() };
+    Ok(())
+}
+
+fn mfence(_: &mut Cpu, _: &Instruction) -> Exec {
+    // SAFETY: part of x86-64.
+    unsafe { _mm_mfence() };
+    Ok(())
+}
+
+fn sfence(_: &mut Cpu, _: &Instruction) -> Exec {
+    // SAFETY: part of x86-64.
+    unsafe { _mm_sfence() };
     Ok(())
 }
 
@@ -68,7 +82,7 @@ fn flush_line<const FEATURE: u8>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 pub(super) fn register(table: &mut Table) {
     use Code::*;
     table.set(&[Hlt], hlt);
-    table.set(&[Cpuid], cpuid);
+    table.set(&[Cpuid], |cpu, ins| serialising(cpu, ins, cpuid));
     table.set(&[Nopw, Nopd, Nopq, Nop_rm16, Nop_rm32, Nop_rm64], nop);
     table.set(&[Endbr32, Endbr64, Cldemote_m8], nop);
     // Without shadow stacks these encodings are NOPs that leave their register alone.
@@ -95,18 +109,9 @@ pub(super) fn register(table: &mut Table) {
     ];
     reserved.iter().for_each(|codes| table.set(codes, nop));
     table.set(&[Pause], pause);
-    table.set(
-        &[Lfence, Lfence_E9, Lfence_EA, Lfence_EB, Lfence_EC, Lfence_ED, Lfence_EE, Lfence_EF],
-        full_fence,
-    );
-    table.set(
-        &[Mfence, Mfence_F1, Mfence_F2, Mfence_F3, Mfence_F4, Mfence_F5, Mfence_F6, Mfence_F7],
-        full_fence,
-    );
-    table.set(
-        &[Sfence, Sfence_F9, Sfence_FA, Sfence_FB, Sfence_FC, Sfence_FD, Sfence_FE, Sfence_FF],
-        full_fence,
-    );
+    table.set(&[Lfence, Lfence_E9, Lfence_EA, Lfence_EB, Lfence_EC, Lfence_ED, Lfence_EE, Lfence_EF], lfence);
+    table.set(&[Mfence, Mfence_F1, Mfence_F2, Mfence_F3, Mfence_F4, Mfence_F5, Mfence_F6, Mfence_F7], mfence);
+    table.set(&[Sfence, Sfence_F9, Sfence_FA, Sfence_FB, Sfence_FC, Sfence_FD, Sfence_FE, Sfence_FF], sfence);
     table.set(&[Clflush_m8], flush_line::<0>);
     table.set(&[Clflushopt_m8], flush_line::<1>);
     table.set(&[Clwb_m8], flush_line::<2>);

@@ -44,7 +44,7 @@ impl Cpu {
     pub fn read_msr(&mut self, index: u32) -> Exec<u64> {
         use index::*;
         Ok(match index {
-            TSC => self.tsc(),
+            TSC => self.tsc_in_order(),
             _ if Lapic::owns_msr(index) => {
                 if index == MSR_TSC_DEADLINE {
                     self.announced(Feature::TscDeadline)?;
@@ -179,8 +179,14 @@ fn rdmsr(cpu: &mut Cpu, _: &Instruction) -> Exec {
 fn wrmsr(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.privileged()?;
     let value = cpu.gpr[gpr::RAX] & 0xffff_ffff | cpu.gpr[gpr::RDX] << 32;
-    cpu.write_msr(cpu.gpr[gpr::RCX] as u32, value)?;
-    cpu.heed_requests();
+    let index = cpu.gpr[gpr::RCX] as u32;
+    cpu.write_msr(index, value)?;
+    // Not those of the local APIC that are written most (vol. 2, WRMSR).
+    if matches!(index, MSR_TSC_DEADLINE | 0x802..=0x83f) {
+        cpu.heed_requests();
+    } else {
+        cpu.serialise();
+    }
     Ok(())
 }
 
@@ -201,7 +207,7 @@ fn rdtscp(cpu: &mut Cpu, _: &Instruction) -> Exec {
         return Err(Fault::UD);
     }
     may_read_tsc(cpu)?;
-    let tsc = cpu.tsc();
+    let tsc = cpu.tsc_in_order();
     set_edx_eax(cpu, tsc);
     cpu.gpr[gpr::RCX] = cpu.msrs.tsc_aux.into();
     Ok(())

@@ -4,7 +4,7 @@ use accel_api::{DescriptorTable, Segment};
 use iced_x86::{Code, Instruction, Register};
 
 use crate::alu::{Word, flag};
-use crate::exec::Table;
+use crate::exec::{Table, serialising};
 use crate::mode::{Mode, bits};
 use crate::segment::{is_null, rpl, system_type};
 use crate::{Cpu, Descriptor, Exec, Fault, vector};
@@ -176,16 +176,16 @@ fn arpl(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 
 pub(super) fn register(table: &mut Table) {
     use Code::*;
-    table.set(&[Lgdt_m1632_16], lgdt::<3>);
-    table.set(&[Lgdt_m1632], lgdt::<4>);
-    table.set(&[Lgdt_m1664], lgdt::<8>);
-    table.set(&[Lidt_m1632_16], lidt::<3>);
-    table.set(&[Lidt_m1632], lidt::<4>);
-    table.set(&[Lidt_m1664], lidt::<8>);
+    table.set(&[Lgdt_m1632_16], |cpu, ins| serialising(cpu, ins, lgdt::<3>));
+    table.set(&[Lgdt_m1632], |cpu, ins| serialising(cpu, ins, lgdt::<4>));
+    table.set(&[Lgdt_m1664], |cpu, ins| serialising(cpu, ins, lgdt::<8>));
+    table.set(&[Lidt_m1632_16], |cpu, ins| serialising(cpu, ins, lidt::<3>));
+    table.set(&[Lidt_m1632], |cpu, ins| serialising(cpu, ins, lidt::<4>));
+    table.set(&[Lidt_m1664], |cpu, ins| serialising(cpu, ins, lidt::<8>));
     table.set(&[Sgdt_m1632_16, Sgdt_m1632, Sgdt_m1664], sgdt);
     table.set(&[Sidt_m1632_16, Sidt_m1632, Sidt_m1664], sidt);
-    table.set(&[Lldt_rm16, Lldt_r32m16, Lldt_r64m16], lldt);
-    table.set(&[Ltr_rm16, Ltr_r32m16, Ltr_r64m16], ltr);
+    table.set(&[Lldt_rm16, Lldt_r32m16, Lldt_r64m16], |cpu, ins| serialising(cpu, ins, lldt));
+    table.set(&[Ltr_rm16, Ltr_r32m16, Ltr_r64m16], |cpu, ins| serialising(cpu, ins, ltr));
     table.set(&[Sldt_rm16, Sldt_r32m16, Sldt_r64m16], sldt);
     table.set(&[Str_rm16, Str_r32m16, Str_r64m16], str);
     table.set(&[Lar_r16_rm16], look::<u16, false>);
