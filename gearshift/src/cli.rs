@@ -58,13 +58,16 @@ Keys, when standard input is a terminal (which is then in raw mode, so that Ctrl
   Ctrl-a x  quit
   Ctrl-a s  show what the vCPUs have done
   Ctrl-a a  send Ctrl-a to the guest
-  Ctrl-a h  help";
+  Ctrl-a h  help
+They are seen at once, unless the guest has left 1 MiB of what was typed or pasted unread; then a signal such as SIGTERM \
+ends the run.";
 
 const FILES: &str = "\
 Environment:
   GEARSHIFT_OFFLINE     1: as --offline
   GEARSHIFT_CACHE       cache folder (else $XDG_CACHE_HOME/gearshift, else ~/.cache/gearshift)
   GEARSHIFT_KVM_DEVICE  KVM's device (else /dev/kvm)
+  GEARSHIFT_SILENCE     seconds without a byte from the guest after which a line says so (else 10; 0: never)
   GEARSHIFT_LOG         what to log to standard error, such as `debug` or `machine=trace`";
 
 #[derive(Debug, Parser)]

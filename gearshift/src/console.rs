@@ -1,27 +1,32 @@
 //! Standard input becomes the guest's console input.
 //!
 //! 1. A terminal's keys are read at once whatever the guest does, so that Ctrl-a x works with a guest that reads
-//!    nothing: a second thread gives them to the guest, and of a backlog beyond [`TYPED_AHEAD`] reads the rest is
-//!    dropped with a beep.
-//! 2. A file or pipe is read as fast as the guest takes it. Its end ends the input and nothing else.
+//!    nothing: a second thread gives them to the guest, and [`TypedAhead`] is between the two. When that is full the
+//!    terminal is not read any more until the guest is; signals end the run even then.
+//! 2. A job in the background does not read its terminal: what is typed there is for others.
+//! 3. A file or pipe is read as fast as the guest takes it. Its end ends the input and nothing else.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use machine::Machine;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::escape::{Escapes, HELP, Typed};
-use crate::stats;
 use crate::stdio::{say, say_all};
+use crate::typed_ahead::{LIMIT, TypedAhead};
+use crate::{stats, terminal};
 
-/// Reads of a terminal that may wait for the guest.
-const TYPED_AHEAD: usize = 64;
+/// How long the guest may take no key of a full queue before the user is told.
+const STUCK: Duration = Duration::from_secs(3);
+/// How often keys that came to a job in the background are looked at again.
+const BACKGROUND: Duration = Duration::from_millis(200);
 
 /// Starts to read standard input. `terminal`: look for Ctrl-a. The flag returned tells that the user quit.
 ///
@@ -33,29 +38,46 @@ pub(crate) fn connect(machine: Arc<Machine>, terminal: bool) -> io::Result<Arc<A
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(name.into()).spawn(work).map(drop)
     };
+    let input = machine.console_input();
     if terminal {
-        let input = machine.console_input();
-        let (typed, queue) = mpsc::sync_channel::<Vec<u8>>(TYPED_AHEAD);
-        spawn("console-feed", Box::new(move || while queue.recv().is_ok_and(|bytes| input.push(&bytes)) {}))?;
+        let ahead = Arc::new(TypedAhead::default());
+        let queue = ahead.clone();
+        spawn(
+            "console-feed",
+            Box::new(move || {
+                while queue.take().is_some_and(|bytes| input.push(&bytes)) {}
+                queue.close();
+            }),
+        )?;
         let quit = quit.clone();
-        spawn("console-in", Box::new(move || keys(stdin, &machine, &typed, &quit)))?;
+        spawn("console-in", Box::new(move || keys(stdin, &machine, &ahead, &quit)))?;
     } else {
-        let input = machine.console_input();
-        spawn("console-in", Box::new(move || read_all(stdin, |bytes| input.push(bytes))))?;
+        spawn("console-in", Box::new(move || read_all(stdin, || true, |bytes| input.push(bytes))))?;
     }
     Ok(quit)
 }
 
-fn keys(stdin: File, machine: &Machine, typed: &mpsc::SyncSender<Vec<u8>>, quit: &AtomicBool) {
+fn keys(stdin: File, machine: &Machine, ahead: &TypedAhead, quit: &AtomicBool) {
     let mut escapes = Escapes::default();
-    read_all(stdin, |bytes| {
+    let mut told = false;
+    let terminal = stdin.try_clone();
+    let ready = || {
+        let stuck = || {
+            if !std::mem::replace(&mut told, true) {
+                say(format_args!(
+                    "the guest takes no input: {} KiB wait for it, and until it does no more is read, Ctrl-a x \
+                     neither; `kill {}` ends the run",
+                    LIMIT >> 10,
+                    std::process::id()
+                ));
+            }
+        };
+        ahead.wait_for_room(STUCK, stuck) && terminal.as_ref().is_ok_and(wait_for_key)
+    };
+    read_all(stdin, ready, |bytes| {
         for part in escapes.split(bytes) {
             match part {
-                Typed::Bytes(bytes) => {
-                    if let Err(mpsc::TrySendError::Full(_)) = typed.try_send(bytes) {
-                        say_all('\x07');
-                    }
-                }
+                Typed::Bytes(bytes) => ahead.push(&bytes),
                 Typed::Help => say_all(format_args!("\n{HELP}")),
                 Typed::Stats => match machine.stats() {
                     Ok(list) => say_all(format_args!("\n{}", stats::text(&list))),
@@ -72,10 +94,23 @@ fn keys(stdin: File, machine: &Machine, typed: &mpsc::SyncSender<Vec<u8>>, quit:
     });
 }
 
-/// Reads until the end, an error, or `take` has enough.
-fn read_all(mut from: File, mut take: impl FnMut(&[u8]) -> bool) {
-    let mut buffer = [0; 1024];
+/// Waits until a key is there and is for us. A read would stop a job in the background, so that looks first.
+fn wait_for_key(terminal: &File) -> bool {
     loop {
+        match poll(&mut [PollFd::new(terminal, PollFlags::IN)], None) {
+            // Perhaps the one that moved this job into the background.
+            Err(Errno::INTR) => {}
+            // What else may be wrong the read will tell.
+            _ if terminal::in_foreground() => return true,
+            _ => thread::sleep(BACKGROUND),
+        }
+    }
+}
+
+/// Reads until the end, an error, or `ready`, which is asked before each read, or `take` has enough.
+fn read_all(mut from: File, mut ready: impl FnMut() -> bool, mut take: impl FnMut(&[u8]) -> bool) {
+    let mut buffer = vec![0; 16 << 10];
+    while ready() {
         match from.read(&mut buffer) {
             Ok(0) => return,
             Ok(count) => {

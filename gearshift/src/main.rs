@@ -3,7 +3,7 @@
 //! 1. [`cli`] defines what may be typed; [`exit_code`] what the process's exit code says; [`failure`] the one line
 //!    that tells why it gives up.
 //! 2. [`run`] runs a guest, the default one from [`default_guest`], with [`console`] between the guest and standard
-//!    input, and [`terminal`] and [`signals`] to leave the terminal as it was.
+//!    input, [`terminal`] and [`signals`] to leave the terminal as it was, and [`silence`] for whoever sees nothing.
 //! 3. [`compare`] runs guests on everything that can, and shows the numbers.
 //! 4. [`probe`] and [`documents`] print what is asked for.
 
@@ -18,11 +18,13 @@ mod failure;
 mod probe;
 mod run;
 mod signals;
+mod silence;
 mod size;
 mod stats;
 mod stdio;
 mod terminal;
 mod translator;
+mod typed_ahead;
 
 use std::io;
 

@@ -11,6 +11,7 @@ use crate::cli::RunArgs;
 use crate::default_guest::{self, CMDLINE, Guest};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::silence::{Heard, Silence};
 use crate::stdio::{self, say, say_all};
 use crate::terminal::RawMode;
 use crate::translator::{self, Shown};
@@ -32,14 +33,15 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let explanation = chosen.explanation();
     let id = chosen.accelerator.id();
     args.translator.check_accelerator(id)?;
+    let silence = Arc::new(Silence::default());
     let mut builder = Machine::builder()
         .accelerator(chosen.accelerator)
         .cpus(args.cpus)
         .memory(args.mem)
         .cpu_model(&args.cpu)
-        .console(output);
+        .console(Heard::new(output, &silence));
     if args.debug_console {
-        builder = builder.debug_console(io::stderr());
+        builder = builder.debug_console(Heard::new(io::stderr(), &silence));
     }
     builder.check()?;
 
@@ -49,7 +51,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         }
         None => default_guest::obtain(args.guest, args.offline, args.initrd.is_none())?,
     };
-    builder = builder.cmdline(args.cmdline.as_deref().unwrap_or(guest.cmdline)).kernel(guest.kernel);
+    let cmdline = args.cmdline.unwrap_or_else(|| guest.cmdline.to_owned());
+    builder = builder.cmdline(&*cmdline).kernel(guest.kernel);
     if let Some(initrd) = args.initrd.map(Into::into).or(guest.initrd) {
         builder = builder.initrd(initrd);
     }
@@ -59,7 +62,11 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     }
     let mib = args.mem >> 20;
     say(format_args!("{id} runs {} on {} vCPU ({}) with {mib} MiB", guest.name, args.cpus, args.cpu));
-    let result = supervise(&machine, args.stats);
+    let result = silence
+        .watch(machine.clone(), cmdline)
+        .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for the console: {error}")))
+        .and_then(|()| supervise(&machine, args.stats));
+    silence.end();
     shown.print();
     result
 }

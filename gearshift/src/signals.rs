@@ -2,10 +2,11 @@
 //!
 //! 1. A thread waits for the signals of [`ENDS`]. The first one ends the guest, so that what it has printed is still
 //!    written; then the process dies by that signal. A second one does not wait for the guest.
-//! 2. SIGTSTP leaves raw mode while the process is stopped.
-//! 3. SIGABRT restores the terminal in its handler. Faults such as SIGSEGV are left alone: they belong to the
+//! 2. SIGTSTP pauses the machine, whose clock then stands, and leaves raw mode while the process is stopped.
+//! 3. SIGCONT takes the terminal again: whoever stopped the process, and by whatever signal, the shell has set it back.
+//! 4. SIGABRT restores the terminal in its handler. Faults such as SIGSEGV are left alone: they belong to the
 //!    runtime, which turns the overflow of a stack into SIGABRT, and to accelerators.
-//! 4. A signal that was ignored when the process started, as under `nohup`, stays ignored.
+//! 5. A signal that was ignored when the process started, as under `nohup`, stays ignored.
 #![allow(unsafe_code)] // a handler that runs in signal context cannot be registered safely
 
 use std::io;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use machine::Machine;
-use signal_hook::consts::{SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
@@ -43,7 +44,7 @@ impl Caught {
 pub(crate) fn watch(machine: Arc<Machine>) -> io::Result<Arc<Caught>> {
     let caught = Arc::new(Caught::default());
     let ignored = ignored();
-    let wanted = ENDS.into_iter().chain([SIGTSTP]).filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    let wanted = ENDS.into_iter().chain([SIGTSTP, SIGCONT]).filter(|signal| ignored >> (signal - 1) & 1 == 0);
     let mut signals = Signals::new(wanted)?;
     // SAFETY: restoring the terminal and dying by the default action make system calls and touch atomics only.
     unsafe { low_level::register(SIGABRT, || die_by(SIGABRT))? };
@@ -52,10 +53,10 @@ pub(crate) fn watch(machine: Arc<Machine>) -> io::Result<Arc<Caught>> {
         move || {
             for signal in signals.forever() {
                 if signal == SIGTSTP {
-                    terminal::restore();
-                    // Returns when the process is continued.
-                    let _ = low_level::emulate_default_handler(signal);
-                    let _ = terminal::set_raw();
+                    stop(&machine);
+                } else if signal == SIGCONT {
+                    // A terminal that refuses is gone; whoever reads it will tell.
+                    let _ = terminal::reclaim();
                 } else if caught.0.swap(signal, Ordering::SeqCst) == 0 {
                     machine.stop();
                 } else {
@@ -65,6 +66,20 @@ pub(crate) fn watch(machine: Arc<Machine>) -> io::Result<Arc<Caught>> {
         }
     })?;
     Ok(caught)
+}
+
+/// Stops the process as SIGTSTP does, with the machine paused meanwhile.
+fn stop(machine: &Machine) {
+    // One that has ended, or is about to, needs no pause.
+    let paused = machine.pause();
+    terminal::restore();
+    // Returns when the process is continued.
+    let _ = low_level::emulate_default_handler(SIGTSTP);
+    let _ = terminal::reclaim();
+    if paused.is_ok() {
+        // It may have ended. A backend that cannot go on has posted that as the end.
+        let _ = machine.resume();
+    }
 }
 
 /// For what has no machine to stop: the first signal of [`ENDS`] sets a flag, a second one ends the process.
@@ -90,7 +105,7 @@ pub(crate) fn ask_to_stop() -> io::Result<(Arc<AtomicBool>, Arc<Caught>)> {
 }
 
 fn die_by(signal: i32) {
-    terminal::restore();
+    terminal::leave();
     // Ends the process. The only failure is a signal without default action, which these are not.
     let _ = low_level::emulate_default_handler(signal);
 }

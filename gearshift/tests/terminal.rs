@@ -3,7 +3,7 @@
 mod common;
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::pty::{Pty, Session, modes};
 use common::{IDLE, file, gearshift, path, pvh_elf};
@@ -46,28 +46,4 @@ fn signals_end_the_process_after_the_terminal_is_restored() {
         assert_eq!(status.signal(), Some(signal.as_raw()), "{status:?} {}", pty.text());
         assert_eq!(modes(&pty.attributes()), before, "{signal:?}");
     }
-}
-
-/// A stopped job leaves the terminal to the shell, and takes it again when it goes on.
-#[test]
-fn stopping_restores_and_continuing_takes_it_again() {
-    let pty = Pty::new();
-    let (mut session, before) = idle(&pty);
-    let wait_for_raw = |raw: bool| {
-        let end = Instant::now() + PATIENCE;
-        while pty.is_raw() != raw {
-            assert!(Instant::now() < end, "raw mode never became {raw}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    };
-    session.signal(Signal::TSTP);
-    wait_for_raw(false);
-    assert_eq!(modes(&pty.attributes()), before);
-    // Continued before it has stopped, it would stop for ever.
-    std::thread::sleep(Duration::from_millis(200));
-    session.signal(Signal::CONT);
-    wait_for_raw(true);
-    pty.send("\x01x");
-    assert_eq!(session.wait(PATIENCE).code(), Some(18));
-    assert_eq!(modes(&pty.attributes()), before);
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// Both ends of a pseudo-terminal, and what has come out of it.
 #[derive(Debug)]
@@ -57,9 +57,26 @@ impl Pty {
         !self.attributes().local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
 
+    /// Sets them, as a shell does when it gets its terminal back.
+    pub fn set_attributes(&self, attributes: &Termios) {
+        tcsetattr(&self.slave, OptionalActions::Now, attributes).unwrap();
+    }
+
     /// Types `text`.
     pub fn send(&self, text: &str) {
-        (&self.master).write_all(text.as_bytes()).unwrap();
+        self.send_bytes(text.as_bytes());
+    }
+
+    /// Pastes `bytes`, waiting while the other side does not read.
+    pub fn send_bytes(&self, bytes: &[u8]) {
+        (&self.master).write_all(bytes).unwrap();
+    }
+
+    /// The same on a thread, which may wait until the test is over.
+    pub fn send_in_background(&self, bytes: Vec<u8>) {
+        let mut master = self.master.try_clone().unwrap();
+        // The terminal may go away with the test.
+        std::thread::spawn(move || master.write_all(&bytes));
     }
 
     /// What has come so far.
