@@ -22,9 +22,11 @@ pub mod travel;
 /// Says that the test `what` is skipped, in the form that `cargo xtask test` counts, and past the test harness, which would
 /// swallow it.
 pub fn skip(what: &str, reason: &str) {
+    tell(&format!("SKIPPED (optional): {what}: {reason}"));
+}
+
+/// Writes a line to standard error, past the test harness.
+fn tell(line: &str) {
     // Nobody is left to be told if standard error is closed.
-    let _ = std::io::Write::write_all(
-        &mut std::io::stderr(),
-        format!("SKIPPED (optional): {what}: {reason}\n").as_bytes(),
-    );
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
 }

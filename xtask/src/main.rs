@@ -15,6 +15,7 @@ use guests::debian;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use testkit::oracle::Verdict;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Development tasks of this workspace")]
@@ -81,9 +82,11 @@ fn main() -> Result<ExitCode> {
             }
         }
         Task::Oracle(arguments) => {
-            if !oracle::run(&arguments)? {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(match oracle::run(&arguments)? {
+                Verdict::Same => ExitCode::SUCCESS,
+                Verdict::Found => ExitCode::from(oracle::FOUND),
+                Verdict::Wrong => ExitCode::FAILURE,
+            });
         }
         Task::Stress(arguments) => {
             if !stress::run(&arguments)? {

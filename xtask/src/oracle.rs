@@ -14,11 +14,19 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use testkit::oracle::case::CodeSize;
 use testkit::oracle::coverage::{self, Tested};
-use testkit::oracle::{Config, Report};
+use testkit::oracle::{Config, FINDING, Report, Verdict};
 
 use crate::cargo;
 
+/// Exit code of a run that found something on a processor which the oracle does not know.
+pub(crate) const FOUND: u8 = 4;
+
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Ends with 0 if nothing differs but what is known to, with 1 if the software CPU is wrong, and \
+                        with 4 if something differs on a processor that the oracle has not been compared with before: \
+                        a finding to be looked at (docs/cpu.md)."
+)]
 pub(crate) struct Arguments {
     /// Seed of everything; the same seed gives the same cases on processors with the same features
     #[arg(long, default_value_t = 1)]
@@ -74,8 +82,12 @@ impl Backend {
 }
 
 /// What one process found.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Part {
+    /// The processor, in words.
+    processor: String,
+    /// Whether the oracle has been compared with it.
+    compared: bool,
     cases: u64,
     /// Cases by instruction and size of code.
     coverage: BTreeMap<String, u64>,
@@ -90,6 +102,8 @@ impl Part {
     fn new(report: &Report) -> Self {
         let name = |(code, size): &(_, CodeSize)| format!("{code:?}/{}", size.bitness());
         Self {
+            processor: report.processor.to_string(),
+            compared: report.processor.is_compared(),
             cases: report.cases,
             coverage: report.coverage.iter().map(|(key, count)| (name(key), *count)).collect(),
             findings: report
@@ -122,16 +136,16 @@ impl Part {
     }
 }
 
-/// Runs what `arguments` ask for. Whether no instruction differs.
+/// Runs what `arguments` ask for.
 #[expect(clippy::print_stdout, reason = "a command-line tool")]
-pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Verdict> {
     if arguments.write_docs {
         return write_docs();
     }
     if let Some(shard) = &arguments.shard {
         let report = report(arguments, (shard[0], shard[1]))?;
         println!("{}", serde_json::to_string(&Part::new(&report))?);
-        return Ok(true);
+        return Ok(Verdict::Same);
     }
     let jobs = match (arguments.case, arguments.jobs) {
         (Some(_), _) => 1,
@@ -164,15 +178,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let fewest = part.coverage.values().min().copied().unwrap_or(0);
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{} cases of {} instructions (seed {}, at least {fewest} each) in {seconds:.1} s, {:.0} a second: \
+        "{}: {} cases of {} instructions (seed {}, at least {fewest} each) in {seconds:.1} s, {:.0} a second: \
          {} instruction(s) differ",
+        part.processor,
         part.cases,
         part.coverage.len(),
         arguments.seed,
         part.cases as f64 / seconds,
         part.findings.len()
     );
-    Ok(part.findings.is_empty())
+    let verdict = Verdict::of(part.compared, part.findings.len(), part.coverage.len(), false);
+    if verdict == Verdict::Found {
+        println!("{FINDING}the oracle has not been compared with this processor: see docs/cpu.md");
+    }
+    Ok(verdict)
 }
 
 /// The size of code that was asked for.
@@ -187,9 +206,9 @@ fn share(cases: u64, job: u64, jobs: u64) -> u64 {
     cases / jobs + u64::from(job < cases % jobs)
 }
 
-/// Runs the oracle that is a test of the accelerator, which this program may not know itself. Whether no instruction differs.
+/// Runs the oracle that is a test of the accelerator, which this program may not know itself.
 #[expect(clippy::print_stderr, reason = "a command-line tool")]
-fn on_backend(arguments: &Arguments, backend: Backend, jobs: u64) -> Result<bool> {
+fn on_backend(arguments: &Arguments, backend: Backend, jobs: u64) -> Result<Verdict> {
     size(arguments.bits)?;
     let package = backend.package();
     let built = cargo::executables(&["test", "--no-run", "--package", package, "--test", "oracle"])?;
@@ -216,13 +235,18 @@ fn on_backend(arguments: &Arguments, backend: Backend, jobs: u64) -> Result<bool
         }
         children.push(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
     }
-    let mut same = true;
+    let mut verdict = Verdict::Same;
     for child in children {
         let output = child.wait_with_output()?;
-        eprint!("{}", String::from_utf8_lossy(&output.stderr));
-        same &= output.status.success();
+        let text = String::from_utf8_lossy(&output.stderr);
+        eprint!("{text}");
+        verdict = verdict.max(match output.status.success() {
+            false => Verdict::Wrong,
+            true if text.lines().any(|line| line.contains(FINDING)) => Verdict::Found,
+            true => Verdict::Same,
+        });
     }
-    Ok(same)
+    Ok(verdict)
 }
 
 fn report(arguments: &Arguments, shard: (u64, u64)) -> Result<Report> {
@@ -260,15 +284,19 @@ fn in_processes(arguments: &Arguments, jobs: u64) -> Result<Part> {
         }
         children.push(command.stdout(Stdio::piped()).spawn().context("cannot start a process")?);
     }
-    let mut all = Part::default();
+    let mut all: Option<Part> = None;
     for (job, child) in children.into_iter().enumerate() {
         let output = child.wait_with_output()?;
         if !output.status.success() {
             bail!("the process with part {job} ended with {}", output.status);
         }
-        all.add(serde_json::from_slice(&output.stdout).context("a process told nothing sensible")?);
+        let part: Part = serde_json::from_slice(&output.stdout).context("a process told nothing sensible")?;
+        match &mut all {
+            Some(all) => all.add(part),
+            None => all = Some(part),
+        }
     }
-    Ok(all)
+    all.context("no process ran")
 }
 
 #[expect(clippy::print_stdout, reason = "a command-line tool")]
@@ -288,10 +316,10 @@ fn list(part: &Part) {
     }
 }
 
-fn write_docs() -> Result<bool> {
+fn write_docs() -> Result<Verdict> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/cpu.md");
     let text = fs::read_to_string(&path).context("cannot read docs/cpu.md")?;
     let text = coverage::with_summary(&text).context("docs/cpu.md lacks the markers of the summary")?;
     fs::write(&path, text).context("cannot write docs/cpu.md")?;
-    Ok(true)
+    Ok(Verdict::Same)
 }

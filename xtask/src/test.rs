@@ -5,6 +5,7 @@
 //! 2. `cargo test --workspace` runs; its output passes through and is counted on the way.
 //! 3. A test that skips itself says `SKIPPED: ` and why. Skipped and ignored tests fail the run, unless it is offline.
 //!    `SKIPPED (optional): ` is what compares with a program that hosts need not have; it is counted and fails nothing.
+//! 4. `FINDING: ` is what the instruction oracle found on a processor that it does not know; it is counted and fails nothing.
 
 use crate::{cargo, kvm_lab};
 use anyhow::{Context as _, Result, bail};
@@ -12,6 +13,7 @@ use guests::debian::{self, Flavour};
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
+use testkit::oracle::FINDING;
 
 /// What the tests came to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,7 @@ pub(crate) struct Count {
     pub(crate) ignored: u32,
     pub(crate) skipped: u32,
     pub(crate) optional: u32,
+    pub(crate) findings: u32,
 }
 
 impl Count {
@@ -33,6 +36,9 @@ impl Count {
         }
         if line.contains("SKIPPED (optional): ") {
             self.optional += 1;
+        }
+        if line.contains(FINDING) {
+            self.findings += 1;
         }
         let Some(result) = line.strip_prefix("test result: ") else { return };
         self.programs += 1;
@@ -52,6 +58,7 @@ impl Count {
         self.ignored += other.ignored;
         self.skipped += other.skipped;
         self.optional += other.optional;
+        self.findings += other.findings;
     }
 }
 
@@ -93,11 +100,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     count.add(&errors?);
     let status = child.wait().context("cargo test")?;
 
-    let Count { programs, passed, failed, ignored, skipped, optional } = count;
+    let Count { programs, passed, failed, ignored, skipped, optional, findings } = count;
     println!(
         "tests: {passed} passed, {failed} failed, {ignored} ignored, {skipped} skipped, {optional} without the \
          program to compare with; {programs} test programs"
     );
+    if findings > 0 {
+        println!(
+            "{findings} with findings on a processor that the instruction oracle does not know: see docs/cpu.md"
+        );
+    }
     if !status.success() || failed > 0 {
         bail!("the tests failed");
     }
@@ -133,10 +145,13 @@ mod tests {
         let text = "running 3 tests\ntest a ... ok\n\
             test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s\n\
             test b ... SKIPPED: no network\nSKIPPED (optional): c: no qemu\n\
+            test d ... FINDING: jit: something differs\n\
             test result: FAILED. 10 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
         let mut copy = Vec::new();
         let count = pass_on(text.as_bytes(), &mut copy).unwrap();
-        assert_eq!(count, Count { programs: 2, passed: 12, failed: 1, ignored: 1, skipped: 1, optional: 1 });
+        let expected =
+            Count { programs: 2, passed: 12, failed: 1, ignored: 1, skipped: 1, optional: 1, findings: 1 };
+        assert_eq!(count, expected);
         assert_eq!(copy, text.as_bytes());
     }
 }

@@ -34,7 +34,8 @@ pub fn instructions(size: CodeSize) -> impl Iterator<Item = (Code, Tested)> {
     })
 }
 
-/// The summary in docs/cpu.md: numbers by size of code, and what is not run natively with its reason and its test.
+/// The summary in docs/cpu.md: numbers by size of code, what is not run natively with its reason and its test, and what
+/// processors do differently.
 pub fn summary() -> String {
     let mut text =
         String::from("| code | instructions | on the host's processor | by table tests | missing |\n");
@@ -74,6 +75,8 @@ pub fn summary() -> String {
             .collect();
         let _ = writeln!(text, "| {} | {reason} | `{test}` in `{file}` |", list.join(", "));
     }
+    text += "\n";
+    text += &super::known::table();
     text
 }
 

@@ -9,12 +9,14 @@ use x86_core::exec;
 use super::case::{Case, CodeSize, End, Outcome, START, STUB, STUB_SIZE, seg};
 use super::compare::{Difference, differences, inputs, undefined_differ};
 use super::generate::Generator;
-use super::known::known;
+use super::generation::Processor;
+use super::known::{Situation, known, known_elsewhere};
 use super::minimise::minimise;
 use super::native::{Native, Unavailable};
 use super::rng::Rng;
 use super::select;
 use super::soft::{Backend, Soft};
+use super::verdict::Verdict;
 
 /// Cases between two calls of [`Config::progress`].
 const PROGRESS: u64 = 1_000_000;
@@ -74,11 +76,17 @@ pub struct Finding {
     pub differences: Vec<Difference>,
     /// Cases of the same instruction that differ.
     pub count: u64,
+    /// The accelerator departs from single steps, so that it is no matter of processors.
+    pub ours: bool,
+    /// What the table has for other processors, if that is what is seen here.
+    pub elsewhere: Vec<&'static str>,
 }
 
 /// What a run found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Report {
+    /// The processor it ran on.
+    pub processor: Processor,
     /// Seed of the run.
     pub seed: u64,
     /// Cases executed on both sides.
@@ -91,7 +99,7 @@ pub struct Report {
     pub missing: Vec<Code>,
     /// The first finding of each instruction.
     pub findings: BTreeMap<String, Finding>,
-    /// Cases by reason of [`super::known`].
+    /// Cases by reason of [`super::known`]; a case may have several.
     pub known: BTreeMap<&'static str, u64>,
     /// Cases in which only undefined flags differ, by instruction.
     pub undefined: BTreeMap<String, u64>,
@@ -105,6 +113,8 @@ pub(super) struct Compared {
     pub undefined: bool,
     /// Both came to the instruction's end.
     pub finished: bool,
+    /// The executor departs from single steps.
+    pub ours: bool,
 }
 
 /// Both processors.
@@ -122,8 +132,9 @@ impl Pair {
     pub(super) fn compare(&mut self, ins: &Instruction, case: &Case) -> Compared {
         let soft = self.soft.run(case);
         if comes_back(case, &soft) {
-            return Compared { found: Vec::new(), undefined: false, finished: false };
+            return Compared { found: Vec::new(), undefined: false, finished: false, ours: false };
         }
+        let mut ours = false;
         let soft = match &self.backend {
             // What would not end there would not end here.
             Some(make) if soft.end != End::Hang => {
@@ -132,7 +143,9 @@ impl Pair {
                     let usable = executor.take().filter(|e| !e.used_up());
                     executor.insert(usable.unwrap_or_else(make)).run(case)
                 });
-                with_stale_flags(by_executor, &soft)
+                let by_executor = with_stale_flags(by_executor, &soft);
+                ours = !differences(ins, case, &soft, &by_executor).is_empty();
+                by_executor
             }
             _ => soft,
         };
@@ -141,6 +154,7 @@ impl Pair {
             found: differences(ins, case, &native, &soft),
             undefined: undefined_differ(ins, &native, &soft),
             finished: native.end == End::Done && soft.end == End::Done,
+            ours,
         }
     }
 }
@@ -173,7 +187,7 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         .flat_map(|size| select::codes(&features, size).into_iter().map(move |code| (size, code)))
         .collect();
     let mut native = Native::new()?;
-    let mut report = Report { seed: config.seed, ..Report::default() };
+    let mut report = Report::new(Processor::host(), config.seed);
     for size in CodeSize::ALL {
         if let Err(reason) = native.enable(size) {
             report.unavailable.push((size, reason.to_string()));
@@ -234,7 +248,7 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         if let Some(progress) = config.progress.filter(|_| report.cases.is_multiple_of(PROGRESS)) {
             progress(report.cases);
         }
-        let Compared { found, undefined, finished } = pair.compare(&ins, &case);
+        let Compared { found, undefined, finished, ours } = pair.compare(&ins, &case);
         counts[ins.code() as usize * CodeSize::ALL.len() + size as usize] += 1;
         if undefined {
             *report.undefined.entry(name()).or_default() += 1;
@@ -247,16 +261,24 @@ pub fn run(config: &Config) -> Result<Report, Unavailable> {
         if found.is_empty() {
             continue;
         }
-        if let Some(reason) = known(&ins, &case, &found, finished) {
-            *report.known.entry(reason).or_default() += 1;
+        let situation = Situation { ins: &ins, case: &case, found: &found, finished };
+        if let Some(reasons) = known(&report.processor, &situation) {
+            for reason in reasons {
+                *report.known.entry(reason).or_default() += 1;
+            }
             continue;
         }
         match report.findings.get_mut(&name()) {
-            Some(finding) => finding.count += 1,
+            Some(finding) => {
+                finding.count += 1;
+                finding.ours |= ours;
+            }
             None => {
+                let elsewhere = known_elsewhere(&situation).unwrap_or_default();
                 let (case, differences) = minimise(&mut pair, &ins, case, found);
                 let accel = config.accel.map(|(name, _)| name);
-                let finding = Finding { index, seed: config.seed, accel, case, differences, count: 1 };
+                let seed = config.seed;
+                let finding = Finding { index, seed, accel, case, differences, count: 1, ours, elsewhere };
                 report.findings.insert(name(), finding);
             }
         }
@@ -298,6 +320,15 @@ impl fmt::Display for Finding {
         for Difference { what, native, soft } in &self.differences {
             writeln!(f, "  {what}: host {native}, software {soft}")?;
         }
+        for reason in &self.elsewhere {
+            writeln!(f, "  as other processors do: {reason}")?;
+        }
+        if self.ours {
+            writeln!(
+                f,
+                "  single steps do otherwise: an error of the accelerator, whatever the processor is"
+            )?;
+        }
         let accel = self.accel.map(|name| format!("--accel {name} ")).unwrap_or_default();
         writeln!(
             f,
@@ -308,6 +339,26 @@ impl fmt::Display for Finding {
 }
 
 impl Report {
+    fn new(processor: Processor, seed: u64) -> Self {
+        Self {
+            processor,
+            seed,
+            cases: 0,
+            unavailable: Vec::new(),
+            coverage: BTreeMap::new(),
+            missing: Vec::new(),
+            findings: BTreeMap::new(),
+            known: BTreeMap::new(),
+            undefined: BTreeMap::new(),
+        }
+    }
+
+    /// What it comes to.
+    pub fn verdict(&self) -> Verdict {
+        let ours = self.findings.values().any(|finding| finding.ours);
+        Verdict::of(self.processor.is_compared(), self.findings.len(), self.coverage.len(), ours)
+    }
+
     /// What was selected and did not run, a line each.
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self
@@ -341,7 +392,8 @@ impl fmt::Display for Report {
         let fewest = self.coverage.values().min().copied().unwrap_or(0);
         writeln!(
             f,
-            "{} cases of {} instructions (seed {}, at least {fewest} each): {} instruction(s) differ",
+            "{}: {} cases of {} instructions (seed {}, at least {fewest} each): {} instruction(s) differ",
+            self.processor,
             self.cases,
             self.coverage.len(),
             self.seed,
