@@ -67,7 +67,7 @@ impl Cpu {
             return Err(Fault::SS0);
         }
         self.mark_accessed(selector, &mut code)?;
-        self.store_bytes_at_cpl(cpl, Ea { la: bottom, stack: true }, pushed)?;
+        self.store_frame(cpl, bottom, pushed)?;
 
         if cpl != self.cpl {
             self.segs[seg::SS] = null_segment(cpl.into(), cpl);
@@ -77,5 +77,16 @@ impl Cpu {
         self.next_rip = rip;
         self.enter_handler(gate.kind() == system_type::INTERRUPT);
         Ok(())
+    }
+    /// Stores a frame of quadwords whose lowest lies at `bottom`, with the privilege of `cpl`.
+    ///
+    /// # Errors
+    /// #PF or #SS of the first quadword that cannot be pushed, from the top.
+    pub(crate) fn store_frame(&mut self, cpl: u8, bottom: u64, frame: &[u8]) -> Exec {
+        let at = |n: u64| Ea { la: bottom.wrapping_add(8 * n), stack: true };
+        self.store_bytes_at_cpl(cpl, at(0), frame).or_else(|_| {
+            let mut slots = (0..frame.len() / 8).rev();
+            slots.try_for_each(|n| self.store_bytes_at_cpl(cpl, at(n as u64), &frame[8 * n..8 * n + 8]))
+        })
     }
 }

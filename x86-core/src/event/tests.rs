@@ -361,12 +361,21 @@ fn page_fault_while_pushing() {
     set_gate(&mut c, 14, gate(CODE0, HANDLER + 14, 14, 0, 1), 0);
     c.tlb.flush_all();
     c.deliver(NO_CODE).unwrap();
-    assert_eq!((taken(&c), c.cr2, peek64(&mut c, IST - 48)), (14, STACK - 40, 2));
+    assert_eq!((taken(&c), c.cr2, peek64(&mut c, IST - 48)), (14, STACK - 8, 2));
+
+    // SS and RSP fit above the page, RFLAGS does not.
+    c.gpr[gpr::RSP] = STACK - 0x1000 + 16;
+    poke64(&mut c, 0x53000 + (absent >> 12) * 8, absent | 3);
+    poke64(&mut c, 0x53000 + (absent >> 12) * 8 - 8, 0);
+    c.tlb.flush_all();
+    c.deliver(NO_CODE).unwrap();
+    assert_eq!((taken(&c), c.cr2, peek64(&mut c, IST - 48)), (14, absent - 8, 2));
+    poke64(&mut c, 0x53000 + (absent >> 12) * 8, 0);
 
     c.gpr[gpr::RSP] = STACK;
     c.tlb.flush_all();
     set_gate(&mut c, 14, gate(CODE0, HANDLER + 14, 14, 0, 0), 0);
     set_gate(&mut c, 8, gate(CODE0, HANDLER + 8, 14, 0, 1), 0);
     c.deliver(NO_CODE).unwrap();
-    assert_eq!((taken(&c), c.cr2, peek64(&mut c, IST - 48)), (8, STACK - 48, 0));
+    assert_eq!((taken(&c), c.cr2, peek64(&mut c, IST - 48)), (8, STACK - 8, 0));
 }

@@ -9,7 +9,7 @@ use crate::event::NewStack;
 use crate::exec::Table;
 use crate::segment::{is_null, null_segment, rpl, system_type};
 use crate::task::{Reason, leads_to_task};
-use crate::{Cpu, Descriptor, Ea, Exec, Fault};
+use crate::{Cpu, Descriptor, Exec, Fault};
 
 /// Where a far transfer in protected mode leads.
 struct Target {
@@ -136,7 +136,7 @@ impl Cpu {
             for (slot, value) in frame.chunks_exact_mut(8).zip(values) {
                 slot.copy_from_slice(&value.to_le_bytes());
             }
-            self.store_bytes_at_cpl(cpl, Ea { la: bottom, stack: true }, &frame)?;
+            self.store_frame(cpl, bottom, &frame)?;
             (null_segment(cpl.into(), cpl), bottom)
         } else {
             let mut stack: NewStack = self.inner_stack(cpl)?;

@@ -1,5 +1,8 @@
 //! RETF and IRET (Intel SDM vol. 2; vol. 3, 5.8.6, 6.12.1, 6.14.4 and 21.2.2). An IRET with NT set returns to another task
 //! (`task.rs`), in long mode it is #GP(0).
+//!
+//! The manual pops upwards; processors read each part of a frame from its top: flags, CS, RIP, then SS, RSP. Which slot a page
+//! fault names tells the difference, if the frame lies across two pages.
 
 use accel_api::{Segment, gpr};
 use iced_x86::{Code, Instruction};
@@ -120,8 +123,7 @@ fn retf<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     let width = W::BYTES as i64;
     // Without an immediate operand this reads 0.
     let release = i64::from(ins.immediate16());
-    let ip = cpu.peek::<W>(0)?.to_u64();
-    let cs = cpu.peek::<W>(width)?.to_u64() as u16;
+    let (cs, ip) = (cpu.peek::<W>(width)?.to_u64() as u16, cpu.peek::<W>(0)?.to_u64());
     if !cpu.protected() {
         cpu.branch_to(ip)?;
         cpu.segs[seg::CS] = cpu.real_segment(&cpu.segs[seg::CS], cs);
@@ -135,8 +137,8 @@ fn retf<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
         cpu.segs[seg::CS] = code.segment(cs);
         cpu.update_mode();
     } else {
-        let rsp = cpu.peek::<W>(2 * width + release)?.to_u64();
         let ss = cpu.peek::<W>(3 * width + release)?.to_u64() as u16;
+        let rsp = cpu.peek::<W>(2 * width + release)?.to_u64();
         let stack = cpu.return_stack(ss, rpl(cs), code)?;
         cpu.return_outward(code.segment(cs), stack, rsp);
         cpu.add_rsp(release);
@@ -160,17 +162,16 @@ fn iret<W: Word>(cpu: &mut Cpu, _: &Instruction) -> Exec {
         return if cpu.long_mode() { Err(Fault::GP0) } else { cpu.return_to_task() };
     }
     let width = W::BYTES as i64;
-    let ip = cpu.peek::<W>(0)?.to_u64();
-    let cs = cpu.peek::<W>(width)?.to_u64() as u16;
     let flags = cpu.peek::<W>(2 * width)?.to_u64();
+    let (cs, ip) = (cpu.peek::<W>(width)?.to_u64() as u16, cpu.peek::<W>(0)?.to_u64());
     if flags & flag::VM != 0 && !cpu.long_mode() && cpu.cpl == 0 {
         return cpu.iret_virtual8086(ip, cs, flags);
     }
     let code = cpu.return_target(cs, ip)?;
     let mask = cpu.iret_mask(W::BYTES);
     if cpu.mode == Mode::Long || rpl(cs) != cpu.cpl {
-        let rsp = cpu.peek::<W>(3 * width)?.to_u64();
         let ss = cpu.peek::<W>(4 * width)?.to_u64() as u16;
+        let rsp = cpu.peek::<W>(3 * width)?.to_u64();
         let stack = cpu.return_stack(ss, rpl(cs), code)?;
         cpu.set_flags_masked(flags, mask);
         cpu.return_outward(code.segment(cs), stack, rsp);

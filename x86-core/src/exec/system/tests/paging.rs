@@ -256,6 +256,49 @@ fn returns_from_user_stacks() {
     }
 }
 
+/// 6.14.1: which slot a page fault names, of a frame with so many bytes below a page's end, if that page or the next is not
+/// there. The manual leaves it open; these are an AMD Zen 3's.
+#[test]
+fn returns_by_a_frame_across_pages() {
+    const END: u64 = STACK;
+    const ABOVE: u64 = END;
+    const BELOW: u64 = END - 0x1000;
+    let iretq = &[0x48, 0xcf][..];
+    let retfq = &[0x48, 0xcb];
+    let cases = [
+        (iretq, ABOVE, 4, 12),
+        (iretq, ABOVE, 8, 8),
+        (iretq, ABOVE, 12, 4),
+        (iretq, ABOVE, 16, 0),
+        (iretq, ABOVE, 20, 0), // in the middle of a slot: the page's start
+        (iretq, ABOVE, 24, 8),
+        (iretq, ABOVE, 28, 4),
+        (iretq, ABOVE, 32, 0),
+        (iretq, BELOW, 40, -24),
+        (iretq, BELOW, 24, -8),
+        (iretq, BELOW, 20, -4),
+        (iretq, BELOW, 16, -8),
+        (iretq, BELOW, 12, -4),
+        (iretq, BELOW, 8, -8),
+        (retfq, ABOVE, 4, 4),
+        (retfq, ABOVE, 8, 0),
+        (retfq, BELOW, 16, -8),
+        (retfq, BELOW, 12, -4),
+        (retfq, BELOW, 8, -8),
+    ];
+    for (code, absent, below, named) in cases {
+        let mut c = under_smap(0, false, &[], code);
+        c.gpr[gpr::RSP] = END - below;
+        stack64(&mut c, &[0x1800, CODE0.into(), 2, STACK, DATA0.into()]);
+        poke64(&mut c, 0x5_3000 + 8 * (absent >> 12), 0);
+        c.tlb.flush_all();
+        let registers = c.gpr;
+        assert_eq!(step(&mut c), Err(Fault::with_code(crate::vector::PF, 0)), "{code:x?} {below}");
+        let slot = c.fault_address.wrapping_sub(END).cast_signed();
+        assert_eq!((slot, c.rip, c.gpr), (named, 0x1000, registers), "{code:x?} {below} {absent:#x}");
+    }
+}
+
 /// 4.6.1: what the processor does by itself: the handler's stack on a user page takes AC at CPL 0 to 2 only, where STAC
 /// set it, and descriptor tables on a user page are never read.
 #[test]
