@@ -290,7 +290,7 @@ impl Lower<'_> {
                 op.imm = ins.try_immediate(1).unwrap_or(0);
                 Some(op)
             }
-            M::Imul if !flags => self.imul(ins, count),
+            M::Imul if ins.op_count() > 1 => self.imul(ins, flags, count),
             M::Bt if ins.op0_kind() == OpKind::Register => {
                 let (dst, size) = place(ins.op0_register())?;
                 let mut op = if ins.op1_kind() == OpKind::Register {
@@ -415,28 +415,18 @@ impl Lower<'_> {
         Some(op)
     }
 
-    /// IMUL with two or three operands, where nobody reads its flags.
-    fn imul(&self, ins: &Instruction, count: u8) -> Option<Op> {
+    /// IMUL with two or three operands.
+    fn imul(&self, ins: &Instruction, flags: bool, count: u8) -> Option<Op> {
         let (dst, size) = place(ins.op0_register())?;
+        let by_constant = ins.op_count() == 3;
         let mut op = self.blank(ins, end, count);
         op.dst = dst;
-        match (ins.op_count(), ins.op1_kind(), size) {
-            (2, OpKind::Register, 4) => op.handler = alu::imul_reg::<u32>,
-            (2, OpKind::Register, 8) => op.handler = alu::imul_reg::<u64>,
-            (3, OpKind::Register, 4) => op.handler = alu::imul_imm::<u32>,
-            (3, OpKind::Register, 8) => op.handler = alu::imul_imm::<u64>,
-            (2, OpKind::Memory, 4 | 8) => {
-                let memory = self.memory(ins)?;
-                op.handler = match (size, memory.indexed) {
-                    (4, false) => alu::imul_mem::<u32, false>,
-                    (4, true) => alu::imul_mem::<u32, true>,
-                    (_, false) => alu::imul_mem::<u64, false>,
-                    (_, true) => alu::imul_mem::<u64, true>,
-                };
-                return Some(with_memory(op, &memory));
-            }
-            _ => return None,
+        if ins.op1_kind() == OpKind::Memory {
+            let memory = self.memory(ins)?;
+            op.handler = alu::multiplication(size, flags, by_constant, Some(memory.indexed))?;
+            return Some(with_memory(op, &memory));
         }
+        op.handler = alu::multiplication(size, flags, by_constant, None)?;
         op.src = place(ins.op1_register())?.0;
         op.imm = ins.try_immediate(2).unwrap_or(0);
         Some(op)

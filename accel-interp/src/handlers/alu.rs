@@ -1,5 +1,6 @@
 //! Arithmetic and logic: register, immediate and memory forms, with and without flags.
 
+use x86_core::alu::wide::NoByte;
 use x86_core::alu::{ArithFlags, Word};
 
 use super::{handler, hit, miss};
@@ -236,6 +237,12 @@ macro_rules! shift {
 }
 shift! { Shl shl; Shr shr; Sar sar; Rol rol; Ror ror; }
 
+/// The low half of a product, which is the same for signed and unsigned; the flags are IMUL's.
+#[inline(always)]
+fn multiply<W: NoByte, const F: bool>(s: &mut Step<'_>, a: W, b: W) -> W {
+    if F { a.imul2(b, s.flags()) } else { W::from_u64(a.to_u64().wrapping_mul(b.to_u64())) }
+}
+
 handler! {
     fn unary_reg<O: Unary, W: Word; const F: bool>(s) {
         let place = s.op().dst;
@@ -282,26 +289,27 @@ handler! {
         s.next()
     }
 
-    /// IMUL without flags: the low half is the same for signed and unsigned.
-    fn imul_reg<W: Word>(s) {
+    fn imul_reg<W: NoByte; const F: bool>(s) {
         let op = s.op();
-        let r = s.get::<W>(op.dst).to_u64().wrapping_mul(s.get::<W>(op.src).to_u64());
-        s.set::<W>(op.dst, W::from_u64(r));
+        let (a, b) = (s.get(op.dst), s.get(op.src));
+        let r = multiply::<W, F>(&mut s, a, b);
+        s.set::<W>(op.dst, r);
         s.next()
     }
 
-    fn imul_mem<W: Word; const X: bool>(s) {
+    fn imul_mem<W: NoByte; const F: bool, const X: bool>(s) {
         let b = hit!(s, load W, s.ea::<X>());
-        let place = s.op().dst;
-        let r = s.get::<W>(place).to_u64().wrapping_mul(b.to_u64());
-        s.set::<W>(place, W::from_u64(r));
+        let (place, a) = (s.op().dst, s.get(s.op().dst));
+        let r = multiply::<W, F>(&mut s, a, b);
+        s.set::<W>(place, r);
         s.next()
     }
 
-    fn imul_imm<W: Word>(s) {
+    fn imul_imm<W: NoByte; const F: bool>(s) {
         let op = s.op();
-        let r = s.get::<W>(op.src).to_u64().wrapping_mul(op.imm);
-        s.set::<W>(op.dst, W::from_u64(r));
+        let (a, b) = (s.get(op.src), W::from_u64(op.imm));
+        let r = multiply::<W, F>(&mut s, a, b);
+        s.set::<W>(op.dst, r);
         s.next()
     }
 
@@ -389,4 +397,32 @@ pub(crate) fn shift(m: iced_x86::Mnemonic, size: usize, flags: bool, by_cl: bool
         M::Ror => pick!(Ror),
         _ => None,
     }
+}
+
+/// The handler of IMUL with two operands, or with three if `by_constant`; whether the second is in memory, and whether that
+/// has an index.
+pub(crate) fn multiplication(
+    size: usize,
+    flags: bool,
+    by_constant: bool,
+    memory: Option<bool>,
+) -> Option<Handler> {
+    macro_rules! pick {
+        ($w:ty, $f:literal) => {
+            match (by_constant, memory) {
+                (false, None) => imul_reg::<$w, $f> as Handler,
+                (true, None) => imul_imm::<$w, $f>,
+                (false, Some(false)) => imul_mem::<$w, $f, false>,
+                (false, Some(true)) => imul_mem::<$w, $f, true>,
+                (true, Some(_)) => return None,
+            }
+        };
+    }
+    Some(match (size, flags) {
+        (4, false) => pick!(u32, false),
+        (4, true) => pick!(u32, true),
+        (8, false) => pick!(u64, false),
+        (8, true) => pick!(u64, true),
+        _ => return None,
+    })
 }
