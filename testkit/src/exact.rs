@@ -2,6 +2,7 @@
 //! [`conformance!`](crate::conformance!) does the suite that all have to pass.
 
 pub mod checked_access;
+pub mod debug_traps;
 pub mod tasks;
 pub mod virtual8086;
 
@@ -15,6 +16,7 @@ macro_rules! exact {
             }
             $crate::__conformance_tests! { exact;
                 checked_access: breakpoints_come_and_go code_breakpoints_in_a_loop alignment_is_checked_while_asked_for;
+                debug_traps: mov_ss_with_a_breakpoint;
                 tasks: coroutines;
                 virtual8086: program_and_monitor;
             }

@@ -3,15 +3,20 @@
 //! 1. Nothing of this costs anything while DR7 enables no breakpoint and TF is clear. Else the run loop executes one
 //!    instruction at a time by [`Cpu::step`].
 //! 2. A breakpoint on code is a fault, found before the instruction. What is found while it executes (data, ports) and
-//!    the single step are traps: their bits of DR6 gather in [`Cpu::pending_debug`] until the instruction is over.
-//! 3. Data breakpoints see each access because [`Cpu::strict`] keeps the soft TLB from answering.
-//! 4. DR6 tells of enabled breakpoints only.
+//!    the single step are traps. The bits of DR6 of all of them gather in [`Cpu::pending_debug`] until a debug exception
+//!    tells of them: one for all.
+//! 3. MOV SS and POP SS hold their traps back until the next instruction is over (6.8.3). If that enters a handler or the
+//!    system by itself (INT n, INT3, INTO, SYSCALL, SYSENTER), the trap comes before the first instruction there. If it
+//!    raises a debug exception (INT1, GD), that one tells of the trap, too. Any other exception ends it, as on the
+//!    processors that Linux's `mov_ss_trap` self-test describes.
+//! 4. Data breakpoints see each access because [`Cpu::strict`] keeps the soft TLB from answering.
+//! 5. DR6 tells of enabled breakpoints only.
 
 use iced_x86::{Code, FlowControl, Instruction};
 
 use crate::alu::flag;
 use crate::mode::bits::CR4_DE;
-use crate::{Cpu, Exec, Fault, Shutdown};
+use crate::{Cpu, Exec, Fault, Shutdown, vector};
 
 /// Bits of DR6 (Intel SDM vol. 3, 18.2.3).
 #[allow(missing_docs)] // the manual's names
@@ -90,9 +95,20 @@ impl Cpu {
         }
     }
 
-    /// Sets `causes` in DR6. B0 to B3 tell of the last debug exception only (18.2.3).
-    pub(crate) fn set_debug_causes(&mut self, causes: u64) {
+    /// A debug exception for `causes` is on its way: DR6 tells. B0 to B3 are of the last one only (18.2.3).
+    pub(crate) fn tell_debug_causes(&mut self, causes: u64) {
         self.dr6 = self.dr6 & !dr6::HITS | causes;
+    }
+
+    /// An exception is on its way. If it is a debug exception, it tells of all causes there are; any other ends what was
+    /// held back. A task switch's trap is for the new task to take.
+    pub(crate) fn resolve_debug_causes(&mut self, exception: u8) {
+        if exception == vector::DB {
+            let causes = std::mem::take(&mut self.pending_debug);
+            self.tell_debug_causes(causes);
+        } else {
+            self.pending_debug &= dr6::BT;
+        }
     }
 
     /// Whether a string instruction must stop after each element, for the trap that may follow it.
@@ -109,8 +125,6 @@ impl Cpu {
         if self.pending_debug == 0 || self.debug_shadow {
             return Ok(());
         }
-        let causes = std::mem::take(&mut self.pending_debug);
-        self.set_debug_causes(causes);
         self.raise(Fault::DB)
     }
 
@@ -127,7 +141,7 @@ impl Cpu {
         if self.armed && !resumed && !shadowed {
             let hits = self.code_breakpoints(self.code_address(self.rip));
             if hits != 0 {
-                self.set_debug_causes(hits);
+                self.pending_debug |= hits;
                 return Err(Fault::DB);
             }
         }
@@ -135,7 +149,7 @@ impl Cpu {
         let before = self.pending_debug;
         let ins = self.execute_one().inspect_err(|_| {
             // An instruction that has not completed traps for nothing it touched.
-            self.pending_debug = before | self.pending_debug & dr6::BT;
+            self.pending_debug = before | self.pending_debug & (dr6::BT | dr6::BD);
         })?;
         self.rip = self.next_rip;
         self.instructions += 1;

@@ -191,7 +191,7 @@ pub fn ring3(accel: &Arc<dyn Accelerator>) {
 }
 
 /// State of ring 3 at [`map::USER_CODE`].
-pub(super) fn user_state(rig: &Rig) -> CpuState {
+pub(crate) fn user_state(rig: &Rig) -> CpuState {
     let mut state = rig.long_mode(0);
     state.rip = map::USER_CODE;
     state.gpr[gpr::RSP] = map::USER_STACK;

@@ -72,6 +72,7 @@ impl Cpu {
         if fault.vector() == vector::PF {
             self.cr2 = self.fault_address;
         }
+        self.resolve_debug_causes(fault.vector());
         let rf = if is_fault(fault.vector()) || fault == Fault::GENERAL_DETECT { flag::RF } else { 0 };
         let delivery = Delivery {
             vector: fault.vector(),
@@ -167,7 +168,7 @@ impl Cpu {
             self.dr7 &= !GD;
             self.msrs.debugctl &= !LBR_BTF;
         }
-        self.shadow = false;
+        (self.shadow, self.debug_shadow) = (false, false);
         if self.mp == MpState::Halted {
             self.mp = MpState::Running;
         }
@@ -187,15 +188,19 @@ impl Cpu {
         })
     }
 
-    /// INT1: a #DB that no privilege check holds back (Intel SDM vol. 3, 6.4.4).
-    pub(crate) fn hardware_like_interrupt(&mut self, vector: u8) -> Exec {
+    /// INT1: a #DB that no privilege check holds back (Intel SDM vol. 3, 6.4.4). It tells of a trap that MOV SS held back,
+    /// which is thereby over (vol. 3, 27.7.3: none is pending behind a privileged software exception).
+    pub(crate) fn debug_interrupt(&mut self) -> Exec {
+        let causes = std::mem::take(&mut self.pending_debug);
         self.deliver_once(&Delivery {
-            vector,
+            vector: vector::DB,
             error_code: None,
             return_rip: self.next_rip,
             software: false,
             rflags: self.rflags(),
-        })
+        })?;
+        self.tell_debug_causes(causes);
+        Ok(())
     }
 
     /// RFLAGS at the handler's first instruction. AC, IOPL and the arithmetic flags stay.

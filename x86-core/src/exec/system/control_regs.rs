@@ -220,7 +220,7 @@ fn debug_register(cpu: &mut Cpu, register: Register) -> Exec<usize> {
     }
     cpu.privileged()?;
     if cpu.dr7 & GD != 0 {
-        cpu.dr6 |= dr6::BD;
+        cpu.pending_debug |= dr6::BD;
         return Err(Fault::GENERAL_DETECT);
     }
     Ok(if matches!(number, 4 | 5) { number + 2 } else { number })

@@ -30,7 +30,7 @@ fn into(cpu: &mut Cpu, _: &Instruction) -> Exec {
 }
 
 fn int1(cpu: &mut Cpu, _: &Instruction) -> Exec {
-    cpu.hardware_like_interrupt(vector::DB)
+    cpu.debug_interrupt()
 }
 
 pub(super) fn register(table: &mut Table) {

@@ -111,9 +111,10 @@ fn code_breakpoints() {
     let mut c = at(&[0xff, 0xc0, 0xff, 0xc0]); // inc eax, twice
     c.dr[1] = CODE;
     c.set_dr7(enable(1, EXECUTE, 0));
-    assert_eq!((step(&mut c), c.dr6 & 0xf), (Err(Fault::DB), 2));
+    assert_eq!(step(&mut c), Err(Fault::DB));
     assert_eq!((c.rip, c.gpr[gpr::RAX]), (CODE, 0));
     c.raise(Fault::DB).unwrap();
+    assert_eq!((c.dr6 & 0xf, c.pending_debug), (2, 0));
     assert_eq!((peek64(&mut c, STACK - 40), peek64(&mut c, STACK - 24) & flag::RF), (CODE, 0));
     c.rip = CODE;
     c.system_flags |= flag::RF;
@@ -127,7 +128,7 @@ fn code_breakpoints() {
     c.dr = [CODE + 2, CODE + 3, 0, 0];
     c.set_dr7(enable(0, EXECUTE, 0) | enable(1, EXECUTE, 0));
     assert_eq!([step(&mut c), step(&mut c), step(&mut c)], [Ok(0), Ok(0), Err(Fault::DB)]);
-    assert_eq!(c.dr6 & 0xf, 2);
+    assert_eq!(c.pending_debug, 2);
 }
 
 /// 18.2.4: breakpoints on ports need CR4.DE, and span by LEN.
@@ -162,6 +163,7 @@ fn breakpoints_in_repeated_instructions() {
     c.dr[0] = CODE;
     c.set_dr7(enable(0, EXECUTE, 0));
     assert_eq!(step(&mut c), Err(Fault::DB));
+    c.pending_debug = 0;
     c.system_flags |= flag::RF;
     assert_eq!([step(&mut c), step(&mut c), step(&mut c)], [Ok(0); 3]);
     assert_eq!((c.rip, c.has(flag::RF)), (CODE + 2, false));
@@ -194,6 +196,76 @@ fn stack_switches_hold_traps_back() {
     let mut c = at(&[0xfb]);
     c.set_rflags(flag::TF);
     assert_eq!((step(&mut c), c.shadow), (Ok(dr6::BS), true));
+}
+
+/// 6.8.3, and vol. 3, 27.7.3: what becomes of a trap that MOV SS holds back, by the instruction behind it. Entries of
+/// handlers by INT n and of the system's code come first and the trap before their first instruction; another #DB tells of
+/// it as well, once; any other exception ends it.
+#[test]
+fn what_stack_switches_hold_back_is_told_once() {
+    const ONE: u64 = STACK - 40;
+    const TWO: u64 = (ONE & !15) - 40;
+    let b0 = 0b0001;
+    // What follows, the last frame's RIP, RSP in the handler, causes in DR6.
+    let cases: &[(&str, &[u8], u64, u64, u64)] = &[
+        ("nop", &[0x90], CODE + 3, ONE, b0),
+        ("a load that is watched", &[0x8b, 0x03], CODE + 4, ONE, b0),
+        ("hlt", &[0xf4], CODE + 3, ONE, b0),
+        ("int1", &[0xf1], CODE + 3, ONE, b0),
+        ("int3", &[0xcc], HANDLER, TWO, b0),
+        ("int 0x30", &[0xcd, 0x30], HANDLER, TWO, b0),
+        ("int 1", &[0xcd, 0x01], HANDLER, TWO, b0),
+        ("syscall", &[0x0f, 0x05], HANDLER, ONE, b0),
+        ("mov rax, dr0 with GD", &[0x0f, 0x21, 0xc0], CODE + 2, ONE, b0 | dr6::BD),
+        ("ud2", &[0x0f, 0x0b], CODE + 2, ONE, 0),
+        ("div by zero", &[0xf7, 0xf1], CODE + 2, ONE, 0),
+        ("int 0x7f, beyond the table", &[0xcd, 0x7f], CODE + 2, ONE - 8, 0),
+    ];
+    for &(what, next, from, rsp, causes) in cases {
+        let mut c = at(&[0x8e, 0x13]); // mov ss, [rbx]
+        poke(&mut c, CODE + 2, next);
+        c.gpr[gpr::RBX] = DATA;
+        poke(&mut c, DATA, &DATA0.to_le_bytes());
+        c.msrs.lstar = HANDLER;
+        c.dr[0] = DATA;
+        let gd = if causes & dr6::BD != 0 { 1 << 13 } else { 0 };
+        c.set_dr7(enable(0, ACCESS, 1) | gd);
+        for turn in 0..2 {
+            if let Err(fault) = c.step() {
+                assert_eq!(turn, 1, "{what}");
+                c.raise(fault).unwrap();
+            }
+            c.take_debug_trap().unwrap();
+            assert_eq!(c.rip == CODE + 2, turn == 0, "{what}");
+        }
+        let error = u64::from(rsp == ONE - 8) * 8;
+        assert_eq!((c.rip, c.gpr[gpr::RSP], peek64(&mut c, rsp + error)), (HANDLER, rsp, from), "{what}");
+        assert_eq!((c.dr6, c.pending_debug, c.debug_shadow), (0xffff_0ff0 | causes, 0, false), "{what}");
+        assert_eq!(c.mp, accel_api::MpState::Running, "{what}");
+    }
+}
+
+/// INT1 with TF set is no step, and tells of no breakpoint of an earlier exception (18.2.3).
+#[test]
+fn causes_of_int1() {
+    let mut c = at(&[0x8e, 0xd0, 0xf1]); // mov ss, ax; int1
+    c.gpr[gpr::RAX] = DATA0.into();
+    c.dr6 |= 0b11;
+    c.set_rflags(flag::TF);
+    assert_eq!([step(&mut c), step(&mut c)], [Ok(0), Ok(0)]);
+    assert_eq!((c.rip, c.dr6), (HANDLER, 0xffff_0ff0));
+    assert_eq!((peek64(&mut c, STACK - 40), peek64(&mut c, STACK - 24) & flag::TF), (CODE + 3, flag::TF));
+}
+
+/// 6.8.3: what MOV SS holds back stays so no longer than until an exception has been delivered.
+#[test]
+fn exceptions_end_the_shadow_of_stack_switches() {
+    let mut c = at(&[0x8e, 0xd0]); // mov ss, ax
+    c.gpr[gpr::RAX] = DATA0.into();
+    step(&mut c).unwrap();
+    assert!(c.debug_shadow && c.shadow);
+    c.raise(Fault::GP0).unwrap(); // as for a virtual interrupt
+    assert!(!c.debug_shadow && !c.shadow);
 }
 
 /// A faulting instruction does not trap for what it touched before (table 6-2: the fault is its outcome).
