@@ -31,7 +31,7 @@ pub const MIN_PERIOD_NS: u64 = 200_000;
 /// CPU. Not here: the levels of LINT0 and LINT1, which their drivers set again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LapicState {
-    /// The (x2APIC) ID.
+    /// The (x2APIC) ID, which is the vCPU's for its life.
     pub apic_id: u32,
     /// IA32_APIC_BASE.
     pub apic_base: u64,
@@ -76,8 +76,6 @@ pub struct LapicState {
     pub timer_remaining_ns: u64,
     /// IA32_TSC_DEADLINE in TSC-deadline mode, 0 if disarmed.
     pub tsc_deadline: u64,
-    /// An NMI waits.
-    pub nmi: bool,
     /// An INIT waits.
     pub init: bool,
     /// A start-up message waits, with this vector.
@@ -112,7 +110,6 @@ impl LapicState {
             timer_divide: 0,
             timer_remaining_ns: 0,
             tsc_deadline: 0,
-            nmi: false,
             init: false,
             sipi: None,
             extint: false,
@@ -150,8 +147,8 @@ impl LapicState {
     pub fn normalise(&mut self) {
         if self.apic_base & (BASE_ENABLED | BASE_X2APIC) == 0 {
             // A disabled local APIC has no state of its own but CR8 and what waits for the CPU itself.
-            let Self { apic_id, apic_base, tpr, nmi, init, sipi, .. } = *self;
-            *self = Self { apic_base, tpr, nmi, init, sipi, ..Self::reset(apic_id, false) };
+            let Self { apic_id, apic_base, tpr, init, sipi, .. } = *self;
+            *self = Self { apic_base, tpr, init, sipi, ..Self::reset(apic_id, false) };
         }
         for set in [&mut self.irr, &mut self.isr, &mut self.tmr] {
             set[0] &= !0xffff; // vectors 0 to 15 are never accepted

@@ -218,10 +218,18 @@ pub struct Events {
     pub injected: Option<InjectedEvent>,
     /// Interrupts wait for the instruction after this one: STI or MOV SS came just before (Intel SDM vol. 3, 6.8).
     pub interrupt_shadow: bool,
-    /// An NMI waits.
-    pub nmi_pending: bool,
+    /// How many NMIs wait: at most one while they are masked ([`Self::nmi_limit`]).
+    pub nmi_pending: u8,
     /// NMIs are blocked until IRET (Intel SDM vol. 3, 6.7.1).
     pub nmi_masked: bool,
+}
+
+impl Events {
+    /// How many NMIs can wait. A processor remembers one; a second that comes before the first is taken would, there,
+    /// have come while the first's handler ran. So KVM counts, too.
+    pub const fn nmi_limit(masked: bool) -> u8 {
+        if masked { 1 } else { 2 }
+    }
 }
 
 /// An event on its way through the IDT.
@@ -361,6 +369,8 @@ impl CpuState {
         self.debug.dr7 = self.debug.dr7 & 0xffff_2bff | 0x400;
         self.fpu.normalise();
         self.lapic.normalise();
+        let events = &mut self.events;
+        events.nmi_pending = events.nmi_pending.min(Events::nmi_limit(events.nmi_masked));
     }
 
     /// The fields in which two states differ, as paths with both values in hexadecimal; empty when they are equal.

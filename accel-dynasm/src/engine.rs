@@ -394,10 +394,10 @@ impl Engine {
 
     /// Before translated code is entered or gone back to. Whether an interrupt or NMI waits that may be taken now.
     pub(crate) fn note_waiting(&mut self, cpu: &mut Cpu) -> bool {
-        let interrupt = cpu.lapic.has_interrupt();
+        let (interrupt, nmi) = (cpu.lapic.has_interrupt(), cpu.nmi_due());
         // SAFETY: our home; no translated code runs.
-        unsafe { (*self.home).context.waiting = u64::from(interrupt || cpu.nmi_pending) };
-        interrupt && cpu.has(x86_core::alu::flag::IF)
+        unsafe { (*self.home).context.waiting = u64::from(interrupt || nmi) };
+        nmi || interrupt && cpu.has(x86_core::alu::flag::IF)
     }
 
     /// Adds to the instructions counted.

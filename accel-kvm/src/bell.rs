@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use accel_api::{AccelError, Kick};
+use accel_api::{AccelError, Events, Kick};
 use kvm_ioctls::VcpuFd;
 
 use crate::sys::Thread;
@@ -19,7 +19,8 @@ use crate::sys::Thread;
 #[derive(Default)]
 pub(crate) struct Bell {
     kicked: AtomicBool,
-    nmi: AtomicBool,
+    /// NMIs that KVM has not been given yet.
+    nmis: AtomicU8,
     /// Level of the 8259's INTR output; of vCPU 0 only.
     intr: AtomicBool,
     /// An ExtINT message, which asks for one INTA cycle.
@@ -77,20 +78,29 @@ impl Bell {
         }
     }
 
-    /// Raises an NMI.
+    /// Raises an NMI. Of those that wait, two count.
     pub(crate) fn raise_nmi(&self) {
-        self.nmi.store(true, Ordering::SeqCst);
+        let limit = Events::nmi_limit(false);
+        // Refused where there are as many already.
+        let _ = self
+            .nmis
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| (count < limit).then_some(count + 1));
         self.ring();
     }
 
-    /// Whether one was raised since [`Self::take_nmi`].
-    pub(crate) fn nmi(&self) -> bool {
-        self.nmi.load(Ordering::SeqCst)
+    /// How many were raised since [`Self::take_nmis`].
+    pub(crate) fn nmis(&self) -> u8 {
+        self.nmis.load(Ordering::SeqCst)
     }
 
-    /// Whether an NMI was raised since the last call.
-    pub(crate) fn take_nmi(&self) -> bool {
-        self.nmi.swap(false, Ordering::SeqCst)
+    /// How many NMIs were raised since the last call.
+    pub(crate) fn take_nmis(&self) -> u8 {
+        self.nmis.swap(0, Ordering::SeqCst)
+    }
+
+    /// Replaces them; the vCPU itself does so, and needs no ring.
+    pub(crate) fn set_nmis(&self, count: u8) {
+        self.nmis.store(count, Ordering::SeqCst);
     }
 
     /// Sets the level of INTR.
@@ -123,7 +133,7 @@ impl Bell {
 
     /// Whether there is something to look at that [`Self::wants_inta`] does not tell.
     pub(crate) fn rung(&self) -> bool {
-        self.kicked.load(Ordering::SeqCst) || self.nmi()
+        self.kicked.load(Ordering::SeqCst) || self.nmis() != 0
     }
 
     /// A kick that was taken is owed all the same; the vCPU itself says so, and needs no ring.
@@ -141,5 +151,21 @@ impl Kick for Bell {
     fn kick(&self) {
         self.kicked.store(true, Ordering::SeqCst);
         self.ring();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_nmis_that_wait_two_count() {
+        let bell = Bell::default();
+        for raised in 1..=3 {
+            bell.raise_nmi();
+            assert_eq!((bell.nmis(), bell.rung()), (raised.min(2), true));
+        }
+        assert_eq!([bell.take_nmis(), bell.take_nmis()], [2, 0]);
+        assert!(!bell.rung());
     }
 }

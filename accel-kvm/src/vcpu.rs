@@ -366,7 +366,7 @@ impl Vcpu for KvmVcpu {
                 }
                 return Ok(settled.unwrap_or(Exit::Kicked));
             }
-            if self.bell.take_nmi() {
+            for _ in 0..self.bell.take_nmis() {
                 self.fd().nmi().map_err(host("KVM_NMI"))?;
             }
             if self.bell.wants_inta() {

@@ -113,8 +113,6 @@ pub struct Cpu {
     pub mp: MpState,
     /// An NMI has been taken and IRET has not come yet.
     pub nmi_masked: bool,
-    /// An NMI waits.
-    pub nmi_pending: bool,
     /// VEX instructions on vector registers may run: see [`Cpu::avx_enabled`]; and CR0.TS is clear.
     pub avx_ready: bool,
     /// An event taken and not yet delivered.
@@ -206,7 +204,6 @@ impl Cpu {
             fault_address: 0,
             mp: MpState::Running,
             nmi_masked: false,
-            nmi_pending: false,
             injected: None,
             stale_code: Vec::new(),
             told: 0,
@@ -354,6 +351,12 @@ impl Cpu {
         self.has(flag::IF) && !self.shadow
     }
 
+    /// Whether an NMI waits that is not masked.
+    #[inline]
+    pub fn nmi_due(&mut self) -> bool {
+        !self.nmi_masked && self.lapic.nmi_pending()
+    }
+
     /// Whether there is nothing for the run loop to do before the next instruction, whatever [`Cpu::leave`] says: an
     /// executor that asks may clear it and go on.
     #[inline]
@@ -363,7 +366,9 @@ impl Cpu {
             && self.mp == MpState::Running
             && self.injected.is_none()
             && self.pending_debug == 0
-            && !(self.armed || self.shadow || self.nmi_pending || self.has(flag::TF))
+            && !(self.armed || self.shadow || self.has(flag::TF))
+            && !self.lapic.init_pending()
+            && !self.nmi_due()
             && !(self.has(flag::IF) && self.lapic.has_interrupt())
             && !self.virtual_interrupt_due()
     }

@@ -17,7 +17,7 @@ pub(crate) fn check(state: &CpuState) -> Result<(), &'static str> {
 }
 
 impl Cpu {
-    /// Replaces the whole state but the local APIC's.
+    /// Replaces the whole state but the local APIC's, to which goes only how many NMIs wait.
     pub fn load_state(&mut self, state: &CpuState) {
         let CpuState {
             gpr,
@@ -55,7 +55,7 @@ impl Cpu {
         self.efer = msrs.efer;
         self.injected = *injected;
         self.shadow = *interrupt_shadow;
-        self.nmi_pending = *nmi_pending;
+        self.lapic.set_nmis(*nmi_pending);
         self.nmi_masked = *nmi_masked;
         self.mp = *mp;
         self.tsc_offset = *tsc_offset;
@@ -87,7 +87,7 @@ impl Cpu {
         state.events = Events {
             injected: self.injected,
             interrupt_shadow: self.shadow,
-            nmi_pending: self.nmi_pending,
+            nmi_pending: self.lapic.nmis().min(Events::nmi_limit(self.nmi_masked)),
             nmi_masked: self.nmi_masked,
         };
         state.mp = self.mp;

@@ -32,7 +32,7 @@ mod lapic {
                 self.vectors[word] |= new.vectors.0[word];
                 self.level[word] |= new.level.0[word];
             }
-            self.nmis += u32::from(new.nmi);
+            self.nmis += u32::from(new.nmis);
             self.inits += u32::from(new.init);
             self.sipis.extend(new.sipi);
         }
@@ -100,6 +100,12 @@ fn vectors_in_different_words_and_an_nmi() {
         assert!(taken.has(0xe0), "{taken:x?}");
         assert_eq!(taken.nmis, 1);
     });
+}
+
+/// Two NMIs are two, whichever is first and whatever the owner has taken by then.
+#[test]
+fn nmis_are_counted() {
+    every_order(&[|inbox| inbox.post_nmi(), |inbox| inbox.post_nmi()], |taken| assert_eq!(taken.nmis, 2));
 }
 
 /// A start-up message that comes behind INIT is taken with it or after it; one that came before is void.

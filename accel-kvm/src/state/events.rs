@@ -16,7 +16,7 @@ const STARTUP: u32 = 6 << 8;
 
 /// The events, and the vector of a start-up message that KVM has taken.
 pub(super) fn save(vcpu: &mut KvmVcpu) -> Result<(Events, Option<u8>), AccelError> {
-    let raised = vcpu.bell.nmi();
+    let raised = vcpu.bell.nmis();
     let events = vcpu.fd().get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
     let kvm_vcpu_events { exception, interrupt, nmi, sipi_vector, .. } = events;
     let injected = if exception.injected | exception.pending != 0 {
@@ -31,13 +31,12 @@ pub(super) fn save(vcpu: &mut KvmVcpu) -> Result<(Events, Option<u8>), AccelErro
         // raises it again.
         None
     };
-    let events = Events {
-        injected,
-        interrupt_shadow: interrupt.shadow != 0,
-        nmi_pending: nmi.pending != 0 || raised,
-        // KVM masks NMIs once it injects one; in the neutral state that comes with the delivery.
-        nmi_masked: nmi.masked != 0 && nmi.injected == 0,
-    };
+    // KVM masks NMIs once it injects one; in the neutral state that comes with the delivery.
+    let nmi_masked = nmi.masked != 0 && nmi.injected == 0;
+    // Before Linux 6.4, KVM tells of two that wait as of one.
+    let nmi_pending = nmi.pending.saturating_add(raised).min(Events::nmi_limit(nmi_masked));
+    let interrupt_shadow = interrupt.shadow != 0;
+    let events = Events { injected, interrupt_shadow, nmi_pending, nmi_masked };
     Ok((events, Some(sipi_vector as u8)))
 }
 
@@ -49,13 +48,13 @@ pub(super) fn load(
     regs: &kvm_regs,
 ) -> Result<(), AccelError> {
     let Events { injected, interrupt_shadow, nmi_pending, nmi_masked } = events;
-    vcpu.bell.take_nmi();
+    // KVM gets them at the next entry, as if they had just been raised: until then it cannot lose count of them.
+    vcpu.bell.set_nmis(*nmi_pending);
     vcpu.bell.set_extint_message(lapic.extint);
     let mut kvm = kvm_vcpu_events {
         flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
         ..kvm_vcpu_events::default()
     };
-    kvm.nmi.pending = (*nmi_pending || lapic.nmi).into();
     kvm.nmi.masked = (*nmi_masked).into();
     if *interrupt_shadow {
         // Processors refuse STI's shadow where interrupts are off.

@@ -100,7 +100,6 @@ pub(super) fn save(
 ) -> LapicState {
     let register = |at| get(page, at);
     let mut state = LapicState {
-        // Not the register, which KVM lets an xAPIC's guest write: elsewhere it is read-only.
         apic_id: vcpu.id,
         apic_base,
         tpr: register(at::TPR) as u8,
@@ -124,7 +123,6 @@ pub(super) fn save(
         timer_divide: register(at::TIMER_DIVIDE),
         timer_remaining_ns: 0,
         tsc_deadline,
-        nmi: false,
         init: false,
         sipi,
         extint: vcpu.bell.extint_message(),
@@ -161,7 +159,6 @@ pub(super) fn load(vcpu: &mut KvmVcpu, state: &LapicState) -> Result<(), AccelEr
         timer_divide,
         timer_remaining_ns: _,
         tsc_deadline: _,
-        nmi: _,
         init: _,
         sipi: _,
         extint: _,

@@ -1,4 +1,4 @@
-//! Interrupts from outside: messages, priorities, the task-priority register, EOI, the 8259's line, NMI, shadows.
+//! Interrupts from outside: messages, priorities, the task-priority register, EOI, the 8259's line, shadows.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::fake_bus::Event;
 use crate::rig::{Rig, cell, map, sel};
 
 /// Port whose OUT makes the host act.
-const ACT: u16 = 0xe0;
+pub(super) const ACT: u16 = 0xe0;
 
 /// A fixed message to the xAPIC with this id.
 pub(super) fn fixed(destination: u8, vector: u8) -> MsiMessage {
@@ -26,7 +26,7 @@ fn send_on_out(rig: &Rig, messages: Vec<MsiMessage>) {
     });
 }
 
-fn act(a: &mut CodeAssembler, n: u32) -> crate::snippet::Asm {
+pub(super) fn act(a: &mut CodeAssembler, n: u32) -> crate::snippet::Asm {
     a.mov(eax, n)?;
     a.out(u32::from(ACT), al)
 }
@@ -38,7 +38,7 @@ fn act_on(a: &mut CodeAssembler, n: AsmRegister32) -> crate::snippet::Asm {
 }
 
 /// Waits until `count` traps were recorded.
-fn wait(a: &mut CodeAssembler, count: u32) -> crate::snippet::Asm {
+pub(super) fn wait(a: &mut CodeAssembler, count: u32) -> crate::snippet::Asm {
     let mut top = a.create_label();
     a.set_label(&mut top)?;
     a.pause()?;
@@ -240,47 +240,6 @@ pub fn extint(accel: &Arc<dyn Accelerator>) {
     assert_eq!((end.gpr[8], end.lapic.isr), (0, [0; 4]));
     assert!(rig.bus().count(|e| *e == Event::AckExtint) >= 1);
     assert_eq!(rig.bus().count(|e| matches!(e, Event::Eoi { .. })), 0);
-}
-
-/// An NMI comes whatever IF says; a second one waits until IRET, a third merges with it (Intel SDM vol. 3, 6.7.1).
-pub fn nmi(accel: &Arc<dyn Accelerator>) {
-    let rig = Rig::new(accel);
-    let port = rig.port();
-    rig.bus().on_out(ACT, move |_| port.inject_nmi(0));
-    // A handler of its own: three more NMIs from within, then IRET. Entered once more for all of them.
-    let handler = map::DATA;
-    rig.write(map::IDT + 32, handler & 0xffff | 0x08 << 16 | 0x8e00 << 32 | handler >> 16 << 48);
-    rig.code_at(64, handler, |a| {
-        let mut done = a.create_label();
-        a.inc(r8d)?;
-        a.cmp(r8d, 1)?;
-        a.jne(done)?;
-        for _ in 0..3 {
-            a.out(u32::from(ACT), al)?;
-        }
-        for _ in 0..8 {
-            a.nop()?;
-        }
-        a.mov(r9d, r8d)?;
-        a.set_label(&mut done)?;
-        a.iretq()
-    });
-    rig.code(|a| {
-        let mut top = a.create_label();
-        a.out(u32::from(ACT), al)?;
-        a.set_label(&mut top)?;
-        a.pause()?;
-        a.cmp(r8d, 2)?;
-        a.jb(top)?;
-        a.mov(ecx, 500)?;
-        let mut spin = a.create_label();
-        a.set_label(&mut spin)?;
-        a.dec(ecx)?;
-        a.jnz(spin)
-    });
-    let end = rig.run_long();
-    assert_eq!((end.gpr[8], end.gpr[9]), (2, 1));
-    assert!(!end.events.nmi_masked && !end.events.nmi_pending);
 }
 
 /// Between STI and the end of the next instruction no interrupt comes: STI; CLI lets none in, STI; HLT wakes up, and

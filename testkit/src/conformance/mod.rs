@@ -11,6 +11,7 @@ pub mod interrupts;
 pub mod io;
 pub mod memory;
 pub mod model;
+pub mod nmi;
 pub mod order;
 pub mod pcid;
 pub mod slots;
@@ -80,8 +81,9 @@ macro_rules! __conformance_checks {
             exceptions: divide undefined general_protection selector_errors ring3 traps floating_point device_not_available double_fault
                 triple_fault fault_on_the_handlers_stack injected_events;
             halt: wakes_by_interrupt wakes_by_nmi sti_hlt kick_while_halted early_kick kicks_in_a_loop kick_in_rep;
-            interrupts: messages priority_order in_service task_priority level_eoi extint nmi sti_shadow mov_ss_shadow
+            interrupts: messages priority_order in_service task_priority level_eoi extint sti_shadow mov_ss_shadow
                 software_disabled storm behind_returns;
+            nmi: while_masked two_at_once from_itself;
             io: ports string_ports string_port_fault port_permissions mmio_sizes mmio_instructions mmio_pieces
                 read_only_slot;
             memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
@@ -95,7 +97,7 @@ macro_rules! __conformance_checks {
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 half_remapped half_aliased cross_modifying;
             order: time_stamps serialising;
-            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu atomic_counters store_order shoot_down;
+            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu init_from_itself atomic_counters store_order shoot_down;
         }
     };
 }

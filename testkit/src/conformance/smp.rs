@@ -169,6 +169,53 @@ pub fn x2apic_ipis(accel: &Arc<dyn Accelerator>) {
     assert_eq!((end.gpr[8], end.gpr[9]), (0, 1));
 }
 
+/// A vCPU that sends itself INIT does not come to its next instruction; a start-up message brings it back.
+pub fn init_from_itself(accel: &Arc<dyn Accelerator>) {
+    const BEFORE: u64 = cell::USER;
+    const BEHIND: u64 = cell::USER + 8;
+    let rig = Rig::smp(accel, 2);
+    let code = assemble(16, 0, |a| {
+        a.mov(ax, cs)?;
+        a.mov(ds, ax)?;
+        a.inc(dword_ptr(0x800))?;
+        stay(a)
+    });
+    rig.bytes(map::STARTUP, &code);
+    rig.code_at(64, map::USER_CODE, |a| {
+        let mut top = a.create_label();
+        a.mov(dword_ptr(BEFORE), 1)?;
+        send(a, 1, INIT | ASSERT)?;
+        a.set_label(&mut top)?;
+        a.inc(dword_ptr(BEHIND))?;
+        a.jmp(top)
+    });
+    let wait_for = |a: &mut CodeAssembler, at: u64| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.pause()?;
+        a.cmp(dword_ptr(at), 0)?;
+        a.je(top)
+    };
+    rig.code(|a| {
+        let mut spin = a.create_label();
+        wait_for(a, BEFORE)?;
+        // A message that comes before the INIT is void.
+        a.mov(ecx, 100_000)?;
+        a.set_label(&mut spin)?;
+        a.pause()?;
+        a.dec(ecx)?;
+        a.jnz(spin)?;
+        for _ in 0..3 {
+            send(a, 1, STARTUP | ASSERT | (map::STARTUP >> 12) as u32)?;
+        }
+        wait_for(a, map::STARTUP + 0x800)
+    });
+    let mut one = rig.long_mode(1);
+    one.rip = map::USER_CODE;
+    run_all(&rig, &rig.long_mode(0), &[one]);
+    assert_eq!((rig.read::<u32>(BEHIND), rig.read::<u32>(map::STARTUP + 0x800)), (0, 1));
+}
+
 /// INIT and start-up bring a vCPU that waits into real mode at the vector's page, with the registers of INIT (Intel SDM
 /// vol. 3, 9.4.4.1, table 10-1); a second start-up message changes nothing.
 pub fn start_up(accel: &Arc<dyn Accelerator>) {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, CpuState, Exit, MpState, Segment, gpr};
+use accel_api::{Accelerator, CpuState, Events, Exit, MpState, Segment, gpr};
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, cell, map, sel};
@@ -161,8 +161,8 @@ pub fn pending(accel: &Arc<dyn Accelerator>) {
     for bits in 0..8 {
         let mut state = rig.long_mode(0);
         state.events.interrupt_shadow = bits & 1 != 0;
-        state.events.nmi_pending = bits & 2 != 0;
         state.events.nmi_masked = bits & 4 != 0;
+        state.events.nmi_pending = if bits & 2 != 0 { Events::nmi_limit(bits & 4 != 0) } else { 0 };
         assert_same(&state, &round_trip(accel, &state));
     }
 }
@@ -184,7 +184,7 @@ pub fn halted_goes_on(accel: &Arc<dyn Accelerator>) {
                 state.lapic.lvt_timer = 2 << 17 | 0x51;
                 state.lapic.tsc_deadline = 5;
             }
-            _ => state.events.nmi_pending = true,
+            _ => state.events.nmi_pending = 1,
         }
         let fresh = Rig::new(accel);
         fresh.code(|a| a.inc(ebx));
@@ -219,7 +219,7 @@ pub fn held_back(accel: &Arc<dyn Accelerator>) {
         a.nop()
     });
     let mut state = rig.long_mode(0);
-    state.events.nmi_pending = true;
+    state.events.nmi_pending = 1;
     state.events.nmi_masked = true;
     let end = rig.run(&state);
     let trap = rig.traps()[0];

@@ -374,7 +374,7 @@ fn details(state: &mut CpuState, random: &mut Random) {
         state.events.injected = Some(InjectedEvent { vector: random.next() as u8, kind, error_code });
     }
     state.events.interrupt_shadow = random.one_in(8);
-    state.events.nmi_pending = random.one_in(8);
+    state.events.nmi_pending = if random.one_in(8) { random.below(4) as u8 } else { 0 };
     state.events.nmi_masked = random.one_in(8);
     state.fpu.mxcsr = 0x1f80 & random.next() as u32 | random.next() as u32 & 0xe07f;
     state.fpu.fcw = random.next() as u16;

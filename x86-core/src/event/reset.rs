@@ -30,7 +30,7 @@ impl Cpu {
         self.fault_address = 0;
         self.shadow = false;
         self.injected = None;
-        (self.nmi_pending, self.nmi_masked) = (false, false);
+        self.nmi_masked = false;
         self.lapic.init();
         self.mp = if self.lapic.is_bsp() { MpState::Running } else { MpState::WaitForSipi };
         self.tlb.flush_all();

@@ -28,6 +28,8 @@ const LINT1_ROSE: u32 = 1 << 6;
 const ILLEGAL_VECTOR: u32 = 1 << 7;
 const SIPI_SHIFT: u32 = 8;
 const SIPI_VECTOR: u32 = 0xff << SIPI_SHIFT;
+/// More than one NMI.
+const MORE_NMIS: u32 = 1 << 16;
 
 /// What senders must know of a local APIC to address it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +76,8 @@ pub(super) struct Incoming {
     pub(super) vectors: VectorSet,
     /// Which of `vectors` are level-triggered.
     pub(super) level: VectorSet,
-    pub(super) nmi: bool,
+    /// At most two.
+    pub(super) nmis: u8,
     pub(super) init: bool,
     pub(super) sipi: Option<u8>,
     pub(super) extint: bool,
@@ -146,9 +149,10 @@ impl LapicInbox {
         self.raise(VECTORS)
     }
 
-    /// Posts a non-maskable interrupt.
+    /// Posts a non-maskable interrupt. Of those that wait, two count.
     pub fn post_nmi(&self) -> bool {
-        self.raise(NMI)
+        let old = self.update_pending(|word| word | if word & NMI != 0 { MORE_NMIS } else { NMI });
+        old & NMI == 0
     }
 
     /// Posts an INIT. A start-up message that came before it is void.
@@ -202,7 +206,7 @@ impl LapicInbox {
     pub(super) fn drain(&self) -> Incoming {
         let word = self.pending.swap(0, Ordering::AcqRel);
         let mut incoming = Incoming {
-            nmi: word & NMI != 0,
+            nmis: u8::from(word & NMI != 0) + u8::from(word & MORE_NMIS != 0),
             init: word & INIT != 0,
             sipi: (word & SIPI != 0).then_some((word >> SIPI_SHIFT) as u8),
             extint: word & EXTINT != 0,

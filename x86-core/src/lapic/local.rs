@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use accel_api::Events;
+
 use super::bus::ApicBus;
 use super::inbox::{Addressing, LapicInbox};
 use super::message::{ApicMessage, DeliveryMode, Destination};
@@ -90,7 +92,8 @@ pub struct Lapic {
     pub(super) lvt: [u32; Lvt::COUNT],
     pub(super) timer: Timer,
 
-    pub(super) nmi: bool,
+    /// NMIs that wait for the CPU: at most two.
+    pub(super) nmis: u8,
     pub(super) init: bool,
     pub(super) sipi: Option<u8>,
     /// An ExtINT message, or a LINT pin in ExtINT mode that is edge-like; not the LINT0 level.
@@ -136,7 +139,7 @@ impl Lapic {
             icr: 0,
             lvt: [Lvt::MASKED; Lvt::COUNT],
             timer: Timer::RESET,
-            nmi: false,
+            nmis: 0,
             init: false,
             sipi: None,
             extint: false,
@@ -155,7 +158,7 @@ impl Lapic {
         self.inbox.drain();
         self.base = self.reset_base();
         self.clear_registers();
-        self.nmi = false;
+        self.nmis = 0;
         self.extint = false;
         self.init = false;
         self.sipi = None;
@@ -167,7 +170,7 @@ impl Lapic {
     pub fn init(&mut self) {
         self.pull();
         self.clear_registers();
-        self.nmi = false;
+        self.nmis = 0;
         self.extint = false;
         self.publish();
     }
@@ -259,11 +262,11 @@ impl Lapic {
             self.sipi = None;
         }
         self.sipi = self.sipi.or(incoming.sipi);
-        self.nmi |= incoming.nmi;
+        self.raise_nmis(incoming.nmis);
         if !self.is_enabled() {
             // Without a local APIC, LINT0 is the CPU's INTR pin (a level) and LINT1 its NMI pin (11.4.3). Messages
             // can only be stragglers that were sent before it was disabled.
-            self.nmi |= incoming.lint1_rose;
+            self.raise_nmis(incoming.lint1_rose.into());
             return;
         }
         self.extint |= incoming.extint;
@@ -299,13 +302,43 @@ impl Lapic {
     /// True if an NMI waits.
     pub fn nmi_pending(&mut self) -> bool {
         self.pull();
-        self.nmi
+        self.nmis != 0
     }
 
-    /// True once for each NMI (two that come before the first is taken count as one).
+    fn raise_nmis(&mut self, more: u8) {
+        self.nmis = (self.nmis + more).min(Events::nmi_limit(false));
+    }
+
+    /// True once for each NMI. Of those that come before one is taken, two count.
+    #[inline]
     pub fn take_nmi(&mut self) -> bool {
         self.pull();
-        std::mem::take(&mut self.nmi)
+        let waits = self.nmis != 0;
+        self.nmis = self.nmis.saturating_sub(1);
+        waits
+    }
+
+    /// The CPU is about to let NMIs in again: of those that came while it did not, one counts (Intel SDM vol. 3, 6.7.1).
+    pub fn merge_nmis(&mut self) {
+        self.pull();
+        self.nmis = self.nmis.min(Events::nmi_limit(true));
+    }
+
+    /// NMIs that wait, without those that are still in the inbox.
+    pub(crate) fn nmis(&self) -> u8 {
+        self.nmis
+    }
+
+    /// Replaces the NMIs that wait.
+    pub(crate) fn set_nmis(&mut self, count: u8) {
+        self.nmis = count.min(Events::nmi_limit(false));
+    }
+
+    /// True if an INIT waits.
+    #[inline]
+    pub fn init_pending(&mut self) -> bool {
+        self.pull();
+        self.init
     }
 
     /// True if an interrupt waits whose vector the CPU must ask of the 8259 by an INTA cycle. It comes before
@@ -424,7 +457,7 @@ impl Lapic {
         };
         match mode {
             0 => self.accept_local(lvt as u8, false),
-            4 => self.nmi = true,
+            4 => self.raise_nmis(1),
             5 => {
                 self.init = true;
                 self.sipi = None;

@@ -32,7 +32,7 @@ impl std::error::Error for LapicStateError {}
 
 impl Lapic {
     /// The state, normalised. Takes over the inbox and lets a due timer interrupt first, so that nothing is lost;
-    /// the local APIC goes on unchanged.
+    /// the local APIC goes on unchanged. NMIs that wait are the CPU's ([`accel_api::Events`]).
     pub fn save(&mut self, now: Now) -> LapicState {
         self.expire(now);
         self.pull();
@@ -60,7 +60,6 @@ impl Lapic {
             timer_divide: self.timer.divide(),
             timer_remaining_ns: self.timer.remaining_ns(now),
             tsc_deadline: self.timer.tsc_deadline(),
-            nmi: self.nmi,
             init: self.init,
             sipi: self.sipi,
             extint: self.extint,
@@ -69,7 +68,7 @@ impl Lapic {
         state
     }
 
-    /// Replaces the whole state, dropping what the inbox holds: load every vCPU of a VM before any of them, or any
+    /// Replaces the whole state, dropping what the inbox holds, and NMIs that wait: load every vCPU of a VM before any of them, or any
     /// device, runs. The state may come from a file: what is not valid in it is refused or normalised.
     ///
     /// # Errors
@@ -113,7 +112,6 @@ impl Lapic {
             timer_divide: _,
             timer_remaining_ns: _,
             tsc_deadline: _,
-            nmi,
             init,
             sipi,
             extint,
@@ -131,7 +129,7 @@ impl Lapic {
         self.esr_new = esr_new;
         self.icr = icr;
         self.lvt = [lvt_timer, lvt_thermal, lvt_perf, lvt_lint0, lvt_lint1, lvt_error];
-        self.nmi = nmi;
+        self.nmis = 0;
         self.init = init;
         self.sipi = sipi;
         self.extint = extint;

@@ -81,7 +81,7 @@ impl<E: Executor> SoftVcpu<E> {
             // of the slice: code that leaves only behind its next STI would never be interrupted.
             let shadow = std::mem::take(&mut cpu.shadow);
             let waiting =
-                shadow && (E::POLLS || cpu.nmi_pending || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
+                shadow && (E::POLLS || cpu.nmi_due() || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
             let stepping = waiting || self.plan.single_step || !self.plan.breakpoints.is_empty();
             let result = if cpu.virtual_interrupt_due() {
                 Err(Fault::GP0)
@@ -200,11 +200,7 @@ impl<E: Executor> SoftVcpu<E> {
         if cpu.mp == MpState::WaitForSipi {
             return Ok(());
         }
-        if cpu.lapic.take_nmi() {
-            cpu.nmi_pending = true;
-        }
-        if cpu.nmi_pending && !cpu.nmi_masked && !cpu.shadow {
-            cpu.nmi_pending = false;
+        if !cpu.nmi_masked && !cpu.shadow && cpu.lapic.take_nmi() {
             cpu.mp = MpState::Running;
             return cpu.deliver(InjectedEvent {
                 vector: vector::NMI,
@@ -262,7 +258,6 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
         let mut state = CpuState::reset(self.cpu.id);
         state.lapic = self.cpu.lapic.save(now);
         self.cpu.save_state(&mut state);
-        state.events.nmi_pending |= std::mem::take(&mut state.lapic.nmi);
         Ok(state)
     }
 

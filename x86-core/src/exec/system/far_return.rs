@@ -150,6 +150,7 @@ fn retf<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 fn iret<W: Word>(cpu: &mut Cpu, _: &Instruction) -> Exec {
     // Even an IRET that faults lets NMIs in again (6.7.1).
     if cpu.nmi_masked {
+        cpu.lapic.merge_nmis();
         cpu.nmi_masked = false;
         cpu.leave = true;
     }

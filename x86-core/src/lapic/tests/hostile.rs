@@ -131,7 +131,6 @@ fn random_states() {
             timer_divide: next() as u32,
             timer_remaining_ns: next(),
             tsc_deadline: next(),
-            nmi: next() & 1 != 0,
             init: next() & 1 != 0,
             sipi: u8::try_from(next()).ok(),
             extint: next() & 1 != 0,

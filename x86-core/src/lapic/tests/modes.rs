@@ -71,6 +71,25 @@ fn entering_x2apic_mode_keeps_registers() {
     assert_eq!(rig.receivers(), [(0, 0x99)]);
 }
 
+/// 6.7.1, and as KVM counts: two NMIs that wait are two, a third merges; one counts of those that came while they were
+/// masked.
+#[test]
+fn nmis_that_wait() {
+    let mut rig = Rig::reset(&[0]);
+    let lapic = &mut rig.lapics[0];
+    let inbox = Arc::clone(lapic.inbox());
+    for _ in 0..3 {
+        inbox.post_nmi();
+    }
+    assert_eq!([lapic.take_nmi(), lapic.take_nmi(), lapic.take_nmi()], [true, true, false]);
+    for _ in 0..2 {
+        inbox.post_nmi();
+        lapic.pull();
+    }
+    lapic.merge_nmis();
+    assert_eq!([lapic.take_nmi(), lapic.take_nmi()], [true, false]);
+}
+
 /// 11.4.3 and 11.12.5.1: disabling loses the state; LINT0 is then INTR, LINT1 is NMI, and the bus is not heard.
 #[test]
 fn hardware_disabled() {
