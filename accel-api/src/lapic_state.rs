@@ -28,11 +28,14 @@ const TSC_DEADLINE_MODE: u32 = 2;
 pub const MIN_PERIOD_NS: u64 = 200_000;
 
 /// The whole state of a local APIC: its registers as the guest sees them, the timer's phase, and what waits for the
-/// CPU. Not here: the levels of LINT0 and LINT1, which their drivers set again.
+/// CPU. Not here: NMIs that wait, which are the CPU's ([`crate::Events`]), and the levels of LINT0 and LINT1, which their
+/// drivers set again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LapicState {
     /// The (x2APIC) ID, which is the vCPU's for its life.
     pub apic_id: u32,
+    /// The ID register of xAPIC mode, which a guest may write; in other modes the low byte of the ID.
+    pub xapic_id: u8,
     /// IA32_APIC_BASE.
     pub apic_base: u64,
     /// Task priority.
@@ -89,6 +92,7 @@ impl LapicState {
     pub fn reset(apic_id: u32, bsp: bool) -> Self {
         Self {
             apic_id,
+            xapic_id: apic_id as u8,
             apic_base: DEFAULT_BASE | BASE_ENABLED | if bsp { BASE_BSP } else { 0 },
             tpr: 0,
             irr: [0; 4],
@@ -154,6 +158,7 @@ impl LapicState {
             set[0] &= !0xffff; // vectors 0 to 15 are never accepted
         }
         if self.apic_base & BASE_X2APIC != 0 {
+            self.xapic_id = self.apic_id as u8;
             self.ldr = x2apic_logical_id(self.apic_id);
             self.dfr = DFR_RESET;
             self.icr &= !u64::from(ICR_RESERVED | ICR_BUSY);

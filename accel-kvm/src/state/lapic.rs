@@ -101,6 +101,7 @@ pub(super) fn save(
     let register = |at| get(page, at);
     let mut state = LapicState {
         apic_id: vcpu.id,
+        xapic_id: (register(at::ID) >> 24) as u8,
         apic_base,
         tpr: register(at::TPR) as u8,
         irr: get_bits(page, at::IRR),
@@ -138,6 +139,7 @@ pub(super) fn save(
 pub(super) fn load(vcpu: &mut KvmVcpu, state: &LapicState) -> Result<(), AccelError> {
     let LapicState {
         apic_id,
+        xapic_id,
         apic_base,
         tpr,
         irr,
@@ -170,7 +172,7 @@ pub(super) fn load(vcpu: &mut KvmVcpu, state: &LapicState) -> Result<(), AccelEr
     // gets one that was never started instead, and the count is remembered for the next `save`.
     let expired = mode(*lvt_timer) == ONE_SHOT && current == 0;
     vcpu.expired_timer = (expired && *timer_initial != 0).then_some(*timer_initial);
-    let id = if apic_base & X2APIC != 0 { *apic_id } else { apic_id << 24 };
+    let id = if apic_base & X2APIC != 0 { *apic_id } else { u32::from(*xapic_id) << 24 };
     for (at, value) in [
         (at::ID, id),
         (at::TPR, (*tpr).into()),

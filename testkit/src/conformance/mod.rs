@@ -97,7 +97,7 @@ macro_rules! __conformance_checks {
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 half_remapped half_aliased cross_modifying;
             order: time_stamps serialising;
-            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu init_from_itself atomic_counters store_order shoot_down;
+            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu init_from_itself xapic_id atomic_counters store_order shoot_down;
         }
     };
 }

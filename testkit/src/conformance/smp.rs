@@ -169,6 +169,54 @@ pub fn x2apic_ipis(accel: &Arc<dyn Accelerator>) {
     assert_eq!((end.gpr[8], end.gpr[9]), (0, 1));
 }
 
+/// The ID register of xAPIC mode is the guest's to write: messages find the local APIC by it, CPUID and x2APIC mode go on
+/// with the processor's own (Intel SDM vol. 3, 11.4.6 and 11.12.5.1).
+pub fn xapic_id(accel: &Arc<dyn Accelerator>) {
+    const DEVICE: u16 = 0xe0;
+    let rig = Rig::smp(accel, 2);
+    rig.write(cell::EOI_MODE, 1u64);
+    let port = rig.port();
+    rig.bus().on_out(DEVICE, move |n| {
+        port.signal_msi(super::interrupts::fixed(n as u8, 0x54)).expect("signal_msi");
+    });
+    rig.code(|a| {
+        a.sti()?;
+        a.mov(ebx, (map::APIC + 0x20) as u32)?;
+        a.mov(dword_ptr(rbx), 0x07ff_ffff)?;
+        a.mov(r8d, dword_ptr(rbx))?;
+        send(a, 0, 0x50)?; // nobody's any more
+        send(a, 7, 0x51)?;
+        wait(a, 1)?;
+        send(a, 1, 0x52)?;
+        wait(a, 2)?;
+        send(a, 1, NMI)?;
+        wait(a, 3)?;
+        a.mov(eax, 7)?;
+        a.out(u32::from(DEVICE), al)?;
+        wait(a, 4)?;
+        a.mov(eax, 1)?;
+        a.cpuid()?;
+        a.mov(r9d, ebx)?;
+        a.mov(ecx, 0x1b)?;
+        a.rdmsr()?;
+        a.or(eax, 1 << 10)?;
+        a.wrmsr()?;
+        a.mov(ecx, 0x802)?;
+        a.rdmsr()?;
+        a.mov(r10d, eax)?;
+        a.mov(dword_ptr(cell::EOI_MODE), 2)?;
+        a.mov(ecx, 0x830)?;
+        a.mov(eax, 0x55)?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
+        wait(a, 5)
+    });
+    let (end, _) = run_all(&rig, &rig.long_mode(0), &[idle(&rig, 1)]);
+    assert_eq!(receivers(&rig), [(0x51, 0), (0x52, 1), (2, 1), (0x54, 0), (0x55, 0)]);
+    assert_eq!((end.gpr[8], end.gpr[9] >> 24, end.gpr[10]), (7 << 24, 0, 0));
+    assert_eq!((end.lapic.apic_id, end.lapic.xapic_id), (0, 0));
+}
+
 /// A vCPU that sends itself INIT does not come to its next instruction; a start-up message brings it back.
 pub fn init_from_itself(accel: &Arc<dyn Accelerator>) {
     const BEFORE: u64 = cell::USER;

@@ -126,7 +126,7 @@ pub fn local_apic(accel: &Arc<dyn Accelerator>) {
         l.isr = [0, 1 << 5, 0, 1 << 3];
         l.tmr = [0, 1 << 5, 1 << 40, 0];
         if l.apic_base & 1 << 10 == 0 {
-            (l.ldr, l.dfr) = (0x0100_0000, 0x0fff_ffff);
+            (l.xapic_id, l.ldr, l.dfr) = (0x77, 0x0100_0000, 0x0fff_ffff);
         }
         l.esr_new = if accel.caps().exact { 0x40 } else { 0 };
         l.icr = 0x4_4050;

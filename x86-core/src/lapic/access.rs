@@ -141,7 +141,7 @@ impl Lapic {
     /// `None` if the register is reserved.
     fn read_xapic(&mut self, register: u8, now: Now) -> Option<u32> {
         Some(match register {
-            reg::ID => self.apic_id() << 24,
+            reg::ID => u32::from(self.xapic_id) << 24,
             reg::LDR => self.ldr,
             reg::DFR => self.dfr,
             reg::ICR_LOW => self.icr as u32,
@@ -169,8 +169,13 @@ impl Lapic {
                 self.icr = self.icr >> 32 << 32 | u64::from(low);
                 self.send_icr();
             }
-            // The ID too: whether software may change it is up to the model, and on ours it may not (11.4.6).
-            reg::ID | reg::VERSION | reg::APR | reg::PPR | reg::REMOTE_READ | reg::TIMER_CURRENT => {}
+            // Whether software may change it is up to the processor's model (11.4.6). Here it may, as on KVM and on AMD's.
+            reg::ID => {
+                self.xapic_id = (value >> 24) as u8;
+                self.publish();
+                self.bus.renumber();
+            }
+            reg::VERSION | reg::APR | reg::PPR | reg::REMOTE_READ | reg::TIMER_CURRENT => {}
             reg::ISR..=reg::IRR_LAST => {}
             _ => return self.write_common(register, value, now),
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::inbox::LapicInbox;
 use super::message::{ApicMessage, DeliveryMode, Destination};
@@ -24,12 +24,14 @@ impl<F: Fn(usize) + Send + Sync> VcpuKick for F {
 
 /// All local APICs of a VM as senders see them.
 ///
-/// A vCPU's index is its place in the list of IDs that `new` was given. IDs are fixed, so a physical destination
-/// is found by search; a logical one is matched against what each local APIC published last.
+/// A vCPU's index is its place in the list of IDs that `new` was given. As long as no xAPIC has been given another ID, a
+/// physical destination is found by search; a logical one is matched against what each local APIC published last.
 pub struct ApicBus {
     inboxes: Vec<Arc<LapicInbox>>,
     /// (APIC ID, vCPU index), sorted.
     by_id: Vec<(u32, usize)>,
+    /// Some xAPIC's ID register has been written.
+    renumbered: AtomicBool,
     kick: Arc<dyn VcpuKick>,
     /// Where the next search among equal task priorities starts.
     turn: AtomicUsize,
@@ -48,7 +50,7 @@ impl ApicBus {
         let mut by_id: Vec<_> =
             inboxes.iter().enumerate().map(|(vcpu, inbox)| (inbox.apic_id(), vcpu)).collect();
         by_id.sort_unstable();
-        Self { inboxes, by_id, kick, turn: AtomicUsize::new(0) }
+        Self { inboxes, by_id, renumbered: AtomicBool::new(false), kick, turn: AtomicUsize::new(0) }
     }
 
     /// The inbox of the vCPU with this index.
@@ -66,6 +68,9 @@ impl ApicBus {
     /// (Intel SDM vol. 3, 11.4.7.2).
     pub fn deliver(&self, message: &ApicMessage, sender: Option<usize>) -> usize {
         match message.destination {
+            Destination::Physical(id) if self.renumbered.load(Ordering::Acquire) => {
+                self.scatter(message, sender, |_, inbox| inbox.matches_physical(id))
+            }
             Destination::Physical(id) => match self.by_id.binary_search_by_key(&id, |entry| entry.0) {
                 Ok(at) => usize::from(self.post(self.by_id[at].1, message, sender)),
                 Err(_) => 0,
@@ -75,6 +80,11 @@ impl ApicBus {
             Destination::All => self.scatter(message, sender, |_, _| true),
             Destination::AllButSender => self.scatter(message, sender, |vcpu, _| Some(vcpu) != sender),
         }
+    }
+
+    /// From now on physical destinations are compared with what each local APIC has published.
+    pub(super) fn renumber(&self) {
+        self.renumbered.store(true, Ordering::Release);
     }
 
     /// Sets the level of the 8259's INTR output, which is wired to LINT0 of every local APIC.

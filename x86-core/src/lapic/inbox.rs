@@ -34,6 +34,8 @@ const MORE_NMIS: u32 = 1 << 16;
 /// What senders must know of a local APIC to address it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Addressing {
+    /// Bits 31:24 of the xAPIC's ID register.
+    pub(super) xapic_id: u8,
     /// Bits 31:24 of the xAPIC's LDR.
     pub(super) logical_id: u8,
     /// DFR model: flat, otherwise cluster.
@@ -48,8 +50,10 @@ pub(super) struct Addressing {
 
 impl Addressing {
     /// After power-up: xAPIC mode, software-disabled, no logical ID.
-    pub(super) const RESET: Self =
-        Self { logical_id: 0, flat: true, x2apic: false, enabled: true, software_enabled: false };
+    pub(super) const fn reset(apic_id: u32) -> Self {
+        let xapic_id = apic_id as u8;
+        Self { xapic_id, logical_id: 0, flat: true, x2apic: false, enabled: true, software_enabled: false }
+    }
 
     const fn pack(self) -> u32 {
         self.logical_id as u32
@@ -57,10 +61,12 @@ impl Addressing {
             | (self.x2apic as u32) << 9
             | (self.enabled as u32) << 10
             | (self.software_enabled as u32) << 11
+            | (self.xapic_id as u32) << 16
     }
 
     const fn unpack(word: u32) -> Self {
         Self {
+            xapic_id: (word >> 16) as u8,
             logical_id: word as u8,
             flat: word & 1 << 8 != 0,
             x2apic: word & 1 << 9 != 0,
@@ -108,7 +114,7 @@ impl LapicInbox {
     pub fn new(apic_id: u32) -> Self {
         Self {
             pending: AtomicU32::new(0),
-            addressing: AtomicU32::new(Addressing::RESET.pack()),
+            addressing: AtomicU32::new(Addressing::reset(apic_id).pack()),
             irr: Default::default(),
             level: Default::default(),
             lint0: AtomicBool::new(false),
@@ -243,6 +249,16 @@ impl LapicInbox {
 
     pub(super) fn task_priority(&self) -> u8 {
         self.task_priority.load(Ordering::Relaxed)
+    }
+
+    /// True if a physical destination means this local APIC (Intel SDM vol. 3, 11.6.2.1): its ID; in xAPIC mode its ID
+    /// register, where a destination that does not fit there is still the ID. A broadcast is not decided here.
+    pub(super) fn matches_physical(&self, id: u32) -> bool {
+        let own = self.addressing();
+        match u8::try_from(id) {
+            Ok(id) if !own.x2apic => id == own.xapic_id,
+            _ => id == self.apic_id,
+        }
     }
 
     /// True if a logical destination address means this local APIC (Intel SDM vol. 3, 11.6.2.2 for xAPIC mode,

@@ -79,6 +79,8 @@ pub struct Lapic {
     pub(super) irr: VectorSet,
     pub(super) isr: VectorSet,
     pub(super) tmr: VectorSet,
+    /// xAPIC mode's ID; in other modes it waits for that mode, as after power-up.
+    pub(super) xapic_id: u8,
     /// xAPIC mode's; in x2APIC mode derived from the ID.
     pub(super) ldr: u32,
     pub(super) dfr: u32,
@@ -119,6 +121,7 @@ impl Lapic {
     /// there: another vCPU may have sent INIT before this one's thread came up. `None` if the bus has no such vCPU.
     pub fn new(bus: Arc<ApicBus>, vcpu: usize, config: LapicConfig, host: Arc<dyn ApicHost>) -> Option<Self> {
         let inbox = Arc::clone(bus.inbox(vcpu)?);
+        let xapic_id = inbox.apic_id() as u8;
         let mut lapic = Self {
             bus,
             inbox,
@@ -131,6 +134,7 @@ impl Lapic {
             irr: VectorSet::EMPTY,
             isr: VectorSet::EMPTY,
             tmr: VectorSet::EMPTY,
+            xapic_id,
             ldr: 0,
             dfr: reg::DFR_RESET,
             svr: reg::SVR_RESET,
@@ -153,10 +157,11 @@ impl Lapic {
         reg::DEFAULT_BASE | reg::BASE_ENABLED | if self.config.bsp { reg::BASE_BSP } else { 0 }
     }
 
-    /// Power-up reset (Intel SDM vol. 3, 11.4.7.1): everything but the ID, and whatever is still in the inbox.
+    /// Power-up reset (Intel SDM vol. 3, 11.4.7.1), also of what is still in the inbox.
     pub fn reset(&mut self) {
         self.inbox.drain();
         self.base = self.reset_base();
+        self.xapic_id = self.apic_id() as u8;
         self.clear_registers();
         self.nmis = 0;
         self.extint = false;
@@ -175,7 +180,7 @@ impl Lapic {
         self.publish();
     }
 
-    /// The registers' state after power-up, without IA32_APIC_BASE.
+    /// The registers' state after power-up, without IA32_APIC_BASE and the ID.
     fn clear_registers(&mut self) {
         self.tpr = 0;
         self.irr = VectorSet::EMPTY;
@@ -196,6 +201,7 @@ impl Lapic {
     pub(super) fn publish(&self) {
         let mode = self.mode();
         self.inbox.publish(Addressing {
+            xapic_id: self.xapic_id,
             logical_id: (self.ldr >> 24) as u8,
             flat: self.dfr >> 28 == 0xf,
             x2apic: mode == Mode::X2Apic,
@@ -299,18 +305,18 @@ impl Lapic {
         if self.init { None } else { self.sipi.take() }
     }
 
+    fn raise_nmis(&mut self, more: u8) {
+        self.nmis = (self.nmis + more).min(Events::nmi_limit(false));
+    }
+
     /// True if an NMI waits.
+    #[inline]
     pub fn nmi_pending(&mut self) -> bool {
         self.pull();
         self.nmis != 0
     }
 
-    fn raise_nmis(&mut self, more: u8) {
-        self.nmis = (self.nmis + more).min(Events::nmi_limit(false));
-    }
-
     /// True once for each NMI. Of those that come before one is taken, two count.
-    #[inline]
     pub fn take_nmi(&mut self) -> bool {
         self.pull();
         let waits = self.nmis != 0;
@@ -547,8 +553,8 @@ impl Lapic {
         self.base
     }
 
-    /// Writes IA32_APIC_BASE. Leaving for the disabled state loses all registers but the ID; entering x2APIC mode
-    /// keeps them, except LDR, which is then derived, and ICR's destination (Intel SDM vol. 3, 11.12.5).
+    /// Writes IA32_APIC_BASE. Leaving for the disabled state loses all registers; entering x2APIC mode keeps them, except
+    /// LDR, which is then derived, the ID register and ICR's destination (Intel SDM vol. 3, 11.12.5).
     ///
     /// # Errors
     ///
@@ -568,6 +574,9 @@ impl Lapic {
             }
             (Mode::XApic, Mode::X2Apic) => self.icr &= 0xffff_ffff,
             _ => {}
+        }
+        if to != Mode::XApic {
+            self.xapic_id = self.apic_id() as u8;
         }
         self.publish();
         Ok(())

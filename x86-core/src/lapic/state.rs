@@ -39,6 +39,7 @@ impl Lapic {
         let [lvt_timer, lvt_thermal, lvt_perf, lvt_lint0, lvt_lint1, lvt_error] = self.lvt;
         let mut state = LapicState {
             apic_id: self.apic_id(),
+            xapic_id: self.xapic_id,
             apic_base: self.base,
             tpr: self.tpr,
             irr: self.irr.0,
@@ -91,6 +92,7 @@ impl Lapic {
         );
         let LapicState {
             apic_id: _,
+            xapic_id,
             apic_base,
             tpr,
             irr,
@@ -122,6 +124,7 @@ impl Lapic {
         self.irr = VectorSet(irr);
         self.isr = VectorSet(isr);
         self.tmr = VectorSet(tmr);
+        self.xapic_id = xapic_id;
         self.ldr = ldr;
         self.dfr = dfr;
         self.svr = svr & self.svr_mask();
@@ -135,6 +138,9 @@ impl Lapic {
         self.extint = extint;
         self.update_ppr();
         self.publish();
+        if xapic_id != self.apic_id() as u8 {
+            self.bus.renumber();
+        }
         Ok(())
     }
 }

@@ -121,15 +121,15 @@ fn xapic_widths() {
     assert_eq!(lapic.mmio_read(u64::MAX, 4, T0), 0);
 }
 
-/// 11.6.2.2: writable parts of LDR and DFR; 11.4.6: the ID is ours.
+/// 11.6.2.2 and 11.4.6: writable parts of LDR, DFR and the ID.
 #[test]
 fn xapic_destination_registers() {
     let mut rig = Rig::xapic(&[1]);
     let lapic = &mut rig.lapics[0];
     lapic.write(LDR, 0x12ff_ffff);
     lapic.write(DFR, 0);
-    lapic.write(0x02, 0xff00_0000);
-    assert_eq!((lapic.read(LDR), lapic.read(DFR), lapic.read(0x02)), (0x1200_0000, 0x0fff_ffff, 0x0100_0000));
+    lapic.write(ID, 0x12ff_ffff);
+    assert_eq!((lapic.read(LDR), lapic.read(DFR), lapic.read(ID)), (0x1200_0000, 0x0fff_ffff, 0x1200_0000));
 }
 
 /// 11.12.1.2: the MSRs are there in x2APIC mode only, the page in xAPIC mode only.

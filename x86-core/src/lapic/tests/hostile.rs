@@ -115,6 +115,7 @@ fn random_states() {
             irr: set(next()).0,
             isr: set(next()).0,
             tmr: set(next()).0,
+            xapic_id: next() as u8,
             ldr: next() as u32,
             dfr: next() as u32,
             svr: next() as u32,

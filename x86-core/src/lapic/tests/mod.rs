@@ -17,6 +17,7 @@ use super::*;
 const T0: Now = Now { ns: 0, tsc: 0 };
 
 /// Registers' numbers: MSR minus 0x800, xAPIC offset divided by 16.
+const ID: u32 = 0x02;
 const TPR: u32 = 0x08;
 const PPR: u32 = 0x0a;
 const EOI: u32 = 0x0b;

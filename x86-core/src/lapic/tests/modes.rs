@@ -71,6 +71,35 @@ fn entering_x2apic_mode_keeps_registers() {
     assert_eq!(rig.receivers(), [(0, 0x99)]);
 }
 
+/// 11.4.6: the ID register can be written in xAPIC mode and addresses the local APIC from then on. INIT keeps it (11.4.7.3);
+/// x2APIC mode, being disabled and power-up bring the processor's own back.
+#[test]
+fn id_register() {
+    let mut rig = Rig::xapic(&[3, 4]);
+    let receivers = |rig: &mut Rig, id: u32| {
+        rig.bus.deliver(&ApicMessage::fixed(Destination::Physical(id), 0x50), None);
+        rig.receivers().iter().map(|&(vcpu, _)| vcpu).collect::<Vec<_>>()
+    };
+    rig.lapics[0].write(ID, 0x09ff_ffff);
+    rig.lapics[0].init();
+    assert_eq!(rig.lapics[0].read(ID), 9 << 24);
+    assert_eq!((rig.lapics[0].apic_id(), rig.lapics[0].save(T0).xapic_id), (3, 9));
+    rig.lapics[0].write(SVR, 0x1ff);
+    rig.lapics[1].write(ID, 9 << 24);
+    assert_eq!(receivers(&mut rig, 9), [0, 1], "who has the same ID hears the same");
+    assert!(receivers(&mut rig, 3).is_empty() && receivers(&mut rig, 4).is_empty());
+    rig.lapics[0].set_apic_base(DEFAULT_BASE | X2).unwrap();
+    assert_eq!((receivers(&mut rig, 3), rig.lapics[0].read(ID)), (vec![0], 3));
+    assert_eq!(receivers(&mut rig, 9), [1]);
+    let lapic = &mut rig.lapics[1];
+    lapic.set_apic_base(DEFAULT_BASE).unwrap();
+    lapic.set_apic_base(DEFAULT_BASE | EN).unwrap();
+    assert_eq!(lapic.read(ID), 4 << 24);
+    lapic.write(ID, 9 << 24);
+    lapic.reset();
+    assert_eq!(lapic.save(T0), LapicState::reset(4, false));
+}
+
 /// 6.7.1, and as KVM counts: two NMIs that wait are two, a third merges; one counts of those that came while they were
 /// masked.
 #[test]

@@ -8,6 +8,7 @@ fn busy(x2apic: bool) -> (Rig, Now) {
     let lapic = &mut rig.lapics[0];
     lapic.write(SVR, 0x13e0);
     if !x2apic {
+        lapic.write(ID, 0x5500_0000);
         lapic.write(LDR, 0x3400_0000);
         lapic.write(DFR, 0);
         lapic.write(ICR_HIGH, 0x0100_0000);
@@ -93,11 +94,11 @@ fn load_publishes_the_addressing() {
     assert_eq!(other.bus.deliver(&message, None), 1);
     let message = ApicMessage::fixed(Destination::Logical(0x48), 0xf0);
     assert_eq!(other.bus.deliver(&message, None), 0, "cluster 4");
-}
     for (id, receivers) in [(0x55, 1), (0x12, 0)] {
         let message = ApicMessage::fixed(Destination::Physical(id), 0xf1);
         assert_eq!(other.bus.deliver(&message, None), receivers, "{id:#x}");
     }
+}
 
 /// Loading goes back to what was saved: what has come since is not in it.
 #[test]
