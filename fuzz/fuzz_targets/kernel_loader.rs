@@ -1,15 +1,23 @@
-//! Any bytes as a kernel: the loader must take or refuse them, never panic, hang or leave the guest's RAM.
+//! Any bytes as a kernel: the loader must take or refuse them, never panic, hang or leave the guest's RAM; what it hands to
+//! a kernel must not lie in the kernel's segments.
 //!
 //! `cargo +nightly fuzz run kernel_loader`
 #![no_main]
 
 use std::cell::OnceCell;
 
-use accel_api::GuestRam;
+use accel_api::{GuestRam, gpr};
 use libfuzzer_sys::fuzz_target;
 use machine::Source;
 use machine::boot::{self, BootSpec};
 use machine::memory_map::{ACPI_AREA, MIB, MemoryMap};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Longer than Linux takes.
+const LONG: &str = match std::str::from_utf8(&[b'x'; 3000]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
 
 thread_local! {
     static MACHINE: OnceCell<(MemoryMap, GuestRam)> = const { OnceCell::new() };
@@ -24,9 +32,17 @@ fuzz_target!(|image: &[u8]| {
         });
         let kernel = Source::bytes("fuzz", image.to_vec());
         let initrd = Source::bytes("initrd", vec![0; 5000]);
-        let spec = BootSpec { kernel: &kernel, initrd: Some(&initrd), cmdline: "quiet", rsdp: ACPI_AREA };
+        // A long line makes the loader look for Linux's banner.
+        let cmdline = if image.len() % 2 == 0 { "quiet" } else { LONG };
+        let spec = BootSpec { kernel: &kernel, initrd: Some(&initrd), cmdline, rsdp: ACPI_AREA };
         if let Ok(state) = boot::load(ram, map, &spec) {
             assert!(state.rip < 1 << 32, "the entry is in what the page tables map");
+            let (at, magic) = match state.gpr[gpr::RBX] {
+                0 => (state.gpr[gpr::RSI] + 0x202, u32::from_le_bytes(*b"HdrS")),
+                info => (info, 0x336e_c578),
+            };
+            let handed: u32 = ram.memory().read_obj(GuestAddress(at)).expect("RAM");
+            assert_eq!(handed, magic, "what is handed over is there");
         }
     });
 });

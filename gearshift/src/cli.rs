@@ -135,7 +135,7 @@ pub(crate) struct RunArgs {
     #[arg(allow_negative_numbers = true)]
     pub(crate) mem: u64,
 
-    /// Kernel: a bzImage (vmlinuz, 32- or 64-bit) or an ELF file with PVH or 64-bit Linux entry [default: Debian's]
+    /// Kernel: a bzImage (vmlinuz), a Linux vmlinux or an ELF file with a PVH note, 32- or 64-bit [default: Debian's]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 

@@ -60,6 +60,33 @@ fn kernels_that_are_none() {
     }
 }
 
+/// A pipe is not waited for, be it a named one without a writer or `<(...)`, which has contents.
+#[test]
+fn files_that_are_no_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let pipe = pipe.to_str().unwrap();
+    refused(&["run", "--kernel", pipe], FILE, &["kernel", pipe, "a pipe", "into a file"]);
+    refused_with_kernel(&["--initrd", pipe], FILE, &["initrd", pipe, "a pipe", "into a file"]);
+    let folder = folder.path().to_str().unwrap();
+    refused_with_kernel(&["--initrd", folder], FILE, &["initrd", folder, "a folder", "path of a file"]);
+    let script = format!("exec {} run --kernel <(printf 1234)", env!("CARGO_BIN_EXE_gearshift"));
+    if let Ok(output) = std::process::Command::new("bash").args(["-c", &script]).output() {
+        assert_refused(&output, FILE, &["kernel", "/dev/fd/", "a pipe", "into a file"]);
+    }
+}
+
+#[test]
+fn elf_files_that_are_no_kernels() {
+    let mut image = pvh_elf(IDLE);
+    // The second program header is that of the notes.
+    image[64 + 56] = 0;
+    let kernel = file(&image);
+    refused(&["run", "--kernel", path(&kernel)], FILE, &[path(&kernel), "PVH note", "not Linux", "bzImage"]);
+}
+
 /// A bzImage header that promises more than there is (Linux Documentation/arch/x86/boot.rst, "the real-mode kernel
 /// header").
 #[test]
@@ -94,8 +121,12 @@ fn initrds() {
     refused_with_kernel(
         &["--mem", "32M", "--initrd", path(&large)],
         FILE,
-        &["initrd", "does not fit", "more memory"],
+        &["initrd", "does not fit", "more memory", "at least 66M"],
     );
+    // No memory helps against a kernel's limit.
+    let huge = tempfile::NamedTempFile::new().unwrap();
+    huge.as_file().set_len(3 << 30).unwrap();
+    refused_with_kernel(&["--initrd", path(&huge)], FILE, &["initrd", "below 3072 MiB", "make it smaller"]);
 }
 
 #[test]
@@ -158,6 +189,13 @@ fn machines_that_cannot_be() {
 #[test]
 fn command_lines() {
     refused_with_kernel(&["--cmdline", &"x".repeat(100_000)], USAGE, &["100000 bytes", "shorten"]);
+    let linux = file(&pvh_elf(b"\xfa\xf4 Linux version 6.1"));
+    let long = "x".repeat(2048);
+    refused(
+        &["run", "--kernel", path(&linux), "--cmdline", &long],
+        USAGE,
+        &["2048 bytes", "takes 2047", "shorten"],
+    );
     refused(&["run", "--frobnicate"], USAGE, &["--frobnicate"]);
     refused(&["run", "--meme", "1"], USAGE, &["--meme", "--mem"]);
     refused(&["fly"], USAGE, &["fly"]);

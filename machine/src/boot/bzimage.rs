@@ -4,10 +4,11 @@ use accel_api::GuestRam;
 use linux_loader::bootparam::setup_header;
 use vm_memory::ByteValued;
 
-use super::BootError;
 use super::image::Image;
+use super::layout::Handover;
 use super::linux::{Entry, LinuxKernel};
-use crate::memory_map::{EXTENDED, MemoryMap};
+use super::{BootError, InitrdReach};
+use crate::memory_map::{EXTENDED, HIGH_RAM, MemoryMap};
 
 /// Where the setup header is in the file.
 const HEADER: u64 = 0x1f1;
@@ -17,12 +18,14 @@ const MAGIC: u64 = 0x202;
 const LOADED_HIGH: u8 = 1;
 /// XLF_KERNEL_64 in xloadflags: there is a 64-bit entry at 0x200.
 const KERNEL_64: u16 = 1;
+/// XLF_CAN_BE_LOADED_ABOVE_4G there: the initrd, too, may be anywhere in memory.
+const ABOVE_4G: u16 = 2;
 /// Boot protocol 2.12, Linux 3.8: the first with xloadflags.
 const WITH_XLOADFLAGS: u16 = 0x20c;
 /// Boot protocol 2.10, Linux 2.6.31: the first that says where the kernel wants to be and how much memory it needs.
 const WITH_INIT_SIZE: u16 = 0x20a;
 
-pub(super) fn is_bzimage(image: &Image) -> Result<bool, BootError> {
+pub(super) fn is_bzimage(image: &Image<'_>) -> Result<bool, BootError> {
     let mut magic = [0; 4];
     if image.check(MAGIC, 4).is_err() {
         return Ok(false);
@@ -35,7 +38,7 @@ pub(super) fn is_bzimage(image: &Image) -> Result<bool, BootError> {
 ///
 /// A kernel with a 64-bit entry is entered there. Any other has a 32-bit one, at its start; that is so for 32-bit
 /// kernels of any age, and for 64-bit ones from before the flag that tells.
-pub(super) fn load(ram: &GuestRam, map: &MemoryMap, image: &Image) -> Result<LinuxKernel, BootError> {
+pub(super) fn load(ram: &GuestRam, map: &MemoryMap, image: &Image<'_>) -> Result<LinuxKernel, BootError> {
     let header = read_header(image)?;
     let sectors = match header.setup_sects {
         0 => 4,
@@ -57,18 +60,23 @@ pub(super) fn load(ram: &GuestRam, map: &MemoryMap, image: &Image) -> Result<Lin
     })?;
     image.copy_to(ram, gpa, offset, len)?;
     let header = setup_header { code32_start: gpa as u32, ..header };
-    let initrd_limit = u64::from(header.initrd_addr_max) + 1;
-    let long = header.version >= WITH_XLOADFLAGS && header.xloadflags & KERNEL_64 != 0;
+    let flags = if header.version >= WITH_XLOADFLAGS { header.xloadflags } else { 0 };
+    let long = flags & KERNEL_64 != 0;
+    // A kernel with that flag names a limit only for loaders that do not know it; earlier kernels mean it.
+    let initrd =
+        InitrdReach { limit: u64::from(header.initrd_addr_max) + 1, anywhere: long && flags & ABOVE_4G != 0 };
     Ok(LinuxKernel {
         header,
         entry: if long { Entry::Long(gpa + 0x200) } else { Entry::Protected(gpa) },
         end: gpa + need,
-        initrd_limit: initrd_limit.min(map.low_end()),
+        preferred_end: header.pref_address.saturating_add(need).min(HIGH_RAM),
+        handover: Handover::LOW,
+        initrd,
         cmdline_max: u64::from(header.cmdline_size),
     })
 }
 
-fn read_header(image: &Image) -> Result<setup_header, BootError> {
+fn read_header(image: &Image<'_>) -> Result<setup_header, BootError> {
     let mut header = setup_header::default();
     // The byte before the magic is the second of a short jump over the header: so it tells the header's end.
     let mut jump = [0];

@@ -50,8 +50,8 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// A folder, pipe or device.
-    #[error("{role} `{name}` is {found}, not a regular file: give the path of a file")]
+    /// A folder, pipe, device or socket.
+    #[error("{role} `{name}` is {found}, not a regular file: {remedy}")]
     NotAFile {
         /// What it is meant to be.
         role: Role,
@@ -59,6 +59,8 @@ pub enum BootError {
         name: String,
         /// What it is.
         found: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The file cannot be read.
     #[error("cannot read {role} `{name}`: {source}; {}", remedy(source))]
@@ -70,6 +72,14 @@ pub enum BootError {
         /// What the host said.
         #[source]
         source: io::Error,
+    },
+    /// The file became shorter, or was written to, between its opening and the end of its reading.
+    #[error("{role} `{name}` changed while it was read: start again once it is complete")]
+    Changed {
+        /// What it is meant to be.
+        role: Role,
+        /// Its name.
+        name: String,
     },
     /// The file ends before what its header promises.
     #[error(
@@ -86,7 +96,7 @@ pub enum BootError {
         have: u64,
     },
     /// No kernel.
-    #[error("kernel `{name}` is {found}, not a bzImage or x86-64 ELF kernel: {remedy}")]
+    #[error("kernel `{name}` is {found}, not a bzImage or x86 ELF kernel: {remedy}")]
     NotAKernel {
         /// Its name.
         name: String,
@@ -124,10 +134,10 @@ pub enum BootError {
         /// First address after the RAM it may use.
         room: u64,
     },
-    /// The initial RAM disk does not fit into memory.
+    /// The initial RAM disk does not fit into this memory.
     #[error(
         "initrd `{name}` of {len} bytes does not fit: {room} bytes are left beside the kernel; give the machine more \
-         memory"
+         memory, at least {least_mib}M"
     )]
     InitrdTooLarge {
         /// Its name.
@@ -136,6 +146,24 @@ pub enum BootError {
         len: u64,
         /// Bytes there are.
         room: u64,
+        /// Mebibytes of memory with which it fits.
+        least_mib: u64,
+    },
+    /// The initial RAM disk does not fit where the kernel can take it, however large the memory is.
+    #[error(
+        "initrd `{name}` of {len} bytes does not fit: this kernel takes it below {} MiB only, which leaves at most \
+         {room} bytes; make it smaller, or give a bzImage of Linux 3.8 or later for x86-64",
+        limit / MIB
+    )]
+    InitrdBeyondKernel {
+        /// Its name.
+        name: String,
+        /// Its bytes.
+        len: u64,
+        /// The most bytes there can be.
+        room: u64,
+        /// First address it must not reach.
+        limit: u64,
     },
     /// The kernel takes fewer bytes.
     #[error("the command line has {len} bytes, the kernel takes {max}: shorten it")]

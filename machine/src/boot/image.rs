@@ -1,12 +1,15 @@
 //! Kernel and initrd files: where they come from, bounds-checked reads, what they are if they are no kernel.
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::PathBuf;
+use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use accel_api::GuestRam;
+use accel_api::{GuestRam, PAGE_SIZE, PageFlag};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{BootError, Role};
@@ -46,13 +49,20 @@ impl<P: Into<PathBuf>> From<P> for Source {
     }
 }
 
+/// Bytes that one system call reads at most: Linux gives no more than 2 GiB less a page.
+const READ_AT_ONCE: u64 = 1 << 30;
+
 #[derive(Debug)]
 enum Data<'a> {
-    File(File),
+    File {
+        file: File,
+        /// When it was last written, as of opening; not all file systems tell.
+        modified: Option<SystemTime>,
+    },
     Bytes(&'a [u8]),
 }
 
-/// A source opened for reading. All reads are checked against its length.
+/// A source opened for reading. All reads are checked against the length it had then.
 #[derive(Debug)]
 pub(super) struct Image<'a> {
     role: Role,
@@ -61,26 +71,35 @@ pub(super) struct Image<'a> {
     len: u64,
 }
 
+/// Opens a regular file. Of nothing else is anything asked: opening a pipe waits for a writer, and opening a device may
+/// start it.
+fn open_file(role: Role, name: &str, path: &Path) -> Result<(File, Metadata), BootError> {
+    let failed = |source| BootError::Open { role, name: name.to_owned(), source };
+    let regular = |kind: FileType| {
+        let (found, remedy) = match () {
+            _ if kind.is_file() => return Ok(()),
+            _ if kind.is_dir() => ("a folder", "give the path of a file"),
+            _ if kind.is_fifo() => ("a pipe", "write what comes from it into a file, and give that"),
+            _ => ("a device or socket", "give the path of a file"),
+        };
+        Err(BootError::NotAFile { role, name: name.to_owned(), found, remedy })
+    };
+    regular(std::fs::metadata(path).map_err(failed)?.file_type())?;
+    // The path may name something else by now, which must not block either.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    regular(meta.file_type())?;
+    Ok((file, meta))
+}
+
 impl<'a> Image<'a> {
     pub(super) fn open(role: Role, source: &'a Source) -> Result<Self, BootError> {
         let name = source.name();
         let (data, len) = match source {
             Source::Bytes { bytes, .. } => (Data::Bytes(bytes.as_ref()), bytes.len() as u64),
             Source::Path(path) => {
-                let failed = |source| BootError::Open { role, name: name.clone(), source };
-                // Before opening: a pipe without a writer would block.
-                let meta = std::fs::metadata(path).map_err(failed)?;
-                let kind = meta.file_type();
-                if !kind.is_file() {
-                    let found = match () {
-                        _ if kind.is_dir() => "a folder",
-                        _ if kind.is_fifo() => "a pipe",
-                        _ => "a device or socket",
-                    };
-                    return Err(BootError::NotAFile { role, name, found });
-                }
-                let file = File::open(path).map_err(failed)?;
-                (Data::File(file), meta.len())
+                let (file, meta) = open_file(role, &name, path)?;
+                (Data::File { file, modified: meta.modified().ok() }, meta.len())
             }
         };
         Ok(Self { role, name, data, len })
@@ -111,7 +130,7 @@ impl<'a> Image<'a> {
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BootError> {
         self.check(offset, buf.len() as u64)?;
         match &self.data {
-            Data::File(file) => file.read_exact_at(buf, offset).map_err(|e| self.failed(e)),
+            Data::File { file, .. } => file.read_exact_at(buf, offset).map_err(|e| self.failed(e)),
             Data::Bytes(bytes) => {
                 let start = offset as usize;
                 buf.copy_from_slice(&bytes[start..start + buf.len()]);
@@ -120,7 +139,8 @@ impl<'a> Image<'a> {
         }
     }
 
-    /// Copies `len` bytes at `offset` to guest memory at `gpa`, without a buffer in between.
+    /// Copies `len` bytes at `offset` to guest memory at `gpa`, without a buffer in between. Holes of the file cost the
+    /// guest no memory.
     pub(super) fn copy_to(&self, ram: &GuestRam, gpa: u64, offset: u64, len: u64) -> Result<(), BootError> {
         self.check(offset, len)?;
         let to = GuestAddress(gpa);
@@ -128,14 +148,7 @@ impl<'a> Image<'a> {
             return Err(BootError::NoRam { gpa });
         }
         match &self.data {
-            Data::File(file) => {
-                let mut file = file.try_clone().map_err(|e| self.failed(e))?;
-                file.seek(SeekFrom::Start(offset)).map_err(|e| self.failed(e))?;
-                // The range is RAM, so what fails is the file: it may have shrunk since.
-                ram.memory()
-                    .read_exact_volatile_from(to, &mut file, len as usize)
-                    .map_err(|e| self.failed(io::Error::other(e)))
-            }
+            Data::File { file, .. } => self.copy_file_to(file, ram, gpa, offset, len),
             Data::Bytes(bytes) => {
                 let start = offset as usize;
                 ram.memory()
@@ -143,6 +156,54 @@ impl<'a> Image<'a> {
                     .map_err(|_| BootError::NoRam { gpa })
             }
         }
+    }
+
+    fn copy_file_to(
+        &self,
+        file: &File,
+        ram: &GuestRam,
+        gpa: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), BootError> {
+        let end = offset + len;
+        let mut reader = file.try_clone().map_err(|e| self.failed(e))?;
+        let mut at = offset;
+        while at < end {
+            let data = match seek(file, SeekFrom::Data(at)) {
+                Ok(data) => data.min(end),
+                // No data from here to the end of the file.
+                Err(Errno::NXIO) => end,
+                // A file system that does not tell.
+                Err(_) => at,
+            };
+            zero(ram, gpa + (at - offset), data - at)?;
+            let hole = seek(file, SeekFrom::Hole(data)).map_or(end, |hole| hole.min(end));
+            at = data;
+            if at < end {
+                // Both descriptors have one position.
+                seek(file, SeekFrom::Start(at)).map_err(|e| self.failed(e.into()))?;
+            }
+            while at < hole {
+                let count = (hole - at).min(READ_AT_ONCE) as usize;
+                let to = GuestAddress(gpa + (at - offset));
+                // The range is RAM, so what fails is the file.
+                match ram.memory().read_volatile_from(to, &mut reader, count) {
+                    Ok(0) => return Err(self.changed()),
+                    Ok(read) => at += read as u64,
+                    Err(e) => return Err(self.failed(io::Error::other(e))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks, after all has been read, that it is all of one state of the file. One that became shorter has a hole
+    /// where its end was.
+    pub(super) fn check_unchanged(&self) -> Result<(), BootError> {
+        let Data::File { file, modified } = &self.data else { return Ok(()) };
+        let now = file.metadata().map_err(|e| self.failed(e))?;
+        if now.len() == self.len && now.modified().ok() == *modified { Ok(()) } else { Err(self.changed()) }
     }
 
     pub(super) fn damaged(&self, why: &'static str) -> BootError {
@@ -153,9 +214,36 @@ impl<'a> Image<'a> {
         BootError::Unsupported { name: self.name.clone(), why }
     }
 
-    fn failed(&self, source: io::Error) -> BootError {
-        BootError::Read { role: self.role, name: self.name.clone(), source }
+    fn changed(&self) -> BootError {
+        BootError::Changed { role: self.role, name: self.name.clone() }
     }
+
+    fn failed(&self, source: io::Error) -> BootError {
+        match source.kind() {
+            // Within the length it had.
+            io::ErrorKind::UnexpectedEof => self.changed(),
+            _ => BootError::Read { role: self.role, name: self.name.clone(), source },
+        }
+    }
+}
+
+/// Makes RAM zero. Pages that were never written are, and stay without memory of the host behind them.
+fn zero(ram: &GuestRam, gpa: u64, len: u64) -> Result<(), BootError> {
+    const ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+    let holds = |region: &&accel_api::RamRegion| (region.gpa()..region.gpa() + region.size()).contains(&gpa);
+    let region = ram.regions().iter().find(holds).ok_or(BootError::NoRam { gpa })?;
+    let (mut at, end) = (gpa, gpa + len);
+    while at < end {
+        let next = (at + 1).next_multiple_of(PAGE_SIZE).min(end);
+        let page = (region.offset() + (at - region.gpa())) / PAGE_SIZE;
+        if ram.flags().get(page as usize).contains(PageFlag::DIRTY) {
+            ram.memory()
+                .write_slice(&ZEROES[..(next - at) as usize], GuestAddress(at))
+                .map_err(|_| BootError::NoRam { gpa: at })?;
+        }
+        at = next;
+    }
+    Ok(())
 }
 
 /// Says what a file that is no kernel is.

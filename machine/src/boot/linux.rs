@@ -8,7 +8,9 @@ use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::ByteValued;
 
 use super::image::Image;
-use super::{BootError, BootSpec, cpu, layout, place_cmdline, place_initrd, write};
+use super::initrd::{self, Beside};
+use super::layout::Handover;
+use super::{BootError, BootSpec, InitrdReach, cpu, place_cmdline, write};
 use crate::memory_map::MemoryMap;
 
 /// Where a kernel is entered, which is also how.
@@ -28,8 +30,12 @@ pub(super) struct LinuxKernel {
     pub(super) entry: Entry,
     /// First address after what it uses before it knows the memory map.
     pub(super) end: u64,
-    /// First address the initrd must not reach.
-    pub(super) initrd_limit: u64,
+    /// The same in a machine that has as much memory as the kernel likes.
+    pub(super) preferred_end: u64,
+    /// Where it leaves room for what it is handed.
+    pub(super) handover: Handover,
+    /// Where it takes the initrd.
+    pub(super) initrd: InitrdReach,
     /// Longest command line in bytes, without the NUL.
     pub(super) cmdline_max: u64,
 }
@@ -42,49 +48,57 @@ pub(super) fn enter(
     ram: &GuestRam,
     map: &MemoryMap,
     spec: &BootSpec<'_>,
-    initrd: Option<&Image>,
+    initrd: Option<&Image<'_>>,
     kernel: &LinuxKernel,
 ) -> Result<CpuState, BootError> {
-    place_cmdline(ram, spec.cmdline, kernel.cmdline_max)?;
-    let initrd = place_initrd(ram, initrd, kernel.end, kernel.initrd_limit)?;
+    let handover = kernel.handover;
+    place_cmdline(ram, handover, spec.cmdline, kernel.cmdline_max)?;
+    let beside = Beside { end: kernel.end, preferred_end: kernel.preferred_end, reach: kernel.initrd };
+    let initrd = initrd::place(ram, map, initrd, beside)?;
 
     let mut header = kernel.header;
     header.type_of_loader = UNKNOWN_LOADER;
-    header.cmd_line_ptr = layout::CMDLINE as u32;
+    header.cmd_line_ptr = handover.cmdline() as u32;
+    let mut params = boot_params { acpi_rsdp_addr: spec.rsdp, ..Default::default() };
     if let Some(at) = initrd {
-        // Below 4 GiB, as `initrd_limit` is.
-        (header.ramdisk_image, header.ramdisk_size) = (at.gpa as u32, at.len as u32);
+        (header.ramdisk_image, params.ext_ramdisk_image) = halves(at.gpa);
+        (header.ramdisk_size, params.ext_ramdisk_size) = halves(at.len);
     }
-    let mut params = boot_params { hdr: header, acpi_rsdp_addr: spec.rsdp, ..Default::default() };
+    params.hdr = header;
     let ranges = map.guest_ranges();
     for (slot, range) in params.e820_table.iter_mut().zip(&ranges) {
         *slot = boot_e820_entry { addr: range.start, size: range.len, r#type: range.kind as u32 };
     }
     params.e820_entries = ranges.len() as u8;
-    write(ram, layout::ZERO_PAGE, params.as_slice())?;
+    write(ram, handover.zero_page(), params.as_slice())?;
 
     let mut state = match kernel.entry {
         Entry::Long(entry) => {
-            write_page_tables(ram)?;
-            write(ram, layout::GDT, &words(&cpu::gdt(true)))?;
-            cpu::long_mode(layout::GDT, layout::PAGE_TABLES, entry)
+            write_page_tables(ram, handover.page_tables())?;
+            write(ram, handover.gdt(), &words(&cpu::gdt(true)))?;
+            cpu::long_mode(handover.gdt(), handover.page_tables(), entry)
         }
         Entry::Protected(entry) => {
-            write(ram, layout::GDT, &words(&cpu::gdt(false)))?;
-            cpu::protected_mode(layout::GDT, entry)
+            write(ram, handover.gdt(), &words(&cpu::gdt(false)))?;
+            cpu::protected_mode(handover.gdt(), entry)
         }
     };
-    state.gpr[gpr::RSI] = layout::ZERO_PAGE;
+    state.gpr[gpr::RSI] = handover.zero_page();
     Ok(state)
 }
 
-/// Maps the first 4 GiB one to one with 2 MiB pages (Intel SDM vol. 3, 4.5).
-fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
+/// Low and high half.
+fn halves(value: u64) -> (u32, u32) {
+    (value as u32, (value >> 32) as u32)
+}
+
+/// Maps the first 4 GiB one to one with 2 MiB pages (Intel SDM vol. 3, 4.5); the tables are at `pml4`.
+fn write_page_tables(ram: &GuestRam, pml4: u64) -> Result<(), BootError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     const TABLE: u64 = 0x1000;
-    let (pdpt, directories) = (layout::PAGE_TABLES + TABLE, layout::PAGE_TABLES + 2 * TABLE);
-    write(ram, layout::PAGE_TABLES, &words(&[pdpt | PRESENT_WRITABLE]))?;
+    let (pdpt, directories) = (pml4 + TABLE, pml4 + 2 * TABLE);
+    write(ram, pml4, &words(&[pdpt | PRESENT_WRITABLE]))?;
     let pointers: Vec<u64> = (0..4).map(|i| (directories + i * TABLE) | PRESENT_WRITABLE).collect();
     write(ram, pdpt, &words(&pointers))?;
     let pages: Vec<u64> = (0..4 * 512).map(|i| i << 21 | LARGE | PRESENT_WRITABLE).collect();

@@ -131,6 +131,7 @@ impl OpenImage<'_> {
                         .map_err(|_| BootError::NoRam { gpa: from })?;
                 }
             }
+            contents.check_unchanged()?;
         }
         Ok(self.vcpu.cloned().unwrap_or_else(|| CpuState::reset(0)))
     }

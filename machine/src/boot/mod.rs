@@ -2,20 +2,28 @@
 //! for.
 //!
 //! 1. A kernel is a bzImage (`bzimage`), entered by Linux's 64-bit boot protocol or, where it has no 64-bit entry, by
-//!    the 32-bit one (`linux`); or an ELF file. An ELF file with a PVH note is entered as PVH says (`pvh`), any other
-//!    as a `vmlinux` by the 64-bit protocol.
+//!    the 32-bit one (`linux`); or an ELF file (`elf`). An ELF file with a PVH note is entered as PVH says (`pvh`). One
+//!    without is entered as a `vmlinux` by Linux's protocol of its word size if it is Linux, which its banner tells, and
+//!    refused otherwise.
 //! 2. Files are untrusted: every offset, size and address in them is checked before it is used.
-//! 3. Files are read straight into guest memory, and nothing of them is kept.
-//! 4. The lowest 640 KiB hold what the protocols hand over, at the addresses of [`layout`].
+//! 3. Files are read straight into guest memory, and nothing of them is kept. One that changes meanwhile is refused.
+//! 4. The lowest 640 KiB hold what the protocols hand over, unless the kernel has segments there (`layout`).
 //! 5. An embedder who has something else to start puts it into memory itself, with a [`MemoryImage`].
 
 mod bzimage;
 mod cpu;
 mod elf;
+#[cfg(test)]
+mod elf_tests;
 mod error;
+#[cfg(test)]
+mod file_tests;
 mod image;
+mod initrd;
+mod layout;
 mod linux;
 mod memory_image;
+mod notes;
 mod pvh;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -30,22 +38,8 @@ pub(crate) use memory_image::OpenImage;
 
 use crate::memory_map::MemoryMap;
 use image::Image;
-
-/// Guest-physical addresses of what the boot protocols hand over.
-pub mod layout {
-    /// Global descriptor table, 4 entries.
-    pub const GDT: u64 = 0x500;
-    /// PVH start info, its module list and its memory map.
-    pub const PVH_INFO: u64 = 0x6000;
-    /// Linux's boot_params ("zero page"), 4 KiB.
-    pub const ZERO_PAGE: u64 = 0x7000;
-    /// Page tables: PML4, PDPT, four page directories.
-    pub const PAGE_TABLES: u64 = 0x9000;
-    /// Command line, NUL-terminated.
-    pub const CMDLINE: u64 = 0x2_0000;
-    /// Bytes there for the command line, the NUL included.
-    pub const CMDLINE_ROOM: u64 = 0x1_0000;
-}
+use initrd::InitrdReach;
+use layout::Handover;
 
 /// What to boot.
 #[derive(Debug)]
@@ -77,51 +71,41 @@ pub fn load(ram: &GuestRam, map: &MemoryMap, spec: &BootSpec<'_>) -> Result<CpuS
     }
     let kernel = Image::open(Role::Kernel, spec.kernel)?;
     let initrd = spec.initrd.map(|source| Image::open(Role::Initrd, source)).transpose()?;
-    if bzimage::is_bzimage(&kernel)? {
-        let loaded = bzimage::load(ram, map, &kernel)?;
-        return linux::enter(ram, map, spec, initrd.as_ref(), &loaded);
-    }
-    if !elf::is_elf(&kernel)? {
-        return Err(image::not_a_kernel(&kernel)?);
-    }
-    let loaded = elf::load(ram, map, &kernel)?;
-    match loaded.pvh_entry {
-        Some(entry) => pvh::enter(ram, map, spec, initrd.as_ref(), entry, loaded.end),
-        None => linux::enter(ram, map, spec, initrd.as_ref(), &loaded.as_linux()),
-    }
+    let state = load_files(ram, map, spec, &kernel, initrd.as_ref())?;
+    kernel.check_unchanged()?;
+    initrd.as_ref().map_or(Ok(()), Image::check_unchanged)?;
+    Ok(state)
 }
 
-/// Loads the initial RAM disk as high as it goes below `limit`, above `floor`.
-fn place_initrd(
+fn load_files(
     ram: &GuestRam,
-    initrd: Option<&Image>,
-    floor: u64,
-    limit: u64,
-) -> Result<Option<Placed>, BootError> {
-    let Some(initrd) = initrd else { return Ok(None) };
-    let len = initrd.len();
-    let floor = floor.next_multiple_of(accel_api::PAGE_SIZE);
-    let gpa = limit.checked_sub(len).map(|at| at & !(accel_api::PAGE_SIZE - 1)).filter(|&at| at >= floor);
-    let Some(gpa) = gpa else {
-        return Err(BootError::InitrdTooLarge {
-            name: initrd.name().to_owned(),
-            len,
-            room: limit.saturating_sub(floor),
-        });
-    };
-    initrd.copy_to(ram, gpa, 0, len)?;
-    Ok(Some(Placed { gpa, len }))
+    map: &MemoryMap,
+    spec: &BootSpec<'_>,
+    kernel: &Image<'_>,
+    initrd: Option<&Image<'_>>,
+) -> Result<CpuState, BootError> {
+    if bzimage::is_bzimage(kernel)? {
+        let loaded = bzimage::load(ram, map, kernel)?;
+        return linux::enter(ram, map, spec, initrd, &loaded);
+    }
+    if !elf::is_elf(kernel)? {
+        return Err(image::not_a_kernel(kernel)?);
+    }
+    match elf::load(ram, map, kernel, spec.cmdline.len() as u64)? {
+        elf::Protocol::Pvh(loaded) => pvh::enter(ram, map, spec, initrd, &loaded),
+        elf::Protocol::Linux(loaded) => linux::enter(ram, map, spec, initrd, &loaded),
+    }
 }
 
 /// Writes the command line; `max` is what the kernel takes, without the NUL.
-fn place_cmdline(ram: &GuestRam, cmdline: &str, max: u64) -> Result<(), BootError> {
+fn place_cmdline(ram: &GuestRam, handover: Handover, cmdline: &str, max: u64) -> Result<(), BootError> {
     let max = max.min(layout::CMDLINE_ROOM - 1);
     if cmdline.len() as u64 > max {
         return Err(BootError::CmdlineTooLong { len: cmdline.len() as u64, max });
     }
     let mut bytes = cmdline.as_bytes().to_vec();
     bytes.push(0);
-    write(ram, layout::CMDLINE, &bytes)
+    write(ram, handover.cmdline(), &bytes)
 }
 
 /// Writes to memory that the memory map says is RAM.

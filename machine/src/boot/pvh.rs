@@ -4,31 +4,40 @@ use accel_api::{CpuState, GuestRam, gpr};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::ByteValued;
 
+use super::elf::PvhKernel;
 use super::image::Image;
-use super::{BootError, BootSpec, cpu, layout, linux, place_cmdline, place_initrd, write};
-use crate::memory_map::MemoryMap;
+use super::initrd::{self, Beside};
+use super::{BootError, BootSpec, InitrdReach, cpu, linux, place_cmdline, write};
+use crate::memory_map::{HIGH_RAM, MemoryMap};
 
 const MAGIC: u32 = 0x336e_c578;
-const MODULES: u64 = layout::PVH_INFO + 0x40;
-const MEMMAP: u64 = layout::PVH_INFO + 0x80;
+/// Offset of the module list in the start info's page.
+const MODULES: u64 = 0x40;
+/// Offset of the memory map there.
+const MEMMAP: u64 = 0x80;
+/// Addresses have 64 bits, but Xen's loader keeps all below 4 GiB (start_info.h), and Linux takes no more than that many
+/// bits of a module's address and size.
+const MODULES_REACH: InitrdReach = InitrdReach { limit: HIGH_RAM, anywhere: false };
 
-/// Writes the start info, and gives the state that enters the kernel at `entry`. `end` is the first address after it.
+/// Writes the start info, and gives the state that enters the kernel.
 pub(super) fn enter(
     ram: &GuestRam,
     map: &MemoryMap,
     spec: &BootSpec<'_>,
-    initrd: Option<&Image>,
-    entry: u32,
-    end: u64,
+    initrd: Option<&Image<'_>>,
+    kernel: &PvhKernel,
 ) -> Result<CpuState, BootError> {
-    place_cmdline(ram, spec.cmdline, layout::CMDLINE_ROOM - 1)?;
-    let module = place_initrd(ram, initrd, end, map.low_end())?;
+    let handover = kernel.handover;
+    let info_at = handover.pvh_info();
+    place_cmdline(ram, handover, spec.cmdline, kernel.cmdline_max.unwrap_or(u64::MAX))?;
+    let beside = Beside { end: kernel.end, preferred_end: kernel.end, reach: MODULES_REACH };
+    let module = initrd::place(ram, map, initrd, beside)?;
     if let Some(at) = module {
         let entry = hvm_modlist_entry { paddr: at.gpa, size: at.len, ..Default::default() };
-        write(ram, MODULES, entry.as_slice())?;
+        write(ram, info_at + MODULES, entry.as_slice())?;
     }
     let ranges = map.guest_ranges();
-    let mut at = MEMMAP;
+    let mut at = info_at + MEMMAP;
     for range in &ranges {
         let entry = hvm_memmap_table_entry {
             addr: range.start,
@@ -43,16 +52,16 @@ pub(super) fn enter(
         magic: MAGIC,
         version: 1,
         nr_modules: module.is_some().into(),
-        modlist_paddr: if module.is_some() { MODULES } else { 0 },
-        cmdline_paddr: layout::CMDLINE,
+        modlist_paddr: if module.is_some() { info_at + MODULES } else { 0 },
+        cmdline_paddr: handover.cmdline(),
         rsdp_paddr: spec.rsdp,
-        memmap_paddr: MEMMAP,
+        memmap_paddr: info_at + MEMMAP,
         memmap_entries: ranges.len() as u32,
         ..Default::default()
     };
-    write(ram, layout::PVH_INFO, info.as_slice())?;
-    write(ram, layout::GDT, &linux::words(&cpu::gdt(false)))?;
-    let mut state = cpu::protected_mode(layout::GDT, entry.into());
-    state.gpr[gpr::RBX] = layout::PVH_INFO;
+    write(ram, info_at, info.as_slice())?;
+    write(ram, handover.gdt(), &linux::words(&cpu::gdt(false)))?;
+    let mut state = cpu::protected_mode(handover.gdt(), kernel.entry.into());
+    state.gpr[gpr::RBX] = info_at;
     Ok(state)
 }

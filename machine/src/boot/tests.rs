@@ -6,43 +6,49 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::memory_map::{ACPI_AREA, MIB};
 
-struct Loaded {
-    ram: GuestRam,
-    result: Result<CpuState, BootError>,
+/// Where all is that a kernel without segments below 1 MiB is handed.
+pub(super) const LOW: Handover = Handover::LOW;
+
+pub(super) struct Loaded {
+    pub(super) ram: GuestRam,
+    pub(super) result: Result<CpuState, BootError>,
 }
 
 impl Loaded {
-    fn read<const N: usize>(&self, gpa: u64) -> [u8; N] {
+    pub(super) fn read<const N: usize>(&self, gpa: u64) -> [u8; N] {
         let mut bytes = [0; N];
         self.ram.memory().read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
         bytes
     }
-    fn u32(&self, gpa: u64) -> u32 {
+    pub(super) fn u32(&self, gpa: u64) -> u32 {
         u32::from_le_bytes(self.read(gpa))
     }
-    fn u64(&self, gpa: u64) -> u64 {
+    pub(super) fn u64(&self, gpa: u64) -> u64 {
         u64::from_le_bytes(self.read(gpa))
     }
-    fn state(&self) -> &CpuState {
+    pub(super) fn state(&self) -> &CpuState {
         self.result.as_ref().expect("boots")
     }
-    fn error(self) -> String {
+    pub(super) fn error(self) -> String {
         self.result.expect_err("refused").to_string()
     }
 }
 
-fn boot(mib: u64, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Loaded {
+pub(super) fn boot(mib: u64, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Loaded {
+    let initrd = initrd.map(|bytes| Source::bytes("test-initrd", bytes.to_vec()));
+    boot_from(mib, &Source::bytes("test-kernel", kernel.to_vec()), initrd.as_ref(), cmdline)
+}
+
+pub(super) fn boot_from(mib: u64, kernel: &Source, initrd: Option<&Source>, cmdline: &str) -> Loaded {
     let map = MemoryMap::new(mib * MIB).unwrap();
     let ram = GuestRam::new(&map.ram_regions()).unwrap();
-    let kernel = Source::bytes("test-kernel", kernel.to_vec());
-    let initrd = initrd.map(|bytes| Source::bytes("test-initrd", bytes.to_vec()));
-    let spec = BootSpec { kernel: &kernel, initrd: initrd.as_ref(), cmdline, rsdp: ACPI_AREA };
+    let spec = BootSpec { kernel, initrd, cmdline, rsdp: ACPI_AREA };
     let result = load(&ram, &map, &spec);
     Loaded { ram, result }
 }
 
 /// A bzImage with one setup sector and 8 KiB of code that starts with `code`; it prefers 16 MiB.
-fn bzimage() -> Vec<u8> {
+pub(super) fn bzimage() -> Vec<u8> {
     let mut image = vec![0; 1024 + 8192];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x1f1, &[1]);
@@ -64,13 +70,13 @@ fn bzimage() -> Vec<u8> {
 }
 
 /// The same for a 32-bit processor.
-fn bzimage32() -> Vec<u8> {
+pub(super) fn bzimage32() -> Vec<u8> {
     let mut image = bzimage();
     image[0x236] = 0;
     image
 }
 
-/// An ELF file with one segment of 4 KiB in the file and 8 KiB in memory at 2 MiB, and perhaps a PVH note.
+/// An ELF file with one segment of 4 KiB in the file and 8 KiB in memory at 2 MiB; with a PVH note, or Linux.
 pub(crate) fn elf(pvh: bool) -> Vec<u8> {
     let mut image = vec![0; 0x2000];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -92,9 +98,11 @@ pub(crate) fn elf(pvh: bool) -> Vec<u8> {
         segment(120, 4, [0x200, 0, 0, 48, 48, 4]);
         // Some other note first.
         put(0x200, &[4, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0]);
-        put(0x20c, b"GNU\0buildid\0");
+        put(0x20c, b"GNU\0build\0\0\0");
         put(0x20c + 12, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
         put(0x20c + 24, b"Xen\0\x50\x01\x20\0");
+    } else {
+        put(0x1800, b"Linux version 6.1.0 (test)");
     }
     put(0x1100, b"code");
     image
@@ -108,14 +116,14 @@ fn bzimage_gets_a_zero_page_and_long_mode() {
     let state = b.state();
     assert_eq!(state.rip, 0x100_0200);
     assert_eq!(&b.read::<12>(state.rip), b"64-bit entry");
-    assert_eq!(state.gpr[gpr::RSI], layout::ZERO_PAGE);
+    assert_eq!(state.gpr[gpr::RSI], LOW.zero_page());
     assert_eq!(state.rflags & 1 << 9, 0, "interrupts off");
     assert_eq!((state.segments.cs.selector, state.segments.ds.selector), (0x10, 0x18));
     assert_ne!(state.segments.cs.attributes & accel_api::Segment::LONG, 0);
     assert_eq!(state.msrs.efer, 0x500);
     assert_eq!((state.control.cr0 & 0x8000_0001, state.control.cr4), (0x8000_0001, 1 << 5));
 
-    let zp = layout::ZERO_PAGE;
+    let zp = LOW.zero_page();
     assert_eq!(b.u64(zp + 0x70), ACPI_AREA, "acpi_rsdp_addr");
     assert_eq!(b.read::<1>(zp + 0x210), [0xff], "type_of_loader");
     assert_eq!(b.u32(zp + 0x202), u32::from_le_bytes(*b"HdrS"));
@@ -148,7 +156,7 @@ fn bzimage_without_a_64_bit_entry_gets_protected_mode() {
         let state = b.state();
         assert_eq!((state.rip, &b.read::<12>(state.rip)), (0x100_0000, b"32-bit entry"));
         let mut gpr = [0; 16];
-        gpr[gpr::RSI] = layout::ZERO_PAGE;
+        gpr[gpr::RSI] = LOW.zero_page();
         assert_eq!(state.gpr, gpr, "EBP, EDI and EBX must be zero");
         assert_eq!((state.control.cr0, state.control.cr4, state.msrs.efer), (0x11, 0, 0));
         assert_eq!(state.rflags, 2, "interrupts off");
@@ -162,19 +170,19 @@ fn bzimage_without_a_64_bit_entry_gets_protected_mode() {
             assert_eq!(descriptor & 0xff_ffff_ffff, 0xffff, "base 0, limit 0xfffff");
             assert_eq!(descriptor >> 40 & 0xf0ff, u64::from(segment.attributes));
         }
-        let zp = layout::ZERO_PAGE;
+        let zp = LOW.zero_page();
         assert_eq!((b.u32(zp + 0x214), b.u32(zp + 0x21c)), (0x100_0000, 6), "code32_start, ramdisk_size");
         assert_eq!(&b.read::<14>(u64::from(b.u32(zp + 0x228))), b"console=ttyS0\0");
         assert_eq!(b.u64(zp + 0x70), ACPI_AREA, "acpi_rsdp_addr");
     }
     // Moved, it is entered where it is.
     let moved = boot(8, &bzimage32(), None, "");
-    assert_eq!((moved.state().rip, moved.u32(layout::ZERO_PAGE + 0x214)), (0x20_0000, 0x20_0000));
+    assert_eq!((moved.state().rip, moved.u32(LOW.zero_page() + 0x214)), (0x20_0000, 0x20_0000));
     // And its initrd stays below what the kernel can map.
     let mut low = bzimage32();
     low[0x22c..0x230].copy_from_slice(&0x1ff_ffffu32.to_le_bytes());
     let b = boot(64, &low, Some(b"initrd"), "");
-    assert_eq!(b.u32(layout::ZERO_PAGE + 0x218), 0x1ff_f000, "ramdisk_image");
+    assert_eq!(b.u32(LOW.zero_page() + 0x218), 0x1ff_f000, "ramdisk_image");
 }
 
 /// Intel SDM vol. 3, 4.5.4: walks the tables as a processor would.
@@ -203,46 +211,6 @@ fn bzimage_moves_down_when_memory_is_short() {
     let mut large = bzimage();
     large[0x260..0x264].copy_from_slice(&0x4000_0000u32.to_le_bytes());
     assert!(boot(512, &large, None, "").error().contains("give it more"));
-}
-
-/// Xen, docs/misc/pvh.pandoc.
-#[test]
-fn elf_with_a_pvh_note_starts_in_protected_mode() {
-    let b = boot(16, &elf(true), Some(b"initrd"), "hello");
-    let state = b.state();
-    assert_eq!((state.rip, state.gpr[gpr::RBX]), (0x20_0150, layout::PVH_INFO));
-    assert_eq!((state.control.cr0, state.control.cr4, state.msrs.efer), (0x11, 0, 0));
-    let cs = state.segments.cs;
-    assert_eq!((cs.base, cs.limit, cs.attributes), (0, u32::MAX, 0xc09b));
-    let info = layout::PVH_INFO;
-    assert_eq!((b.u32(info), b.u32(info + 4), b.u32(info + 12)), (0x336e_c578, 1, 1));
-    assert_eq!(b.u64(info + 32), ACPI_AREA);
-    assert_eq!(&b.read::<6>(b.u64(info + 24)), b"hello\0");
-    let module = b.u64(info + 16);
-    assert_eq!(b.u64(module + 8), 6);
-    assert_eq!(&b.read::<6>(b.u64(module)), b"initrd");
-    let (map, entries) = (b.u64(info + 40), b.u32(info + 48));
-    assert!(entries >= 4 && b.u64(map + 8) == 0x9_fc00 && b.u32(map + 16) == 1);
-}
-
-#[test]
-fn elf_without_a_note_is_a_vmlinux() {
-    let b = boot(16, &elf(false), None, "");
-    assert_eq!((b.state().rip, &b.read::<4>(0x20_0100)), (0x20_0100, b"code"));
-    assert_eq!((b.state().gpr[gpr::RSI], b.state().msrs.efer), (layout::ZERO_PAGE, 0x500));
-    let mut virtual_entry = elf(false);
-    virtual_entry[24..32].copy_from_slice(&0xffff_ffff_8100_0000u64.to_le_bytes());
-    assert!(boot(16, &virtual_entry, None, "").error().contains("PVH note"));
-}
-
-#[test]
-fn notes_of_8_byte_alignment_are_found() {
-    let mut image = elf(true);
-    image[120 + 48] = 8;
-    image[0x20c..0x240].fill(0);
-    image[0x200..0x20c].copy_from_slice(&[4, 0, 0, 0, 8, 0, 0, 0, 18, 0, 0, 0]);
-    image[0x20c..0x214].copy_from_slice(b"Xen\0\x70\x01\x20\0");
-    assert_eq!(boot(16, &image, None, "").state().rip, 0x20_0170);
 }
 
 #[test]
@@ -299,9 +267,6 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(b.result, Err(BootError::CmdlineTooLong { len: 2048, max: 2047 })));
     assert!(boot(64, &bzimage(), None, &"x".repeat(2047)).result.is_ok());
     assert!(matches!(boot(64, &bzimage(), None, "a\0b").result, Err(BootError::CmdlineNul)));
-    let mut low = elf(true);
-    low[64 + 24..64 + 32].copy_from_slice(&0x8000u64.to_le_bytes());
-    assert!(boot(16, &low, None, "").error().contains("below 1 MiB"));
 }
 
 #[test]
@@ -345,11 +310,12 @@ fn mutated_kernels_do_no_harm() {
         seed
     };
     let (mut booted, mut refused) = (0, 0);
-    for case in 0..8000 {
-        let (mut image, headers) = match case % 4 {
+    for case in 0..10_000 {
+        let (mut image, headers) = match case % 5 {
             0 => (bzimage(), 0x1f1..0x26c),
             1 => (bzimage32(), 0x1f1..0x26c),
             2 => (elf(true), 0..0x230),
+            3 => elf_tests::low(),
             _ => (elf(false), 0..0x230),
         };
         // Mutate the headers, where the addresses and sizes are.
@@ -370,6 +336,14 @@ fn mutated_kernels_do_no_harm() {
             Ok(state) => {
                 booted += 1;
                 assert!(state.rip < 1 << 32);
+                // What the kernel is handed is there, wherever its segments are.
+                let mut handed = [0; 4];
+                let (at, magic) = match state.gpr[gpr::RBX] {
+                    0 => (state.gpr[gpr::RSI] + 0x202, *b"HdrS"),
+                    info => (info, 0x336e_c578u32.to_le_bytes()),
+                };
+                ram.memory().read_slice(&mut handed, GuestAddress(at)).unwrap();
+                assert_eq!(handed, magic, "case {case}");
             }
             Err(error) => {
                 refused += 1;
