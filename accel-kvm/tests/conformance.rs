@@ -15,6 +15,7 @@ const EMULATED: &[(&str, &str)] = &[
     ("debug::breakpoints", "gives debug registers no effect in its nested guests"),
     ("exceptions::floating_point", "raises no #MF and no #XM"),
     ("exceptions::general_protection", "raises other faults for addresses that are not canonical"),
+    ("exceptions::null_segments", "leaves the RPL of null selectors in FS and GS at an IRET"),
     ("exceptions::ring3", "puts the vector times 8, not 16, into the error code of a missing 64-bit gate"),
     (
         "exceptions::selector_errors",

@@ -412,13 +412,17 @@ impl Cpu {
         if Self::canonical(rsp) { Ok(rsp) } else { Err(Fault::SS0) }
     }
 
-    /// After a return to an outer level: data segments that it may not use become null (Intel SDM vol. 3, 5.8.6).
+    /// After a return to an outer level: data segments that it may not use become null, and null selectors 0 (Intel SDM
+    /// vol. 3, 5.8.6; vol. 2A, IRET). Bases stay, which 64-bit code uses whatever the selector is: seen on Zen 3 for null
+    /// selectors, and both vendors' kernels rely on it for the bases of programs.
     pub fn drop_inner_segments(&mut self) {
         for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let s = &mut self.segs[index];
             let conforming = s.attributes & 0x1c == 0x1c;
-            if !s.unusable && !conforming && s.dpl() < self.cpl {
-                *s = null_segment(0, 0);
+            if is_null(s.selector) && s.unusable {
+                s.selector = 0;
+            } else if !s.unusable && !conforming && s.dpl() < self.cpl {
+                *s = Segment { base: s.base, ..null_segment(0, 0) };
             }
         }
     }

@@ -214,7 +214,7 @@ fn with_descriptors(cpu: &mut Cpu, scene: &Scene) {
     }
     cpu.gdtr = DescriptorTable { base: scene.data + GDT, limit: 0x2f };
     for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
-        cpu.segs[index].unusable = true;
+        (cpu.segs[index].selector, cpu.segs[index].unusable) = (0, true);
     }
     cpu.nmi_masked = false;
 }
@@ -306,6 +306,14 @@ fn unusual_irets() {
             let end = slow(&to_program, &|cpu, _| cpu.segs[index] = Segment::flat(0x10, rights));
             assert_eq!(end, Ok(()));
         }
+    }
+    // Null selectors that are not 0.
+    for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
+        let end = slow(&to_program, &|cpu, _| {
+            cpu.segs[index] =
+                Segment { selector: 3, base: 0x1234_5000, unusable: true, ..Segment::default() };
+        });
+        assert_eq!(end, Ok(()));
     }
     // Selectors: null, of the LDT, of another level.
     for (cs, ss) in

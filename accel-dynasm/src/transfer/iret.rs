@@ -112,9 +112,10 @@ impl Transfer<'_> {
         dynasm!(self.asm ; .arch x64 ; shr r11, entry::ROTATION ; and r11d, entry::INDEX_MASK);
     }
 
-    /// A program loses data segments of the kernel's: there must be none.
+    /// A program loses data segments of the kernel's, and the RPL of null selectors: there must be none.
     fn check_dropped(&mut self) {
         let unusable = |index| self.places.segment(index) + offset_of!(Segment, unusable) as i32;
+        let selector = |index| self.places.segment(index) + offset_of!(Segment, selector) as i32;
         dynasm!(self.asm
             ; .arch x64
             ; mov al, [unusable(seg::ES)]
@@ -122,6 +123,11 @@ impl Transfer<'_> {
             ; and al, [unusable(seg::FS)]
             ; and al, [unusable(seg::GS)]
             ; jz =>self.slow
+            ; movzx eax, WORD [selector(seg::ES)]
+            ; or ax, [selector(seg::DS)]
+            ; or ax, [selector(seg::FS)]
+            ; or ax, [selector(seg::GS)]
+            ; jnz =>self.slow
         );
     }
 

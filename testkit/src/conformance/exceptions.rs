@@ -190,6 +190,49 @@ pub fn ring3(accel: &Arc<dyn Accelerator>) {
     assert_eq!(end.gpr[gpr::RCX], traps[13].rip + 7 + 2, "SYSCALL leaves the return address in RCX");
 }
 
+/// IRET to a program makes null selectors 0, whatever their RPL (Intel SDM vol. 2A, IRET), and leaves their bases, which
+/// are the program's.
+pub fn null_segments(accel: &Arc<dyn Accelerator>) {
+    const LEAVE: u64 = map::CODE + 0x800;
+    let rig = Rig::new(accel);
+    for page in [map::USER_CODE, map::USER_STACK - 0x1000, map::CELLS] {
+        rig.user_page(page);
+    }
+    rig.code(|a| {
+        a.mov(eax, 2)?;
+        a.mov(fs, eax)?;
+        a.inc(eax)?;
+        a.mov(gs, eax)?;
+        a.mov(eax, cell::USER as u32)?;
+        a.xor(edx, edx)?;
+        for base in [0xc000_0100u32, 0xc000_0101] {
+            a.mov(ecx, base)?;
+            a.wrmsr()?;
+        }
+        for value in [sel::USER_DATA.into(), map::USER_STACK, 2, sel::USER_CODE64.into(), map::USER_CODE] {
+            a.mov(rax, value)?;
+            a.push(rax)?;
+        }
+        a.iretq()
+    });
+    rig.code_at(64, map::USER_CODE, |a| {
+        a.mov(r8d, fs)?;
+        a.mov(r9d, gs)?;
+        a.mov(r10, qword_ptr(0).fs())?;
+        a.mov(r12, qword_ptr(0).gs())?;
+        a.syscall()
+    });
+    rig.code_at(64, LEAVE, exit);
+    rig.write(cell::USER, 0x5a5a_1234u64);
+    let mut state = rig.long_mode(0);
+    state.msrs.star = u64::from(sel::USER_CODE32) << 48 | u64::from(sel::CODE64) << 32;
+    state.msrs.lstar = LEAVE;
+    let end = rig.run(&state);
+    assert_eq!((end.gpr[8], end.gpr[9]), (0, 0), "FS and GS");
+    assert_eq!((end.gpr[10], end.gpr[12]), (0x5a5a_1234, 0x5a5a_1234), "what lies at their bases");
+    assert_eq!((end.segments.fs.base, end.segments.gs.base), (cell::USER, cell::USER));
+}
+
 /// State of ring 3 at [`map::USER_CODE`].
 pub(crate) fn user_state(rig: &Rig) -> CpuState {
     let mut state = rig.long_mode(0);

@@ -78,8 +78,8 @@ macro_rules! __conformance_checks {
         $crate::__conformance_tests! { conformance;
             arithmetic:
                 add_sub_flags multiply_divide shifts control_flow strings sse x87 other_modes;
-            exceptions: divide undefined general_protection selector_errors ring3 traps floating_point device_not_available double_fault
-                triple_fault fault_on_the_handlers_stack injected_events;
+            exceptions: divide undefined general_protection selector_errors ring3 null_segments traps floating_point
+                device_not_available double_fault triple_fault fault_on_the_handlers_stack injected_events;
             halt: wakes_by_interrupt wakes_by_nmi sti_hlt kick_while_halted early_kick kicks_in_a_loop kick_in_rep;
             interrupts: messages priority_order in_service task_priority level_eoi extint sti_shadow mov_ss_shadow
                 software_disabled storm behind_returns;

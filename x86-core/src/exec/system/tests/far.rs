@@ -6,6 +6,7 @@ use super::*;
 use crate::alu::flag;
 use crate::cpu::seg;
 use crate::mode::{Mode, bits};
+use crate::segment::null_segment;
 use crate::testing::{cpu, run, step};
 use crate::testing_tables::*;
 use crate::{Fault, vector};
@@ -265,6 +266,45 @@ fn bad_iretq() {
     let mut c = cpu_with_tables(Mode::Protected32, 0);
     c.set_rflags(flag::NT);
     assert_eq!(run(&mut c, &[0xcf]).map_err(Fault::vector), Err(vector::TS));
+}
+
+/// Returns to an outer level make segments null that it may not use, and null selectors 0 (5.8.6; vol. 2A, IRET and RET,
+/// which do not speak of bases). The bases stay: a program's TLS would not survive an interrupt otherwise.
+#[test]
+fn returns_outward_keep_bases() {
+    const FS_BASE: u64 = 0x7f00_1234_5000;
+    const GS_BASE: u64 = 0x7f00_6789_a000;
+    let segment = |selector, rights, base| Segment { selector, base, ..Segment::flat(selector, rights) };
+    for (code, frame) in [
+        (&[0x48, 0xcf][..], &[0x5678, CODE3.into(), 2, STACK, DATA3.into()][..]),
+        (&[0x48, 0xcb], &[0x5678, CODE3.into(), STACK, DATA3.into()]),
+    ] {
+        for (fs, gs, expected) in [
+            (null_segment(0, 0), null_segment(3, 0), [(0, true), (0, true)]),
+            (null_segment(1, 0), null_segment(2, 0), [(0, true), (0, true)]),
+            (segment(DATA0, 0xc093, 0), segment(DATA3, 0xc0f3, 0), [(0, true), (DATA3, false)]),
+        ] {
+            let mut c = cpu_with_tables(Mode::Long, 0);
+            stack64(&mut c, frame);
+            c.segs[seg::DS] = null_segment(2, 0);
+            c.segs[seg::ES] = segment(DATA0, 0xc093, 0);
+            c.segs[seg::FS] = Segment { base: FS_BASE, ..fs };
+            c.segs[seg::GS] = Segment { base: GS_BASE, ..gs };
+            run(&mut c, code).unwrap();
+            assert_eq!((c.rip, c.cpl), (0x5678, 3));
+            let seen = [seg::FS, seg::GS].map(|i| (c.segs[i].selector, c.segs[i].unusable));
+            assert_eq!(seen, expected, "{code:x?}");
+            assert_eq!([c.segs[seg::FS].base, c.segs[seg::GS].base], [FS_BASE, GS_BASE], "{code:x?}");
+            let seen = [seg::DS, seg::ES].map(|i| (c.segs[i].selector, c.segs[i].unusable));
+            assert_eq!(seen, [(0, true); 2], "{code:x?}");
+        }
+    }
+    // To the same level nothing is dropped.
+    let mut c = cpu_with_tables(Mode::Long, 0);
+    stack64(&mut c, &[0x5678, CODE0.into(), 2, STACK, DATA0.into()]);
+    c.segs[seg::GS] = Segment { base: GS_BASE, ..null_segment(2, 0) };
+    run(&mut c, &[0x48, 0xcf]).unwrap();
+    assert_eq!((c.segs[seg::GS].selector, c.segs[seg::GS].base), (2, GS_BASE));
 }
 
 /// IRETD in protected mode: the same level pops three words, an outer one five; virtual-8086 mode nine (21.2.2).
