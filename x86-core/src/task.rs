@@ -197,8 +197,10 @@ impl Cpu {
         let nested = if reason.nests() { flag::NT } else { 0 };
         let eip = u64::from(new.item(0));
         (self.rip, self.next_rip) = (eip, eip);
+        // The manual leaves the upper halves undefined that a 16-bit TSS does not have; processors set them.
+        let upper = if wide { 0 } else { 0xffff_0000 };
         for (n, register) in self.gpr.iter_mut().take(8).enumerate() {
-            *register = new.item(2 + n).into();
+            *register = (upper | new.item(2 + n)).into();
         }
         let cs = new.selector(seg::CS);
         for index in 0..self.segs.len() {
