@@ -10,6 +10,7 @@ mod index {
     pub(super) const FEATURE_CONTROL: u32 = 0x3a;
     pub(super) const SPEC_CTRL: u32 = 0x48;
     pub(super) const PRED_CMD: u32 = 0x49;
+    pub(super) const BIOS_UPDT_TRIG: u32 = 0x79;
     pub(super) const BIOS_SIGN_ID: u32 = 0x8b;
     pub(super) const ARCH_CAPABILITIES: u32 = 0x10a;
     pub(super) const MCG_CAP: u32 = 0x179;
@@ -23,9 +24,12 @@ mod index {
 const MICROCODE: u64 = 1 << 32;
 /// IA32_FEATURE_CONTROL: locked, with nothing enabled.
 const FEATURES_LOCKED: u64 = 1;
-/// IA32_MISC_ENABLE bits that software may set: fast strings, thermal control, the "unavailable" bits, EIST, MWAIT, xTPR.
-/// Limiting CPUID and disabling NX are refused, as they would have to have an effect.
-const MISC_ENABLE_BITS: u64 = 1 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 18 | 1 << 23;
+/// IA32_MISC_ENABLE bits that software may set (Intel SDM vol. 4, table 2-2; bit 38 tables 2-20 on): fast strings, thermal
+/// control, EIST, MWAIT, limit of CPUID, xTPR, no NX, no turbo. They are held, and CPUID goes on as the model has it.
+const MISC_ENABLE_BITS: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34 | 1 << 38;
+/// Those that can only be read, so that what is written does not matter: performance monitoring, and that there is no BTS
+/// and no PEBS.
+const MISC_ENABLE_FIXED: u64 = 1 << 7 | 1 << 11 | 1 << 12;
 
 /// `value` if it has no bits outside `mask`.
 fn only(value: u64, mask: u64) -> Result<u64, GpFault> {
@@ -42,7 +46,7 @@ impl Msrs {
             FEATURE_CONTROL => Ok(FEATURES_LOCKED),
             SPEC_CTRL => announced(Feature::SpecCtrl, self.spec_ctrl),
             // Write-only.
-            PRED_CMD => Err(GpFault),
+            PRED_CMD | BIOS_UPDT_TRIG => Err(GpFault),
             BIOS_SIGN_ID => Ok(MICROCODE),
             ARCH_CAPABILITIES => announced(Feature::ArchCapabilities, model.arch_capabilities()),
             MCG_STATUS => Ok(self.mcg_status),
@@ -62,10 +66,12 @@ impl Msrs {
         Some(match index {
             SPEC_CTRL => announced(Feature::SpecCtrl, 3 | ssbd).map(|value| self.spec_ctrl = value),
             PRED_CMD => announced(Feature::SpecCtrl, 1).map(drop),
-            // A microcode update that is none: software writes 0 before it reads the revision by CPUID.
-            BIOS_SIGN_ID => Ok(()),
+            // A microcode update that is none: software writes 0 before it reads the revision by CPUID. Nothing that may be
+            // brought is one for this processor.
+            BIOS_SIGN_ID | BIOS_UPDT_TRIG => Ok(()),
             MCG_STATUS => only(value, 7).map(|value| self.mcg_status = value),
-            MISC_ENABLE => only(value, MISC_ENABLE_BITS).map(|value| self.misc_enable = value),
+            MISC_ENABLE => only(value & !MISC_ENABLE_FIXED, MISC_ENABLE_BITS)
+                .map(|value| self.misc_enable = value | self.misc_enable & MISC_ENABLE_FIXED),
             DEBUGCTL => only(value, 3).map(|value| self.debugctl = value),
             // There are no supervisor state components.
             XSS => announced(Feature::Xsaves, 0).map(drop),
@@ -152,7 +158,8 @@ mod tests {
         for (index, good, bad) in [
             (0x48, 1, 1 << 63),
             (0x17a, 4, 8),
-            (0x1a0, 1 << 11, 1 << 22),
+            (0x1a0, 0x44_00c5_1809, 1 << 1),
+            (0x1a0, 0x1800, 1 << 35),
             (0x1d9, 2, 4),
             (0x2ff, 0xc06, 0xc02),
             (0x250, 0x0606_0606_0606_0606, 0x0706_0606_0606_0606),
@@ -164,6 +171,26 @@ mod tests {
             assert_eq!(msrs.write_held(&model, index, bad), Some(Err(GpFault)), "{index:#x}");
             assert_eq!(msrs.read_held(&model, index), Some(Ok(good)), "{index:#x}");
         }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_no_fault() {
+        let model = CpuModel::named("x86-64-v2", 1, 1_000_000).unwrap();
+        let mut msrs = CpuState::reset(0).msrs;
+        // Fast strings; neither BTS nor PEBS.
+        assert_eq!(msrs.read_held(&model, 0x1a0), Some(Ok(0x1801)));
+        for (written, read) in [(0, 0x1800), (0x81, 0x1801), (0x4_0040_0881, 0x4_0040_1801)] {
+            assert_eq!(msrs.write_held(&model, 0x1a0, written), Some(Ok(())), "{written:#x}");
+            assert_eq!(msrs.read_held(&model, 0x1a0), Some(Ok(read)), "{written:#x}");
+        }
+        let revision = msrs.read_held(&model, 0x8b);
+        for index in [0x79, 0x8b] {
+            assert_eq!(msrs.write_held(&model, index, 0x1000), Some(Ok(())), "{index:#x}");
+        }
+        assert_eq!(
+            (msrs.read_held(&model, 0x8b), msrs.read_held(&model, 0x79)),
+            (revision, Some(Err(GpFault)))
+        );
     }
 
     #[test]

@@ -329,7 +329,7 @@ impl CpuState {
                 sysenter_esp: 0,
                 sysenter_eip: 0,
                 pat: 0x0007_0406_0007_0406,
-                misc_enable: 1,
+                misc_enable: 0x1801, // fast strings, no BTS, no PEBS
                 spec_ctrl: 0,
                 tsc_adjust: 0,
                 mcg_status: 0,

@@ -71,7 +71,7 @@ pub fn features(accel: &Arc<dyn Accelerator>) {
 /// MSRs the model names can be read, and those the guest may write keep what is written.
 pub fn named_msrs(accel: &Arc<dyn Accelerator>) {
     let rig = Rig::new(accel);
-    let writable: [(u32, u64); 15] = [
+    let writable: [(u32, u64); 18] = [
         (0xc000_0081, 0x0023_0010_1234_5678), // STAR
         (0xc000_0082, 0xffff_8000_0000_1001), // LSTAR
         (0xc000_0083, 0xffff_8000_0000_1002), // CSTAR
@@ -82,6 +82,10 @@ pub fn named_msrs(accel: &Arc<dyn Accelerator>) {
         (0x174, 0x10),                        // SYSENTER_CS
         (0x175, 0xffff_8000_0000_1007),
         (0x176, 0xffff_8000_0000_1008),
+        (0x17a, 5), // MCG_STATUS
+        // MISC_ENABLE: all that Intel SDM vol. 4, table 2-2, has as writable, and nothing.
+        (0x1a0, 0x4_00c5_1809),
+        (0x1a0, 0x1800),
         (0x277, 0x0007_0106_0007_0406), // PAT
         (0x2ff, 0xc06),                 // MTRR_DEF_TYPE
         (0x250, 0x0606_0606_0606_0606),
@@ -106,6 +110,13 @@ pub fn named_msrs(accel: &Arc<dyn Accelerator>) {
             a.mov(ecx, index)?;
             a.rdmsr()?;
         }
+        // Writes that have no effect: IA32_BIOS_UPDT_TRIG finds no update, IA32_BIOS_SIGN_ID is cleared before CPUID sets it.
+        a.mov(eax, map::DATA as u32)?;
+        a.xor(edx, edx)?;
+        for index in [0x79u32, 0x8b] {
+            a.mov(ecx, index)?;
+            a.wrmsr()?;
+        }
         a.nop()
     });
     let end = rig.run_long();
@@ -114,7 +125,7 @@ pub fn named_msrs(accel: &Arc<dyn Accelerator>) {
     }
     assert_eq!(
         (end.msrs.lstar, end.msrs.kernel_gs_base, end.msrs.pat),
-        (writable[1].1, writable[5].1, writable[10].1)
+        (writable[1].1, writable[5].1, writable[13].1)
     );
     assert!(rig.bus().take_log().is_empty(), "these are the CPU's, not the machine's");
 }
@@ -138,12 +149,17 @@ pub fn other_msrs(accel: &Arc<dyn Accelerator>) {
         faulting(a, |a| a.wrmsr())?;
         a.mov(r10d, eax)?;
         a.mov(r11d, edx)?;
-        // Not canonical; reserved EFER bits; a bad memory type; EFER.LME off while paging.
+        // What can only be written; not canonical; reserved EFER bits; a bad memory type; EFER.LME off while paging; reserved
+        // MISC_ENABLE bits.
+        a.mov(ecx, 0x79)?;
+        faulting(a, |a| a.rdmsr())?;
         for (index, high, low) in [
             (0xc000_0082u32, 0x8000u32, 0u32),
             (0xc000_0080, 1, 0xd01),
             (0x277, 0, 2),
             (0xc000_0080, 0, 0xc01),
+            (0x1a0, 0, 2),
+            (0x1a0, 0x8000_0000, 1),
         ] {
             a.mov(ecx, index)?;
             a.mov(eax, low)?;
@@ -154,7 +170,7 @@ pub fn other_msrs(accel: &Arc<dyn Accelerator>) {
     });
     let end = rig.run_long();
     let traps = rig.traps();
-    assert_eq!(traps.len(), 6);
+    assert_eq!(traps.len(), 9);
     assert!(traps.iter().all(|t| (t.vector, t.error, t.rip) == (13, 0, t.expected_rip)), "{traps:x?}");
     assert_eq!(end.gpr[8..12], [0x0506_0708, 0x0102_0304, 0x11, 0x22]);
     assert_eq!(rig.bus().msr(0x4b56_4d00), Some(0x0102_0304_0506_0709));
