@@ -337,6 +337,29 @@ fn counter(pair: &Pair<Engine>, name: &str) -> u64 {
     pair.executor().counters().iter().find(|(other, _)| *other == name).expect("a counter").1
 }
 
+/// A host may refuse the locked access across two lines that a translated instruction makes: then x86-core has to find the
+/// guest's instruction.
+#[test]
+fn locked_instructions_are_found_when_refused() {
+    let code: [(&[u8], bool); 5] = [
+        (&[0xf0, 0xff, 0x03], true),       // lock inc dword [rbx]
+        (&[0x87, 0x03], true),             // xchg [rbx], eax
+        (&[0xf0, 0x0f, 0xb1, 0x0b], true), // lock cmpxchg [rbx], ecx
+        (&[0x87, 0xc1], false),            // xchg ecx, eax
+        (&[0xff, 0x03], false),            // inc dword [rbx]
+    ];
+    for (code, locked) in code {
+        let scene = &SCENES[0];
+        let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
+        let end = pair.check("by hand", &Program::new(0, code), 1, &pointing(gpr::RBX, scene.data));
+        assert_eq!(end, Some(Ok(())));
+        let blocks = &pair.executor().blocks.list;
+        let mut found =
+            (0..REGIONS).flat_map(|region| blocks.of(region)).map(|block| !block.faults.is_empty());
+        assert_eq!(found.any(|known| known), locked, "{code:02x?}");
+    }
+}
+
 /// What a dropped block jumped to is dropped after it: the jump that lay at its entry is not what lies there now.
 #[test]
 fn a_block_that_begins_with_a_jump_is_dropped_before_its_target() {

@@ -8,9 +8,11 @@ impl Cpu {
     /// Calls a device. Nobody waits for this vCPU meanwhile ([`VcpuShared::settle`]): the device may be waiting for who
     /// would, or be the one who changes the memory map.
     pub(crate) fn device<R>(&mut self, call: impl FnOnce(&dyn VcpuBus) -> R) -> R {
-        let running = self.shared.set_running(false);
+        let present = self.shared.leave();
         let result = call(&*self.bus);
-        self.shared.set_running(running);
+        if present {
+            self.vm.enter(self.id as usize, 0);
+        }
         // Nobody waited for us, so that already the rest of this instruction must do without what it knew.
         self.serve_memory_requests();
         self.heed_requests();

@@ -10,7 +10,8 @@
 //! 4. `event` delivers faults, traps and interrupts through the IDT, `task.rs` switches tasks, `debug.rs` holds the guest's
 //!    breakpoints and single steps. `lapic` is the local APIC.
 //! 5. `rehearsal.rs` executes on trial, with `journal.rs` to take stores back: translators are checked against it.
-//! 6. [`shared`] is what other threads may touch: requests to the vCPU, its interrupt inbox.
+//! 6. [`shared`] is what other threads may touch: requests to the vCPU, its interrupt inbox. `exclusion.rs` keeps the other
+//!    vCPUs out of guest code where the host has no instruction for what the guest's does.
 //!
 //! Arithmetic executes the host's own instructions (`alu.rs`), so flags, rounding and what the manual leaves undefined
 //! are the silicon's.
@@ -22,6 +23,7 @@ mod cpu;
 mod debug;
 mod decode;
 mod event;
+mod exclusion;
 pub mod exec;
 mod fault;
 mod fpu_regs;
@@ -33,6 +35,7 @@ mod mem;
 mod memory_map;
 mod mode;
 mod operand;
+mod presence;
 mod rehearsal;
 mod request_word;
 mod segment;

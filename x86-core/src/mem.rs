@@ -3,7 +3,6 @@
 //! How RAM itself is read and written is in `host_memory.rs`.
 #![allow(unsafe_code)] // guest RAM is reached through host pointers that the TLB and the memory map hand out
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use accel_api::{PAGE_SIZE, PageFlag};
@@ -14,6 +13,9 @@ use crate::{
     AccessKind, Cpu, Exec, Fault, StaleCode, TlbMode, Translation, host_cmpxchg, host_load, host_read,
     host_store, host_write, lines,
 };
+
+/// Bytes of a cache line, in which the host's own instructions are atomic.
+const LINE: u64 = 64;
 
 /// A linear address about to be accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,36 +105,34 @@ impl Cpu {
         self.store_bytes(ea, &value.to_u64().to_le_bytes()[..W::BYTES])
     }
 
-    /// Reads, computes and writes back one datum; atomically when `lock`. The page must be writable even if `op` fails.
-    /// `op` may run more than once; it returns the new value and what to hand to the caller.
+    /// Reads, computes and writes back one datum; atomically when `lock` (ADR 15). The page must be writable even if `op`
+    /// fails. `op` may run more than once; it returns the new value and what to hand to the caller.
     ///
     /// # Errors
     /// #PF, #GP or #SS, or what `op` returns; nothing is written then.
     #[inline(always)]
     pub fn rmw<W: Word, R>(&mut self, ea: Ea, lock: bool, mut op: impl FnMut(W) -> Exec<(W, R)>) -> Exec<R> {
+        // Hosts may forbid locked accesses across lines.
+        let split = lock && ea.la % LINE > LINE - W::BYTES as u64;
         let entry = self.data_entry(ea.la);
-        if ea.la ^ entry.write_tag <= PAGE_SIZE - W::BYTES as u64 {
+        if !split && ea.la ^ entry.write_tag <= PAGE_SIZE - W::BYTES as u64 {
             let host = ea.la.wrapping_add(entry.addend) as *mut u8;
             // SAFETY: as in `store`.
             return unsafe { rmw_host(host, lock, op) };
         }
-        match self.span(ea, W::BYTES, AccessKind::Write)? {
-            Some(span) => {
-                // SAFETY: `span` covers W::BYTES bytes of writable RAM.
-                let result = unsafe { rmw_host(span.host, lock, op) };
-                self.wrote(span, W::BYTES);
-                result
-            }
-            None => {
-                // Split over two pages, or a device: no host instruction does it, so a lock stands in for the bus lock.
-                let vm = self.vm.clone();
-                let _guard = lock.then(|| vm.split_lock.lock().unwrap_or_else(PoisonError::into_inner));
-                self.probe_write(ea, W::BYTES)?;
-                let (new, result) = op(self.load_slow(ea)?)?;
-                self.store_slow(ea, new)?;
-                Ok(result)
-            }
+        if !split && let Some(span) = self.span(ea, W::BYTES, AccessKind::Write)? {
+            // SAFETY: `span` covers W::BYTES bytes of writable RAM.
+            let result = unsafe { rmw_host(span.host, lock, op) };
+            self.wrote(span, W::BYTES);
+            return result;
         }
+        let mut access = |cpu: &mut Self| {
+            cpu.probe_write(ea, W::BYTES)?;
+            let (new, result) = op(cpu.load_slow(ea)?)?;
+            cpu.store_slow(ea, new)?;
+            Ok(result)
+        };
+        if lock { self.alone(access) } else { access(self) }
     }
 
     /// Loads up to a few hundred bytes.
@@ -198,26 +198,27 @@ impl Cpu {
     }
 
     /// Changes one byte of a descriptor table as the processor does to mark segments accessed and tasks busy: locked,
-    /// whatever the CPL. `op` may run more than once.
+    /// whatever the CPL. `op` may run more than once. Returns what was there.
     ///
     /// # Errors
     /// #PF or #GP; nothing is written then.
-    pub fn system_update(&mut self, la: u64, op: impl Fn(u8) -> u8) -> Exec {
+    pub fn system_update(&mut self, la: u64, op: impl Fn(u8) -> u8) -> Exec<u8> {
         match self.target(self.system_mode(), Ea::data(la), AccessKind::Write)? {
             Target::Ram(span) => {
                 self.about_to_write(span.page, span.host, 1);
                 // SAFETY: the span covers at least one byte of writable RAM.
-                unsafe { rmw_host(span.host, true, |old: u8| Ok((op(old), ())))? };
+                let old = unsafe { rmw_host(span.host, true, |old: u8| Ok((op(old), old)))? };
                 self.wrote(span, 1);
+                Ok(old)
             }
             Target::Bus(gpa) => {
                 // What cannot be written may be ROM, which can be read.
                 let mut byte = [0];
                 self.load_bytes_as(self.system_mode(), Ea::data(la), &mut byte)?;
                 self.bus_write(gpa, &[op(byte[0])]);
+                Ok(byte[0])
             }
         }
-        Ok(())
     }
 
     /// Stores with the privilege of `cpl`, for stacks of a level not yet entered.

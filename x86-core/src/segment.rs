@@ -209,9 +209,22 @@ impl Cpu {
         Ok(())
     }
 
-    /// Changes the type field of a descriptor in memory. `op` gets the byte that ends in it, and keeps the rest.
+    /// Marks the TSS of `selector`, found available, as busy (Intel SDM vol. 3, 9.1.2.1).
+    ///
+    /// # Errors
+    /// #PF; #GP if another processor has been faster.
+    pub(crate) fn mark_busy(&mut self, selector: u16) -> Exec {
+        if self.update_type(selector, |kind| kind | BUSY)? & BUSY == 0 {
+            Ok(())
+        } else {
+            Err(Fault::gp(selector))
+        }
+    }
+
+    /// Changes the type field of a descriptor in memory. `op` gets the byte that ends in it, and keeps the rest. Returns
+    /// what was there.
     #[cold]
-    pub(crate) fn update_type(&mut self, selector: u16, op: fn(u8) -> u8) -> Exec {
+    pub(crate) fn update_type(&mut self, selector: u16, op: fn(u8) -> u8) -> Exec<u8> {
         match self.descriptor_address(selector, 8) {
             Some(at) => self.system_update(at.wrapping_add(5), op),
             None => Err(Fault::gp(selector)),
@@ -348,7 +361,7 @@ impl Cpu {
         let mut tr = self.system_segment(selector, |kind, long| {
             kind == system_type::TSS || (kind == system_type::TSS16 && !long)
         })?;
-        self.update_type(selector, |kind| kind | BUSY)?;
+        self.mark_busy(selector)?;
         tr.attributes |= u16::from(BUSY);
         self.tr = tr;
         Ok(())

@@ -3,12 +3,13 @@
 //! A vCPU in guest code looks at its request word every thousand instructions or so, never in the middle of one. A
 //! requester that must know when the vCPU has seen a change waits in [`VcpuShared::settle`].
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use accel_api::{CodeObserver, Kick, PageFlag, PageFlags};
 
+use crate::presence::{Presence, Solitude};
 use crate::request_word::RequestWord;
 use crate::{CodeMap, MemoryMap, StaleCode};
 
@@ -28,6 +29,8 @@ pub mod request {
     pub const DIRTY: u32 = 32;
     /// The timer of the local APIC is due: [`super::Alarm`].
     pub const TIMER: u32 = 64;
+    /// Leave guest code until [`super::VmShared::enter`] lets the vCPU in again.
+    pub const LEAVE: u32 = 128;
 }
 
 /// The part of a vCPU that other threads use.
@@ -37,9 +40,11 @@ pub struct VcpuShared {
     stale_code: Mutex<Vec<StaleCode>>,
     watched_pages: Mutex<Vec<usize>>,
     /// In guest code, so that requests take effect only once it looks.
-    running: AtomicBool,
+    pub(crate) presence: Presence,
     sleep: Mutex<()>,
     wake: Condvar,
+    /// Waits in [`Self::wait_until`].
+    waits: AtomicBool,
 }
 
 impl VcpuShared {
@@ -83,15 +88,46 @@ impl VcpuShared {
         }
     }
 
-    /// Tells that the vCPU enters or leaves guest code; returns what was told before.
-    pub fn set_running(&self, running: bool) -> bool {
-        self.running.swap(running, Ordering::SeqCst)
+    /// Tells that the vCPU leaves guest code; returns whether it was there. It comes back by [`VmShared::enter`].
+    pub fn leave(&self) -> bool {
+        self.presence.leave()
+    }
+
+    /// Sleeps until `free`, or one of `requests` is asked for; whether `free` came first. Who makes it free calls
+    /// [`Self::look_again`].
+    pub(crate) fn wait_until(&self, free: impl Fn() -> bool, requests: u32) -> bool {
+        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waits.store(true, Ordering::Relaxed);
+        // Who frees it looks second whether we wait.
+        fence(Ordering::SeqCst);
+        let freed = loop {
+            if free() {
+                break true;
+            }
+            if self.requests.load(Ordering::SeqCst) & requests != 0 {
+                break false;
+            }
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        };
+        self.waits.store(false, Ordering::Relaxed);
+        freed
+    }
+
+    /// Wakes the vCPU from [`Self::wait_until`], if it waits there.
+    pub(crate) fn look_again(&self) {
+        // It says that it waits before it looks, and what it looks at has changed by now.
+        if self.waits.load(Ordering::Relaxed) {
+            let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            self.wake.notify_all();
+        }
     }
 
     /// Waits until the vCPU has taken the requests `bits`, or is outside guest code, where it will look before it goes
     /// in.
     pub fn settle(&self, bits: u32) {
-        while self.requests.load(Ordering::SeqCst) & bits != 0 && self.running.load(Ordering::SeqCst) {
+        // It says that it is there before it looks at requests.
+        fence(Ordering::SeqCst);
+        while self.requests.load(Ordering::SeqCst) & bits != 0 && self.presence.is_present() {
             std::thread::yield_now();
         }
     }
@@ -137,8 +173,10 @@ pub struct VmShared {
     forgetting: AtomicU64,
     forgotten: AtomicU64,
     telling: Mutex<()>,
-    /// Held by locked accesses that one host instruction cannot do: across a page boundary, or to a device.
-    pub split_lock: Mutex<()>,
+    /// See [`crate::exclusion`].
+    pub(crate) solitude: Solitude,
+    /// Held by the vCPU that is alone in guest code.
+    pub(crate) turn: Mutex<()>,
     map: RwLock<Arc<MemoryMap>>,
 }
 
@@ -152,7 +190,8 @@ impl VmShared {
             forgetting: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             telling: Mutex::new(()),
-            split_lock: Mutex::new(()),
+            solitude: Solitude::default(),
+            turn: Mutex::new(()),
             map: RwLock::default(),
             flags,
         });
@@ -223,11 +262,10 @@ impl VmShared {
         let others = || self.vcpus.iter().enumerate().filter(|(id, _)| *id != reader).map(|(_, vcpu)| vcpu);
         others().for_each(|vcpu| vcpu.push(&vcpu.watched_pages, page, request::WRITES));
         // Two readers wait for each other here.
-        let own = self.vcpus.get(reader);
-        let running = own.is_some_and(|own| own.set_running(false));
+        let present = self.vcpus.get(reader).is_some_and(|own| own.leave());
         others().for_each(|vcpu| vcpu.settle(request::WRITES));
-        if let Some(own) = own {
-            own.set_running(running);
+        if present {
+            self.enter(reader, 0);
         }
     }
 }

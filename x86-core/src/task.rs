@@ -132,13 +132,21 @@ impl Cpu {
         let mut new = Image { bytes: [0; LAYOUT32.limit as usize + 1], layout };
         self.system_load_bytes(base, &mut new.bytes[..layout.limit as usize + 1])?;
         self.save_task(&leaving)?;
-        if leaving.reason.nests() {
-            self.system_store(base, self.tr.selector)?;
-        } else {
-            self.update_type(self.tr.selector, |kind| kind & !BUSY)?;
+        let entered = leaving.reason != Reason::Return;
+        if entered {
+            // First of all that others see: of two processors that switch to the same task, one finds it busy.
+            self.mark_busy(selector)?;
         }
-        if leaving.reason != Reason::Return {
-            self.update_type(selector, |kind| kind | BUSY)?;
+        let left = if leaving.reason.nests() {
+            self.system_store(base, self.tr.selector)
+        } else {
+            self.update_type(self.tr.selector, |kind| kind & !BUSY).map(drop)
+        };
+        if let Err(fault) = left {
+            if entered {
+                self.update_type(selector, |kind| kind & !BUSY)?;
+            }
+            return Err(fault);
         }
         self.tr = tss.segment(selector);
         self.tr.attributes |= u16::from(BUSY);

@@ -54,6 +54,9 @@ mod code {
     pub(super) const FETCH: u32 = 16;
 }
 
+/// Races that a walk loses before it asks the other vCPUs to wait.
+const PATIENCE: u32 = 64;
+
 /// Entries visited by a walk, outermost first: their addresses and values.
 struct Trail {
     entries: [(u64, u64); 4],
@@ -80,6 +83,32 @@ impl Cpu {
             let gpa = address & 0xffff_ffff;
             return Ok(Walked { gpa, store: true, global: false, large: false });
         }
+        // A page table entry can change under us: another vCPU may write it between our read and our setting of A.
+        // Then the walk starts again.
+        for _ in 0..PATIENCE {
+            if let Some(walked) = self.try_walk(address, kind, user, ac)? {
+                return Ok(walked);
+            }
+        }
+        self.walk_alone(address, kind, user, ac)
+    }
+
+    /// The walk has lost every race so far: the other vCPUs stay out of guest code, as they come out, until it is done. It is
+    /// not they who are waited for, so it can be anywhere in an instruction. What devices write does not come all the time.
+    #[cold]
+    fn walk_alone(&mut self, address: u64, kind: AccessKind, user: bool, ac: bool) -> Exec<Walked> {
+        let vm = self.vm.clone();
+        let _asked = vm.ask_others_out(self.id as usize);
+        loop {
+            if let Some(walked) = self.try_walk(address, kind, user, ac)? {
+                return Ok(walked);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Walks once; nothing if an entry was not what it had been when A or D was to be set.
+    fn try_walk(&mut self, address: u64, kind: AccessKind, user: bool, ac: bool) -> Exec<Option<Walked>> {
         let levels = if self.efer & EFER_LMA != 0 {
             4
         } else if self.cr4 & CR4_PAE != 0 {
@@ -88,29 +117,21 @@ impl Cpu {
             2
         };
         let mut trail = Trail { entries: [(0, 0); 4], len: 0, width: if levels == 2 { 4 } else { 8 } };
-        // A page table entry can change under us: another vCPU may write it between our read and our setting of A.
-        // Then the walk starts again; after that many times the guest gets what was read last.
-        for _ in 0..64 {
-            trail.len = 0;
-            let mut rights = Rights { writable: true, user: true, no_execute: false };
-            let (gpa, shift, leaf) = match self.descend(address, levels, &mut trail, &mut rights) {
-                Ok(found) => found,
-                Err(reason) => return Err(self.page_fault(address, reason, kind, user)),
-            };
-            if !self.allowed(&rights, kind, user, ac) {
-                return Err(self.page_fault(address, code::PRESENT, kind, user));
-            }
-            let write = kind == AccessKind::Write;
-            if self.mark(&trail, write) {
-                return Ok(Walked {
-                    gpa,
-                    store: (write || leaf & D != 0) && self.store_allowed(&rights, user),
-                    global: leaf & G != 0 && self.cr4 & CR4_PGE != 0,
-                    large: shift > 12,
-                });
-            }
+        let mut rights = Rights { writable: true, user: true, no_execute: false };
+        let (gpa, shift, leaf) = match self.descend(address, levels, &mut trail, &mut rights) {
+            Ok(found) => found,
+            Err(reason) => return Err(self.page_fault(address, reason, kind, user)),
+        };
+        if !self.allowed(&rights, kind, user, ac) {
+            return Err(self.page_fault(address, code::PRESENT, kind, user));
         }
-        Err(self.page_fault(address, 0, kind, user))
+        let write = kind == AccessKind::Write;
+        Ok(self.mark(&trail, write).then(|| Walked {
+            gpa,
+            store: (write || leaf & D != 0) && self.store_allowed(&rights, user),
+            global: leaf & G != 0 && self.cr4 & CR4_PGE != 0,
+            large: shift > 12,
+        }))
     }
 
     /// Finds the leaf: guest-physical address, log2 of the page size, leaf entry. `Err` is the error code's first part.

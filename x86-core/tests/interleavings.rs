@@ -1,4 +1,5 @@
-//! The lock-free half of the local APIC under every order that its threads' accesses can have, weak memory included.
+//! The lock-free half of the local APIC, and what keeps vCPUs out of guest code, under every order that their threads' accesses
+//! can have, weak memory included.
 //!
 //! The real source is compiled here once more, with loom's atomics in the place of the standard library's.
 
@@ -47,7 +48,12 @@ mod lapic {
     }
 }
 
+#[allow(dead_code)]
+#[path = "../src/presence.rs"]
+mod presence;
+
 use lapic::{LapicInbox, Taken};
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::thread;
@@ -117,5 +123,38 @@ fn init_and_start_up_messages_keep_their_order() {
     every_order(&[|inbox| inbox.post_sipi(0x12), |inbox| inbox.post_sipi(0x34)], |taken| {
         let first = taken.sipis[0];
         assert!(matches!(taken.sipis.len(), 1 | 2) && [0x12, 0x34].contains(&first), "{taken:x?}");
+    });
+}
+
+/// Who is alone has memory to itself, with all that was stored before; who asks and does not wait keeps others out from then on.
+#[test]
+fn who_is_alone_and_who_is_present() {
+    use presence::{Presence, Solitude};
+    #[derive(Default)]
+    struct Vm {
+        solitude: Solitude,
+        vcpus: [Presence; 2],
+        memory: UnsafeCell<()>,
+    }
+    loom::model(|| {
+        let vm = Arc::new(Vm::default());
+        let other = vm.clone();
+        let other = thread::spawn(move || {
+            if other.vcpus[1].try_enter(&other.solitude) {
+                // Loom finds out whether anybody else does meanwhile.
+                other.memory.with_mut(|_| ());
+                other.vcpus[1].leave();
+            }
+        });
+        vm.vcpus[0].want(&vm.solitude);
+        while vm.vcpus[1].is_present() {
+            thread::yield_now();
+        }
+        vm.memory.with_mut(|_| ());
+        vm.vcpus[0].come_back();
+        assert!(vm.vcpus[0].may_enter(&vm.solitude), "its own wish does not keep it out");
+        vm.vcpus[0].unwant(&vm.solitude);
+        other.join().unwrap();
+        assert!(vm.vcpus[1].try_enter(&vm.solitude));
     });
 }

@@ -522,11 +522,14 @@ impl<'a> Emitter<'a> {
     }
 }
 
-/// Whether the host raises an exception for what the guest is to be told.
+/// Whether the host raises an exception for what the guest is to be told, or for what x86-core has to do in its place.
 fn may_fault(step: &Step) -> bool {
     let wide = step.operand.is_some_and(|o| o.size >= 16);
+    // Some hosts refuse locked accesses across lines (ADR 15).
+    let locked =
+        step.ins.has_lock_prefix() || step.ins.mnemonic() == Mnemonic::Xchg && step.operand.is_some();
     // Division errors; and #GP where an operand is not aligned.
-    matches!(step.ins.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) || wide
+    matches!(step.ins.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) || wide || locked
 }
 
 /// Whether one of the operands is AH, CH, DH or BH.

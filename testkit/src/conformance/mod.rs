@@ -9,6 +9,7 @@ pub mod exceptions;
 pub mod halt;
 pub mod interrupts;
 pub mod io;
+pub mod locks;
 pub mod memory;
 pub mod model;
 pub mod nmi;
@@ -97,7 +98,8 @@ macro_rules! __conformance_checks {
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 half_remapped half_aliased cross_modifying;
             order: time_stamps serialising;
-            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu init_from_itself xapic_id atomic_counters store_order shoot_down;
+            locks: atomic_counters split_locks restless_tables busy_tasks;
+            smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu init_from_itself xapic_id store_order shoot_down;
         }
     };
 }

@@ -1,4 +1,4 @@
-//! Several vCPUs: interprocessor interrupts, start-up, atomic operations, memory order.
+//! Several vCPUs: interprocessor interrupts, start-up, memory order. Atomic operations are in `locks.rs`.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use accel_api::{Accelerator, CpuState, MpState, gpr};
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, cell, map};
-use crate::snippet::{Asm, assemble, exit, stay};
+use crate::snippet::{Asm, assemble, stay};
 
 const ICR_LOW: u64 = map::APIC + 0x300;
 const ICR_HIGH: u64 = map::APIC + 0x310;
@@ -340,47 +340,6 @@ pub fn init_of_a_running_vcpu(accel: &Arc<dyn Accelerator>) {
     assert_eq!((one.control.cr0 & 1, one.msrs.efer, one.control.cr4, one.control.cr3), (0, 0, 0, 0));
     assert_eq!(one.fpu.ymm[5][0], 0x1234, "INIT leaves XMM registers");
     assert_eq!((one.segments.ds.base, one.gdtr.limit), (map::STARTUP, 0xffff));
-}
-
-/// LOCK-prefixed instructions and XCHG from three vCPUs on the same cache line, on a line boundary and across pages: no
-/// update is lost.
-pub fn atomic_counters(accel: &Arc<dyn Accelerator>) {
-    const ROUNDS: u32 = 20_000;
-    let rig = Rig::smp(accel, 3);
-    let (aligned, split, lock, plain) =
-        (map::DATA, map::DATA + 0x1000 - 3, map::DATA + 0x40, map::DATA + 0x80);
-    let arrived = map::DATA + 0x100;
-    rig.code_at(64, map::CODE, |a| {
-        let (mut top, mut spin, mut all) = (a.create_label(), a.create_label(), a.create_label());
-        a.mov(ecx, ROUNDS)?;
-        a.set_label(&mut top)?;
-        a.lock().inc(qword_ptr(aligned))?;
-        a.mov(eax, 2)?;
-        a.lock().xadd(qword_ptr(aligned + 8), rax)?;
-        a.test(ecx, 63)?;
-        a.jnz(spin)?;
-        a.lock().add(qword_ptr(split), 1)?;
-        a.set_label(&mut spin)?;
-        a.mov(eax, 1)?;
-        a.xchg(dword_ptr(lock), eax)?;
-        a.test(eax, eax)?;
-        a.jnz(spin)?;
-        a.inc(qword_ptr(plain))?;
-        a.mov(dword_ptr(lock), 0)?;
-        a.dec(ecx)?;
-        a.jnz(top)?;
-        a.lock().inc(dword_ptr(arrived))?;
-        a.set_label(&mut all)?;
-        a.pause()?;
-        a.cmp(dword_ptr(arrived), 3)?;
-        a.jb(all)?;
-        exit(a)
-    });
-    run_all(&rig, &rig.long_mode(0), &[rig.long_mode(1), rig.long_mode(2)]);
-    let rounds = 3 * u64::from(ROUNDS);
-    assert_eq!(rig.quads(aligned), [rounds, 2 * rounds]);
-    assert_eq!(rig.read::<u64>(plain), rounds, "under a spin lock");
-    assert_eq!(rig.read::<u64>(split), 3 * u64::from(ROUNDS / 64), "across two pages");
 }
 
 /// Message passing: stores of one vCPU are seen in order by the other (Intel SDM vol. 3, 9.2.3.2).

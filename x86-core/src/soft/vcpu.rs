@@ -71,7 +71,9 @@ impl<E: Executor> SoftVcpu<E> {
                 MpState::Running => {}
                 MpState::Shutdown => return Exit::TripleFault,
                 MpState::Halted | MpState::WaitForSipi => {
-                    self.sleep();
+                    if !self.sleep() {
+                        return Exit::Kicked;
+                    }
                     continue;
                 }
             }
@@ -137,15 +139,35 @@ impl<E: Executor> SoftVcpu<E> {
 
     #[cold]
     fn serve(&mut self) -> bool {
-        let cpu = &mut *self.cpu;
-        cpu.serve_memory_requests();
-        let requests = cpu.shared.take(request::CODE | request::INTERRUPT | request::TIMER | request::KICK);
-        if requests & request::CODE != 0 {
-            for stale in cpu.shared.take_stale_code() {
-                self.executor.code_stale(stale);
+        const SERVED: u32 =
+            request::CODE | request::INTERRUPT | request::TIMER | request::LEAVE | request::KICK;
+        loop {
+            let cpu = &mut *self.cpu;
+            cpu.serve_memory_requests();
+            let requests = cpu.shared.take(SERVED);
+            if requests & request::CODE != 0 {
+                for stale in cpu.shared.take_stale_code() {
+                    self.executor.code_stale(stale);
+                }
             }
+            if requests & (request::KICK | request::LEAVE) != request::LEAVE {
+                return requests & request::KICK != 0;
+            }
+            cpu.shared.leave();
+            if !self.come_in() {
+                return true;
+            }
+            // Nobody has waited for us meanwhile, so there may be more to serve.
         }
-        requests & request::KICK != 0
+    }
+
+    /// Goes into guest code; false if a kick comes while another vCPU is alone there.
+    fn come_in(&self) -> bool {
+        let came = self.cpu.vm.enter(self.cpu.id as usize, request::KICK);
+        if !came {
+            self.cpu.shared.take(request::KICK);
+        }
+        came
     }
 
     /// Lets the local APIC's timer interrupt if it is due.
@@ -223,29 +245,31 @@ impl<E: Executor> SoftVcpu<E> {
         cpu.deliver(InjectedEvent { vector, kind: EventKind::ExternalInterrupt, error_code: None })
     }
 
-    /// Sleeps until something is requested or the timer is due.
-    fn sleep(&mut self) {
+    /// Sleeps until something is requested or the timer is due. False if that was a kick, and is served.
+    fn sleep(&mut self) -> bool {
         let cpu = &mut *self.cpu;
         let timeout = self.deadline.map(|(_, at)| {
             let ticks = at.saturating_sub(host_tsc());
             Duration::from_nanos(cpu.tsc_to_ns(ticks))
         });
         if timeout.is_some_and(|t| t.is_zero()) {
-            return;
+            return true;
         }
-        cpu.shared.set_running(false);
+        cpu.shared.leave();
         cpu.shared.sleep(timeout);
-        cpu.shared.set_running(true);
+        self.come_in()
     }
 }
 
 impl<E: Executor> Vcpu for SoftVcpu<E> {
     fn run(&mut self) -> Result<Exit, AccelError> {
-        self.cpu.shared.set_running(true);
+        if !self.come_in() {
+            return Ok(Exit::Kicked);
+        }
         mxcsr::enter(&mut self.cpu);
         let exit = self.run_loop();
         mxcsr::leave(&mut self.cpu);
-        self.cpu.shared.set_running(false);
+        self.cpu.shared.leave();
         self.executor.failure().map_or(Ok(exit), Err)
     }
 
@@ -292,7 +316,7 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
 impl<E: Executor> Drop for SoftVcpu<E> {
     fn drop(&mut self) {
         // Where a panic came out of `run`, the others must not wait for this vCPU.
-        self.cpu.shared.set_running(false);
+        self.cpu.shared.leave();
         if let Some(bound) = self.bound.get(self.cpu.id as usize) {
             bound.store(false, Ordering::Release);
         }

@@ -2,7 +2,6 @@
 #![allow(unsafe_code)] // CMPXCHG16B on guest RAM through a host pointer, CMPXCHG between registers
 
 use std::arch::asm;
-use std::sync::PoisonError;
 
 use accel_api::{Feature, gpr};
 use iced_x86::{Instruction, Mnemonic, OpKind};
@@ -100,16 +99,15 @@ fn cmpxchg16b(cpu: &mut Cpu, ins: &Instruction) -> Exec {
             cpu.wrote(span, 16);
             old
         }
-        _ => {
-            // A device: the lock stands in for the bus lock.
-            let vm = cpu.vm.clone();
-            let _guard = vm.split_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // A device, or a host without the instruction.
+        _ => cpu.alone(|cpu| {
+            cpu.probe_write(ea, 16)?;
             let old = [cpu.load(ea)?, cpu.load(ea.plus(8))?];
             let written = if old == expected { new } else { old };
             cpu.store(ea, written[0])?;
             cpu.store(ea.plus(8), written[1])?;
-            old
-        }
+            Ok(old)
+        })?,
     };
     cpu.flags.assign(flag::ZF, old == expected);
     if old != expected {
