@@ -170,7 +170,7 @@ fn states_are_the_same_at_the_same_points() {
 fn avx_state_survives() {
     let Some(kvm) = hardware_kvm("AVX state on KVM") else { return };
     let mut model = CpuModel::named("x86-64-v3", 1, testkit::rig::tsc_khz()).expect("a known model");
-    model.fit(&kvm.caps().features);
+    model.fit(kvm.caps());
     let ram = Arc::new(GuestRam::new(&[(0, 0x1000)]).expect("RAM"));
     let vm = kvm.create_vm(&VmSpec { model: Arc::new(model), ram, vcpus: 1 }).expect("create_vm");
     let mut vcpu = vm.bind_vcpu(&VcpuConfig { id: 0 }, Arc::new(FakeBus::default())).expect("bind_vcpu");
