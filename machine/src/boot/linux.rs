@@ -2,13 +2,16 @@
 //!
 //! 1. "64-bit Boot Protocol": long mode, the first 4 GiB mapped one to one.
 //! 2. "32-bit Boot Protocol": protected mode without paging; EBP, EDI and EBX are zero.
+//!
+//! Both can hand over a seed, so that the first random number need not wait for interrupts to be counted. Linux 6.0 and later
+//! take it, and wipe it out; older ones pass over a kind of data they do not know.
 
 use accel_api::{CpuState, GuestRam, gpr};
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::ByteValued;
 
 use super::image::Image;
-use super::{BootError, BootSpec, cpu, layout, place_cmdline, place_initrd, write};
+use super::{BootError, BootSpec, Seed, cpu, layout, place_cmdline, place_initrd, write};
 use crate::memory_map::MemoryMap;
 
 /// Where a kernel is entered, which is also how.
@@ -55,6 +58,10 @@ pub(super) fn enter(
         // Below 4 GiB, as `initrd_limit` is.
         (header.ramdisk_image, header.ramdisk_size) = (at.gpa as u32, at.len as u32);
     }
+    if let Some(seed) = spec.seed {
+        write_seed(ram, &seed)?;
+        header.setup_data = layout::SEED;
+    }
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: spec.rsdp, ..Default::default() };
     let ranges = map.guest_ranges();
     for (slot, range) in params.e820_table.iter_mut().zip(&ranges) {
@@ -76,6 +83,18 @@ pub(super) fn enter(
     };
     state.gpr[gpr::RSI] = layout::ZERO_PAGE;
     Ok(state)
+}
+
+/// The only entry of the list of setup_data (Linux arch/x86/include/uapi/asm/setup_data.h). The kernel keeps others off the
+/// memory of the list, wherever that is.
+fn write_seed(ram: &GuestRam, seed: &Seed) -> Result<(), BootError> {
+    const NEXT: u64 = 0;
+    const RNG_SEED: u32 = 9;
+    let mut entry = NEXT.to_le_bytes().to_vec();
+    entry.extend(RNG_SEED.to_le_bytes());
+    entry.extend((seed.len() as u32).to_le_bytes());
+    entry.extend(seed);
+    write(ram, layout::SEED, &entry)
 }
 
 /// Maps the first 4 GiB one to one with 2 MiB pages (Intel SDM vol. 3, 4.5).

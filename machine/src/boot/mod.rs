@@ -41,6 +41,8 @@ pub mod layout {
     pub const ZERO_PAGE: u64 = 0x7000;
     /// Page tables: PML4, PDPT, four page directories.
     pub const PAGE_TABLES: u64 = 0x9000;
+    /// Linux's setup_data: a seed for its random numbers.
+    pub const SEED: u64 = 0x1_0000;
     /// Command line, NUL-terminated.
     pub const CMDLINE: u64 = 0x2_0000;
     /// Bytes there for the command line, the NUL included.
@@ -58,7 +60,12 @@ pub struct BootSpec<'a> {
     pub cmdline: &'a str,
     /// Address of the ACPI RSDP.
     pub rsdp: u64,
+    /// Random bytes, new at every boot, for the kernel's generator.
+    pub seed: Option<Seed>,
 }
+
+/// Random bytes of the host's kernel.
+pub type Seed = [u8; 32];
 
 /// A range of guest-physical memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
