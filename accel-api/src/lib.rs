@@ -22,6 +22,7 @@ mod msr;
 mod page_flags;
 mod probe;
 mod ram;
+pub mod signal;
 mod state;
 
 pub use accel::*;

@@ -275,6 +275,10 @@ impl Executor for Engine {
         });
     }
 
+    fn all_code_stale(&mut self) {
+        self.flush();
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let Stats { decoded, lookups, single_steps, dropped_pages, flushes } = self.stats;
         vec![
