@@ -28,7 +28,7 @@ pub(crate) enum Exit {
 }
 
 /// Executes one op and all that follow. A panic of an instruction's function passes through, and ends the vCPU's thread.
-pub(crate) type Handler = unsafe extern "sysv64-unwind" fn(*mut Cpu, *const Op, *mut Engine) -> Exit;
+pub(crate) type Handler = unsafe extern "sysv64" fn(*mut Cpu, *const Op, *mut Engine) -> Exit;
 
 /// One decoded operation: a guest instruction, or two fused.
 #[repr(C, align(32))]
@@ -292,7 +292,7 @@ impl<'block> Step<'block> {
 /// page boundary, a page of decoded code), executes the instruction by its function in x86-core.
 #[cold]
 #[inline(never)]
-unsafe extern "sysv64-unwind" fn refill<const BYTES: usize, const WRITE: bool>(
+unsafe extern "sysv64" fn refill<const BYTES: usize, const WRITE: bool>(
     cpu: *mut Cpu,
     op: *const Op,
     engine: *mut Engine,
@@ -313,7 +313,7 @@ unsafe extern "sysv64-unwind" fn refill<const BYTES: usize, const WRITE: bool>(
 /// Executes the one instruction at this op by decoding it afresh. A fused op's second half is found by lookup.
 #[cold]
 #[inline(never)]
-unsafe extern "sysv64-unwind" fn single(cpu: *mut Cpu, op: *const Op, engine: *mut Engine) -> Exit {
+unsafe extern "sysv64" fn single(cpu: *mut Cpu, op: *const Op, engine: *mut Engine) -> Exit {
     // SAFETY: called by a handler with its own arguments.
     let mut s = unsafe { Step::new(cpu, op, engine) };
     let rip = s.rip();

@@ -24,7 +24,7 @@ macro_rules! handler {
         $(<$($g:ident : $bound:path),* $(; $(const $c:ident : $t:ty),+)?>)?
         ($s:ident) $body:block)*) => {$(
         $(#[$doc])*
-        pub(crate) unsafe extern "sysv64-unwind" fn $name $(<$($g: $bound,)* $($(const $c: $t),+)?>)? (
+        pub(crate) unsafe extern "sysv64" fn $name $(<$($g: $bound,)* $($(const $c: $t),+)?>)? (
             cpu: *mut x86_core::Cpu,
             op: *const $crate::op::Op,
             engine: *mut $crate::engine::Engine,

@@ -163,8 +163,9 @@ pub fn locked_accesses(accel: &Arc<dyn Accelerator>) {
                 std::thread::yield_now();
             }
         };
-        // Where locked accesses do not wait for each other, it may be through already.
-        answers(&rig, &rig.long_mode(0), held, || wait_for(1));
+        // It is on its way to its access, or through already: while the first one's lasts, it may be kept out altogether.
+        wait_for(1);
+        answers(&rig, &rig.long_mode(0), held, || ());
         wait_for(2);
         kicked.recv().expect("bound").kick();
         second.join().expect("vCPU 1");
