@@ -289,6 +289,8 @@ enum Cold {
     Unknown { label: DynamicLabel, site: u32 },
     /// An instruction that x86-core has to execute after all.
     Generic { label: DynamicLabel, site: u32, live: bool },
+    /// A reading of time is x86-core's; flags are where it puts them.
+    LeaseEnded { label: DynamicLabel, site: u32, live: bool },
     /// Requests have come. `dirty`: which of R10 and R11 memory does not have.
     Poll { label: DynamicLabel, site: u32, live: bool, dirty: [bool; 2] },
 }
