@@ -4,14 +4,13 @@
 use std::hash::Hasher as _;
 
 use iced_x86::Instruction;
-use x86_core::alu::flag;
 use x86_core::exec::ExecFn;
 use x86_core::{Cpu, KeyHasher, Keyed};
 
 use crate::links::Edge;
 use crate::mode::Mode;
 use crate::regions::{Numbered, region_of};
-use crate::translate::Site;
+use crate::translate::{LazyFlags, MayFault, Site};
 
 /// Place and circumstances of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -77,11 +76,11 @@ pub(crate) struct Block {
     pub checked: u8,
     /// Its code must not be entered any more.
     pub dropped: bool,
-    /// Host instructions that may fault, by their distance from `code`, their guest instructions' offsets, and how many behind
-    /// those have been counted already.
-    pub faults: Box<[(u32, u16, u8)]>,
-    /// Where it leads in its page, by offset, and which flags are right there, if not all; for who compares them.
-    pub exits: Box<[(u16, u16)]>,
+    pub faults: Box<[MayFault]>,
+    /// It is for who comes with flags that can be had like this.
+    pub known: Option<LazyFlags>,
+    /// The flags it is entered with make a difference.
+    pub flags_matter: bool,
     /// What it is shown by, where somebody may want to see it.
     pub listing: Option<Box<Listing>>,
 }
@@ -96,12 +95,6 @@ impl Block {
     pub(crate) fn lines_in(&self, page: usize) -> u64 {
         let first = if page == self.key.ram_page() { self.lines } else { 0 };
         first | if self.second == Some(page) { SECOND_LINES } else { 0 }
-    }
-
-    /// The flags that are right where it leads to `offset` in its page.
-    pub(crate) fn flags_at(&self, offset: u64) -> u64 {
-        let exit = self.exits.iter().find(|(at, _)| u64::from(*at) == offset);
-        exit.map_or(flag::ARITH, |(_, wanted)| u64::from(*wanted))
     }
 }
 
@@ -121,11 +114,24 @@ pub(crate) struct Generic {
     pub relative: bool,
 }
 
+/// Most blocks at one place that are for who comes with known flags.
+const VARIANTS: usize = 3;
+
+/// See [`Blocks::variant`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Variant {
+    Known(u32),
+    None,
+    TooMany,
+}
+
 /// Where blocks are.
 #[derive(Default)]
 pub(crate) struct Blocks {
     pub list: Numbered<Block>,
     by_key: Keyed<Key, u32>,
+    /// Those for who comes with known flags.
+    variants: Keyed<Key, Vec<u32>>,
     by_page: Keyed<usize, Vec<u32>>,
     /// With the block each belongs to.
     pub sites: Numbered<(u32, Site)>,
@@ -136,6 +142,16 @@ pub(crate) struct Blocks {
 impl Blocks {
     pub(crate) fn find(&self, key: Key) -> Option<u32> {
         self.by_key.get(&key).copied()
+    }
+
+    /// The block for who comes with flags `known`, or where one may be added.
+    pub(crate) fn variant(&self, key: Key, known: LazyFlags) -> Variant {
+        let others = self.variants.get(&key).map(Vec::as_slice).unwrap_or_default();
+        match others.iter().find(|number| self.list[**number].known == Some(known)) {
+            Some(number) => Variant::Known(*number),
+            None if others.len() < VARIANTS => Variant::None,
+            None => Variant::TooMany,
+        }
     }
 
     pub(crate) fn get(&self, number: u32) -> &Block {
@@ -149,18 +165,21 @@ impl Blocks {
     /// Adds a block whose code lies in `region`.
     pub(crate) fn insert(&mut self, region: usize, block: Block) {
         let number = self.list.next(region);
-        let key = block.key;
+        let (key, known) = (block.key, block.known);
         for page in [Some(key.ram_page()), block.second].into_iter().flatten() {
             self.by_page.entry(page).or_default().push(number);
         }
         self.list.push(region, block);
-        self.by_key.insert(key, number);
+        match known {
+            Some(_) => self.variants.entry(key).or_default().push(number),
+            None => drop(self.by_key.insert(key, number)),
+        }
     }
 
     /// Takes the blocks of a RAM page that `hit` says so of out of use; their numbers.
     pub(crate) fn drop_page(&mut self, page: usize, hit: impl Fn(&Block) -> bool) -> Vec<u32> {
         let Some(numbers) = self.by_page.get_mut(&page) else { return Vec::new() };
-        let list = &mut self.list;
+        let (list, variants) = (&mut self.list, &mut self.variants);
         let mut dropped = Vec::new();
         numbers.retain(|&n| {
             let block = &mut list[n];
@@ -170,6 +189,9 @@ impl Blocks {
             if !block.dropped {
                 block.dropped = true;
                 dropped.push(n);
+                if block.known.is_some() {
+                    variants.remove(&block.key);
+                }
             }
             false
         });
@@ -188,12 +210,16 @@ impl Blocks {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.by_key.len()
+        self.by_key.len() + self.variants.values().map(Vec::len).sum::<usize>()
     }
 
     /// Forgets the blocks of a region, from which no link leads anywhere.
     pub(crate) fn clear(&mut self, region: usize) {
         self.by_key.retain(|_, number| region_of(*number) != region);
+        self.variants.retain(|_, numbers| {
+            numbers.retain(|number| region_of(*number) != region);
+            !numbers.is_empty()
+        });
         self.by_page.retain(|_, numbers| {
             numbers.retain(|number| region_of(*number) != region);
             !numbers.is_empty()

@@ -31,10 +31,9 @@ unsafe fn arguments<'a>(cpu: *mut Cpu, engine: *mut Engine) -> (&'a mut Cpu, &'a
 unsafe extern "sysv64" fn lookup(cpu: *mut Cpu, engine: *mut Engine, argument: u32) -> *const u8 {
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
-    if let Some(lockstep) = &mut engine.lockstep {
-        lockstep.at_end = true;
-    }
-    if !matches!(argument, NOTHING | RETIRED) && argument & INDIRECT != 0 {
+    if argument & INDIRECT == 0 {
+        engine.flags_of_link(cpu, argument);
+    } else if !matches!(argument, NOTHING | RETIRED) {
         engine.stats.jump_misses += 1;
         let (number, site) = engine.blocks.sites[argument & !INDIRECT];
         if !Cpu::canonical(cpu.rip)
@@ -80,7 +79,7 @@ fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
             return LEAVE;
         }
         let evictions = engine.stats.evictions;
-        match engine.find(cpu) {
+        match engine.find_for(cpu, engine.known_at(argument)) {
             Ok(Found::Code(code)) => {
                 if engine.is_due(code) {
                     return LEAVE;
@@ -134,6 +133,7 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
     let (number, site) = engine.blocks.sites[site];
+    engine.take_flags(cpu, site.flags);
     if site.kind == SiteKind::Refill {
         if engine.refilled(cpu, number, &site) {
             return resume(engine, number, site.retry);
@@ -165,7 +165,7 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
         return go_on(cpu, engine, NOTHING);
     }
     engine.stats.slow_accesses += 1;
-    engine.compare_before(cpu, &site, false);
+    engine.compare_before(cpu, &site);
     let done = cpu.execute_one().map(|ins| ins.next_ip());
     executed(cpu, engine, number, &site, done)
 }
@@ -177,8 +177,9 @@ unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32)
     engine.stats.generic_calls += 1;
     let (number, site) = engine.blocks.sites[site];
     let SiteKind::Generic(generic) = site.kind else { return LEAVE };
+    engine.take_flags(cpu, site.flags);
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
-    engine.compare_before(cpu, &site, true);
+    engine.compare_before(cpu, &site);
     let block = engine.blocks.get(number);
     let generic = &engine.blocks.generics[generic];
     engine.calls.count(&generic.instruction);
@@ -212,6 +213,9 @@ fn executed(cpu: &mut Cpu, engine: &mut Engine, number: u32, site: &Site, done: 
         engine.count(-i64::from(site.rest));
         return go_on(cpu, engine, NOTHING);
     }
+    if matches!(site.kind, SiteKind::Generic(_)) {
+        engine.context().flags = cpu.flags.0.into();
+    }
     resume(engine, number, site.next)
 }
 
@@ -228,6 +232,7 @@ unsafe extern "sysv64" fn poll(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
     // SAFETY: called by a stub.
     let (cpu, engine) = unsafe { arguments(cpu, engine) };
     let (number, site) = engine.blocks.sites[site];
+    engine.take_flags(cpu, site.flags);
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
     engine.count(-1 - i64::from(site.rest));
     LEAVE
@@ -241,9 +246,10 @@ unsafe extern "sysv64" fn fault(cpu: *mut Cpu, engine: *mut Engine, _: u32) -> *
     // SAFETY: our home; translated code does not run.
     let pc = unsafe { (*engine.home).context.fault_pc };
     // The signal handler has made sure of it.
-    let Some((block, offset, rest)) = engine.at_fault(pc) else { std::process::abort() };
-    cpu.rip = block.page_now(cpu) + u64::from(offset);
-    engine.count(-1 - i64::from(rest));
+    let Some((block, fault)) = engine.at_fault(pc) else { std::process::abort() };
+    cpu.rip = block.page_now(cpu) + u64::from(fault.offset);
+    engine.take_flags(cpu, fault.flags);
+    engine.count(-1 - i64::from(fault.rest));
     if let Err(fault) = engine.single(cpu) {
         return raise(engine, fault);
     }

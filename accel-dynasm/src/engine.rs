@@ -26,7 +26,7 @@ use crate::restless::Restless;
 use crate::stats::{Calls, Stats};
 use crate::stubs::{self, Enter};
 use crate::translate::admit::Admission;
-use crate::translate::{Bases, MAX_INSTRUCTIONS, Outcome, Source, Translator};
+use crate::translate::{Bases, LazyFlags, MAX_INSTRUCTIONS, MayFault, Outcome, Source, Translator};
 use crate::{calls, signals};
 
 /// Arguments of the stub that looks up: nothing to remember; with this bit, a site that found nothing in its jump table;
@@ -102,6 +102,11 @@ pub(crate) enum Found {
 impl Engine {
     /// The block at RIP, translated if need be; sets [`Cpu::code_page`].
     pub(crate) fn find(&mut self, cpu: &mut Cpu) -> Exec<Found> {
+        self.find_for(cpu, None)
+    }
+
+    /// Likewise, for who comes with flags `known` if there is to be such a block.
+    pub(crate) fn find_for(&mut self, cpu: &mut Cpu, known: Option<LazyFlags>) -> Exec<Found> {
         if cpu.mode != CpuMode::Long || cpu.strict || !matches!(cpu.cpl, 0 | 3) {
             return Ok(Found::Interpret);
         }
@@ -113,8 +118,8 @@ impl Engine {
         cpu.code_page = rip & !(PAGE_SIZE - 1);
         let recent = &self.recent[recent_index(rip)];
         let now = Mode::of(cpu, self.vectors);
-        if recent.address == rip && recent.mode == now && recent.holds(self.stamp, &cpu.tlb) && !self.separate
-        {
+        let holds = recent.address == rip && recent.mode == now && recent.holds(self.stamp, &cpu.tlb);
+        if known.is_none() && holds && !self.separate {
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = now.vectors().into() };
             return Ok(Found::Code(recent.block));
@@ -127,8 +132,8 @@ impl Engine {
                 mode = mode.separate();
             }
             let key = Key::new(page.index, rip, mode);
-            let known = self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped);
-            let number = match known.filter(|number| self.is_whole(cpu, *number)) {
+            let (found, known) = self.best_for(key, known.filter(|_| !separate));
+            let number = match found.filter(|number| self.is_whole(cpu, *number)) {
                 Some(number) => number,
                 None if self.watch(cpu, page.index) => {
                     self.separate = separate;
@@ -136,14 +141,14 @@ impl Engine {
                 }
                 None if self.restless.is(key) => return Ok(Found::Restless),
                 None => {
-                    let mut outcome = self.translate(cpu, key, mode, page.host, None);
+                    let mut outcome = self.translate(cpu, key, mode, page.host, known, None);
                     if outcome.0 == Outcome::Crosses {
                         let Some(second) = self.second_page(cpu) else { return Ok(Found::Single) };
                         if self.watch(cpu, second.index) {
                             self.separate = separate;
                             return Ok(Found::Again);
                         }
-                        outcome = self.translate(cpu, key, mode, page.host, Some(second));
+                        outcome = self.translate(cpu, key, mode, page.host, None, Some(second));
                     }
                     match outcome {
                         (Outcome::Done, number) => number,
@@ -161,7 +166,7 @@ impl Engine {
             }
             let global = page.global && self.is_global(cpu, number);
             self.followed.fleeting |= !mode.user() && !global;
-            if !separate {
+            if !separate && self.blocks.get(number).known.is_none() {
                 let generation = generation(&cpu.tlb, global);
                 self.recent[recent_index(rip)] =
                     Recent { address: rip, mode, stamp: self.stamp, generation, block: number };
@@ -177,7 +182,8 @@ impl Engine {
         unsafe { &mut (*self.home).context }
     }
 
-    /// Translates the block with `key`, whose page is at `host`; with a `second` page, the instruction that crosses into it.
+    /// Translates the block with `key`, whose page is at `host`, for who comes with flags `known`; with a `second` page, the
+    /// instruction that crosses into it.
     #[cold]
     fn translate(
         &mut self,
@@ -185,6 +191,7 @@ impl Engine {
         key: Key,
         mode: Mode,
         host: *const u8,
+        known: Option<LazyFlags>,
         second: Option<CodePage>,
     ) -> (Outcome, u32) {
         let separate = mode.is_separate() || self.ungrouped.contains(&key);
@@ -213,6 +220,7 @@ impl Engine {
                 mode,
                 separate,
                 roaming: self.roaming.of(key.ram_page()),
+                known,
             };
             let region = self.cache.current();
             let bases = Bases {
@@ -247,15 +255,17 @@ impl Engine {
             if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
                 let guest = &bytes[start..start + usize::from(self.translator.output.length)];
                 let second = second.map(|second| second.index);
-                return (Outcome::Done, self.insert(key, second, mode, cpu.code_page, guest, code));
+                return (Outcome::Done, self.insert(key, known, second, mode, cpu.code_page, guest, code));
             }
         }
         (Outcome::NoInstruction, 0)
     }
 
+    #[allow(clippy::too_many_arguments)] // what a block is of
     fn insert(
         &mut self,
         key: Key,
+        known: Option<LazyFlags>,
         second: Option<usize>,
         mode: Mode,
         page: u64,
@@ -298,7 +308,8 @@ impl Engine {
             checked: 0,
             dropped: false,
             faults: out.faults.as_slice().into(),
-            exits: if self.lockstep.is_some() { out.exits.as_slice().into() } else { Box::default() },
+            known: known.filter(|_| out.flags_matter),
+            flags_matter: out.flags_matter,
             listing: self
                 .config
                 .keeps_listings()
@@ -376,14 +387,13 @@ impl Engine {
         cpu.lapic.next_deadline() != self.deadline
     }
 
-    /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, its block, the page offset
-    /// of the guest's, and how many behind that have been counted already.
-    pub(crate) fn at_fault(&self, pc: u64) -> Option<(&Block, u16, u8)> {
+    /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, its block.
+    pub(crate) fn at_fault(&self, pc: u64) -> Option<(&Block, MayFault)> {
         let at = self.cache.offset(pc)?;
         let block = self.blocks.at_code(self.cache.region_at(at)?, at)?;
         let distance = at as u32 - block.code;
-        let &(_, offset, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
-        Some((block, offset, rest))
+        let fault = block.faults.iter().find(|fault| fault.at == distance)?;
+        Some((block, *fault))
     }
 
     /// Instructions counted.

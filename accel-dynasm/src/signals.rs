@@ -116,7 +116,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         // SAFETY: likewise, its engine, which was stored as translated code was entered and does not change while that
         // runs.
         let engine = unsafe { &*std::ptr::with_exposed_provenance::<Engine>(context.engine as usize) };
-        let Some((block, ..)) = engine.at_fault(pc as u64) else { break };
+        let Some((block, _)) = engine.at_fault(pc as u64) else { break };
         let vectors = block.mode.vectors();
         context.fault_pc = pc as u64;
         registers[libc::REG_RIP as usize] = slot.stubs[usize::from(vectors)].load(Ordering::Relaxed) as i64;

@@ -5,8 +5,10 @@ use iced_x86::{Mnemonic, OpKind, Register};
 
 use super::admit::Action;
 use super::encode::{self, Bytes, Memory};
+use super::flag_code::FlagState;
 use super::plan::{Base, Plan, RSP, SCRATCH, Step};
-use super::{Assembler, Bases, Cold, Link, Output, Site, SiteKind, Source, at};
+use super::values::Value;
+use super::{Assembler, Bases, Cold, Link, MayFault, Output, Site, SiteKind, Source, at};
 use crate::places::Places;
 
 /// What one of R10 and R11 holds in the host.
@@ -52,7 +54,15 @@ pub(super) struct Emitter<'a> {
     pub loops: bool,
     /// The access at hand is checked by an anchor.
     pub anchored: bool,
+    /// Where the guest's arithmetic flags are.
+    pub flags: FlagState,
+    /// They are those that the block has begun with.
+    pub at_entry: bool,
+    /// The step at hand has changed the registers.
+    pub done: bool,
     turn: Option<Turn>,
+    /// The branch at hand begins another turn.
+    pub turning: bool,
 }
 
 impl<'a> Emitter<'a> {
@@ -85,7 +95,11 @@ impl<'a> Emitter<'a> {
             counted: 0,
             loops: plan.steps.iter().any(|step| step.turns_to(first)),
             anchored: false,
+            flags: FlagState::of(source.known),
+            at_entry: true,
+            done: false,
             turn: None,
+            turning: false,
         }
     }
 
@@ -100,18 +114,21 @@ impl<'a> Emitter<'a> {
         self.count_from(0);
         let plan = self.plan;
         for (n, step) in plan.steps.iter().enumerate() {
-            self.now = n;
+            (self.now, self.done) = (n, false);
             self.out.starts.push((at(self.asm.offset()), step.offset));
             if plan.poll == Some(n) {
-                self.poll(step);
+                self.poll();
             }
             for (id, group) in plan.groups.iter().enumerate() {
                 if group.at == n {
-                    self.check_group(id as u8, group, step);
+                    self.check_group(id as u8, group);
                 }
             }
+            self.keep_operands(step);
             self.step(step);
+            self.flags_behind(step);
         }
+        self.done = true;
         if let Some(last) = plan.steps.last()
             && !last.action.ends_block()
         {
@@ -156,16 +173,20 @@ impl<'a> Emitter<'a> {
 
     /// Where a jump to `target` goes that begins another turn of the block; R10 and R11 are as they have to be there.
     pub(super) fn next_turn(&mut self, target: u64) -> Option<DynamicLabel> {
-        let turn = self.turn.filter(|turn| turn.first == target)?;
+        let turn = self.turn.filter(|turn| self.turning && turn.first == target)?;
         for n in (0..2).filter(|n| turn.used[*n]) {
             self.need(n);
         }
         Some(turn.label)
     }
 
-    /// Whether `step` only begins another turn.
-    pub(super) fn turns(&self, step: &Step) -> bool {
-        self.turn.is_some_and(|turn| step.turns_to(turn.first))
+    /// Whether `step` only begins another turn: the flags must be known as they were at the first, if that matters.
+    pub(super) fn turns(&mut self, step: &Step) -> bool {
+        if !self.turn.is_some_and(|turn| step.turns_to(turn.first)) {
+            return false;
+        }
+        !self.out.flags_matter && !self.at_entry
+            || self.known_flags() == self.source.known && (self.flags.host || self.source.known.is_some())
     }
 
     /// Code works wherever its page is mapped, by [`x86_core::Cpu::code_page`].
@@ -191,8 +212,14 @@ impl<'a> Emitter<'a> {
     pub(super) fn site(&mut self, kind: SiteKind, retry: u32) -> u32 {
         let step = &self.plan.steps[self.now];
         let rest = self.rest();
-        self.out.sites.push(Site { kind, offset: step.offset, rest, retry, next: 0 });
+        let flags = self.flags_now();
+        self.out.sites.push(Site { kind, offset: step.offset, rest, retry, next: 0, flags });
         self.bases.site + self.out.sites.len() as u32 - 1
+    }
+
+    /// What registers hold now.
+    pub(super) fn values(&self) -> &'a [Value; 18] {
+        &self.plan.values[self.now + usize::from(self.done)]
     }
 
     /// Instructions behind the one at hand that have been counted already.
@@ -322,6 +349,9 @@ impl<'a> Emitter<'a> {
     }
 
     fn copy(&mut self, step: &Step) {
+        if step.needs_flags {
+            self.need_flags([true; 2]);
+        }
         for n in 0..2 {
             if step.uses[n].read {
                 self.need(n);
@@ -345,12 +375,15 @@ impl<'a> Emitter<'a> {
     /// The host instruction that comes next may fault as the guest's would: what memory has must be right.
     fn may_fault(&mut self, step: &Step) {
         self.spill_all();
-        let rest = self.rest();
-        self.out.faults.push((at(self.asm.offset()), step.offset, rest));
+        let (here, rest) = (at(self.asm.offset()), self.rest());
+        self.out.faults.push(MayFault { at: here, offset: step.offset, rest, flags: self.flags_now() });
     }
 
     fn memory(&mut self, step: &Step) {
         let Some(access) = step.operand else { return };
+        if step.needs_flags {
+            self.prepare_flags();
+        }
         let avoid = [step.uses[0].read, step.uses[1].read];
         self.anchored = false;
         let memory = self.access(&access, avoid, step);
@@ -359,6 +392,9 @@ impl<'a> Emitter<'a> {
             if avoid {
                 self.need(n);
             }
+        }
+        if step.needs_flags {
+            self.need_flags([false; 2]);
         }
         if may_fault(step) || anchored {
             self.may_fault(step);
@@ -507,7 +543,8 @@ impl<'a> Emitter<'a> {
     /// A direct jump, to be linked.
     pub(super) fn link(&mut self, far: bool) -> usize {
         let field = at(self.asm.offset()) - 4;
-        self.out.links.push(Link { field, ask: 0, far });
+        let (host_flags, known) = (self.flags.host, self.known_flags());
+        self.out.links.push(Link { field, ask: 0, far, host_flags, known, load: (0, 0) });
         self.out.links.len() - 1
     }
 
@@ -523,7 +560,7 @@ impl<'a> Emitter<'a> {
 }
 
 /// Whether the host raises an exception for what the guest is to be told.
-fn may_fault(step: &Step) -> bool {
+pub(super) fn may_fault(step: &Step) -> bool {
     let wide = step.operand.is_some_and(|o| o.size >= 16);
     // Division errors; and #GP where an operand is not aligned.
     matches!(step.ins.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) || wide

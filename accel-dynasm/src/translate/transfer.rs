@@ -9,6 +9,7 @@ use super::plan::Step;
 
 impl Emitter<'_> {
     pub(super) fn transfer(&mut self, step: &Step) {
+        self.need_flags([true; 2]);
         self.spill_all();
         let number = self.generic_number(step);
         let site = self.site(SiteKind::Generic(number), 0);
