@@ -82,8 +82,7 @@ pub(crate) struct Generic {
 /// Invariant, on which every method stands: `cpu` and `engine` are the exclusive references of the
 /// [`Engine::execute`] that started the chain, in which they are not otherwise used until it returns; `op` lies in a
 /// block that the engine keeps until then; every op but a block's last, which stands for no instruction, is followed by
-/// another; the offsets in an op
-/// are those of fields of [`Cpu`], as `lower` computes them.
+/// another; the offsets in an op are those of fields of [`Cpu`], as `lower` computes them.
 ///
 /// Not `Copy`, and what it lends of the vCPU and the engine it lends by its own borrow: two exclusive references to one of
 /// them cannot be had.

@@ -74,13 +74,22 @@ fn shell(pty: &Pty, script: &str, kernel: &str) -> Session {
     pty.spawn(&mut command)
 }
 
+/// The job, come to the foreground, takes the terminal, and Ctrl-a x ends it; the shell says `then`, and ends by a line.
+fn quit_in_the_foreground(pty: &Pty, mut session: Session, then: &str) {
+    wait_for("raw mode", || pty.is_raw());
+    pty.send("\x01x");
+    pty.expect(then, PATIENCE);
+    pty.send("\n");
+    session.wait(PATIENCE);
+}
+
 #[test]
 fn a_shell_moves_the_job_between_background_and_foreground() {
     let pty = Pty::new();
     let kernel = file(&pvh_elf(IDLE));
     let script = "\"$@\"; stty sane; echo stopped; read a; bg; echo background; read b; echo \"[$b]\"; read c; fg; \
                   echo \"ended $?\"; stty -a | grep -c ' icanon'; echo over; read d";
-    let mut session = shell(&pty, script, path(&kernel));
+    let session = shell(&pty, script, path(&kernel));
     pty.expect("Ctrl-a h helps", PATIENCE);
     let pid = process_with(path(&kernel)).unwrap();
     signal(pid, Signal::STOP);
@@ -94,11 +103,7 @@ fn a_shell_moves_the_job_between_background_and_foreground() {
     assert_ne!(state(pid), 'T', "stopped in the background");
     assert!(!pty.is_raw());
     pty.send("\n");
-    wait_for("raw mode", || pty.is_raw());
-    pty.send("\x01x");
-    pty.expect("ended 18\r\n1\r\nover\r\n", PATIENCE);
-    pty.send("\n");
-    session.wait(PATIENCE);
+    quit_in_the_foreground(&pty, session, "ended 18\r\n1\r\nover\r\n");
 }
 
 /// Started in the background it runs there, and takes the terminal when it comes to the foreground.
@@ -107,14 +112,10 @@ fn a_job_started_in_the_background_waits_for_the_foreground() {
     let pty = Pty::new();
     let kernel = file(&pvh_elf(IDLE));
     let script = "\"$@\" & read a; fg; echo \"ended $?\"; read b";
-    let mut session = shell(&pty, script, path(&kernel));
+    let session = shell(&pty, script, path(&kernel));
     pty.expect("Ctrl-a h helps", PATIENCE);
     let pid = process_with(path(&kernel)).unwrap();
     assert!(!pty.is_raw() && state(pid) != 'T', "{}", state(pid));
     pty.send("\n");
-    wait_for("raw mode", || pty.is_raw());
-    pty.send("\x01x");
-    pty.expect("ended 18\r\n", PATIENCE);
-    pty.send("\n");
-    session.wait(PATIENCE);
+    quit_in_the_foreground(&pty, session, "ended 18\r\n");
 }

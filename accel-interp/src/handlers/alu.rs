@@ -93,7 +93,7 @@ handler! {
     fn reg_mem<O: Alu, W: Word; const F: bool, const X: bool>(s) {
         let op = s.op();
         let b = hit!(s, load W, s.ea::<X>());
-        let (a, b) = (s.get(op.dst), b);
+        let a = s.get(op.dst);
         let r = compute::<O, W, F>(&mut s, a, b);
         if O::WRITES {
             s.set::<W>(op.dst, r);

@@ -78,6 +78,7 @@ impl Cpu {
         self.enter_handler(gate.kind() == system_type::INTERRUPT);
         Ok(())
     }
+
     /// Stores a frame of quadwords whose lowest lies at `bottom`, with the privilege of `cpl`.
     ///
     /// # Errors
