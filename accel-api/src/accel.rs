@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     AccelError, CpuFeatures, CpuModel, CpuState, GpFault, GuestRam, InterruptPort, PageFlags, RamRegion,
+    Speculation,
 };
 
 /// Name of a backend as users write it: `kvm`, `jit`, `interp`, or one registered by an embedder.
@@ -22,6 +23,8 @@ impl std::fmt::Display for AccelId {
 pub struct AccelCaps {
     /// CPUID feature bits the backend can give a guest.
     pub features: CpuFeatures,
+    /// What a guest is to know of speculation.
+    pub speculation: Speculation,
     /// Most vCPUs in one VM.
     pub max_vcpus: u32,
     /// The backend does everything as the manuals say. Those whose parts are the host kernel's may take liberties:
@@ -32,6 +35,19 @@ pub struct AccelCaps {
     /// * [`AccelVm::collect_dirty`] may report pages that were not written, and reports all the first time.
     /// * Fetching instructions from where no RAM is gives [`Exit::Unsupported`].
     pub exact: bool,
+}
+
+impl AccelCaps {
+    /// What both offer: what a VM can have that may run on either.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        Self {
+            features: self.features.intersection(&other.features),
+            speculation: self.speculation.worst_of(other.speculation),
+            max_vcpus: self.max_vcpus.min(other.max_vcpus),
+            exact: self.exact && other.exact,
+        }
+    }
 }
 
 /// What a VM is made of. The CPU model and RAM are shared by every backend the VM will ever run on.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 macro_rules! features {
     ($($(#[$doc:meta])* $name:ident = $word:ident $bit:literal $text:literal;)*) => {
-        /// A CPU feature that software finds by CPUID (Intel SDM vol. 2A, CPUID).
+        /// A CPU feature that software finds by CPUID (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E).
         #[allow(missing_docs)] // each is described by its CPUID name
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
         pub enum Feature { $($(#[$doc])* $name,)* }
@@ -35,14 +35,18 @@ pub enum CpuidWord {
     L7Ebx,
     L7Ecx,
     L7Edx,
+    L72Edx,
     Ld1Eax,
     X1Ecx,
     X1Edx,
     X7Edx,
+    X8Ebx,
+    X21Eax,
+    X21Ecx,
 }
 
 /// Number of [`CpuidWord`]s.
-const WORDS: usize = 9;
+const WORDS: usize = 13;
 
 features! {
     Sse3 = L1Ecx 0 "sse3"; Pclmulqdq = L1Ecx 1 "pclmulqdq"; Ssse3 = L1Ecx 9 "ssse3"; Fma = L1Ecx 12 "fma";
@@ -62,14 +66,25 @@ features! {
     Umip = L7Ecx 2 "umip"; Gfni = L7Ecx 8 "gfni"; Vaes = L7Ecx 9 "vaes"; Vpclmulqdq = L7Ecx 10 "vpclmulqdq";
     Rdpid = L7Ecx 22 "rdpid";
     Fsrm = L7Edx 4 "fsrm"; MdClear = L7Edx 10 "md_clear"; SpecCtrl = L7Edx 26 "spec_ctrl";
-    ArchCapabilities = L7Edx 29 "arch_capabilities"; Ssbd = L7Edx 31 "ssbd";
+    Stibp = L7Edx 27 "intel_stibp"; ArchCapabilities = L7Edx 29 "arch_capabilities"; Ssbd = L7Edx 31 "ssbd";
+    Psfd = L72Edx 0 "intel_psfd"; IpredCtrl = L72Edx 1 "ipred_ctrl"; RrsbaCtrl = L72Edx 2 "rrsba_ctrl";
+    DdpdU = L72Edx 3 "ddpd_u"; BhiCtrl = L72Edx 4 "bhi_ctrl"; McdtNo = L72Edx 5 "mcdt_no";
     Xsaveopt = Ld1Eax 0 "xsaveopt"; Xsavec = Ld1Eax 1 "xsavec"; Xgetbv1 = Ld1Eax 2 "xgetbv1";
     Xsaves = Ld1Eax 3 "xsaves";
     LahfLm = X1Ecx 0 "lahf_lm"; Abm = X1Ecx 5 "abm"; Sse4a = X1Ecx 6 "sse4a"; Misalignsse = X1Ecx 7 "misalignsse";
-    Prefetchw = X1Ecx 8 "3dnowprefetch";
+    Prefetchw = X1Ecx 8 "3dnowprefetch"; Mwaitx = X1Ecx 29 "mwaitx";
     Syscall = X1Edx 11 "syscall"; Nx = X1Edx 20 "nx"; Pdpe1gb = X1Edx 26 "pdpe1gb"; Rdtscp = X1Edx 27 "rdtscp";
     Lm = X1Edx 29 "lm";
     InvariantTsc = X7Edx 8 "constant_tsc";
+    Clzero = X8Ebx 0 "clzero"; Xsaveerptr = X8Ebx 2 "xsaveerptr"; Rdpru = X8Ebx 4 "rdpru";
+    Wbnoinvd = X8Ebx 9 "wbnoinvd"; AmdIbpb = X8Ebx 12 "amd_ibpb"; AmdIbrs = X8Ebx 14 "amd_ibrs";
+    AmdStibp = X8Ebx 15 "amd_stibp"; AmdSsbd = X8Ebx 24 "amd_ssbd"; AmdSsbNo = X8Ebx 26 "amd_ssb_no";
+    AmdPsfd = X8Ebx 28 "amd_psfd"; BtcNo = X8Ebx 29 "btc_no"; IbpbRet = X8Ebx 30 "ibpb_ret";
+    LfenceRdtsc = X21Eax 2 "lfence_rdtsc"; VerwClear = X21Eax 5 "verw_clear";
+    NullSelClrBase = X21Eax 6 "null_sel_clr_base"; AutoIbrs = X21Eax 8 "autoibrs"; Sbpb = X21Eax 27 "sbpb";
+    IbpbBrtype = X21Eax 28 "ibpb_brtype"; SrsoNo = X21Eax 29 "srso_no";
+    SrsoUserKernelNo = X21Eax 30 "srso_user_kernel_no";
+    TsaSqNo = X21Ecx 1 "tsa_sq_no"; TsaL1No = X21Ecx 2 "tsa_l1_no";
 }
 
 /// A set of [`Feature`]s.
@@ -158,11 +173,17 @@ impl CpuFeatures {
     /// is not.
     pub fn from_cpuid(cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Self {
         let [_, _, l1_ecx, l1_edx] = cpuid(1, 0);
-        let [_, l7_ebx, l7_ecx, l7_edx] = cpuid(7, 0);
+        let [l7_last, l7_ebx, l7_ecx, l7_edx] = cpuid(7, 0);
+        let [_, _, _, l72_edx] = if l7_last >= 2 { cpuid(7, 2) } else { [0; 4] };
         let [ld1_eax, ..] = cpuid(0xd, 1);
         let [_, _, x1_ecx, x1_edx] = cpuid(0x8000_0001, 0);
         let [_, _, _, x7_edx] = cpuid(0x8000_0007, 0);
-        Self([l1_ecx, l1_edx, l7_ebx, l7_ecx, l7_edx, ld1_eax, x1_ecx, x1_edx, x7_edx])
+        let [_, x8_ebx, _, _] = cpuid(0x8000_0008, 0);
+        let [x21_eax, _, x21_ecx, _] = cpuid(0x8000_0021, 0);
+        Self([
+            l1_ecx, l1_edx, l7_ebx, l7_ecx, l7_edx, l72_edx, ld1_eax, x1_ecx, x1_edx, x7_edx, x8_ebx,
+            x21_eax, x21_ecx,
+        ])
     }
 }
 

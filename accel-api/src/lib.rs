@@ -13,6 +13,7 @@
 //! Nothing here names a backend, KVM or an async runtime.
 
 mod accel;
+mod cpuid;
 mod error;
 mod features;
 mod irq;
@@ -22,9 +23,12 @@ mod msr;
 mod page_flags;
 mod probe;
 mod ram;
+mod signature;
+mod speculation;
 mod state;
 
 pub use accel::*;
+pub use cpuid::*;
 pub use error::*;
 pub use features::*;
 pub use irq::*;
@@ -33,6 +37,8 @@ pub use model::*;
 pub use page_flags::*;
 pub use probe::*;
 pub use ram::*;
+pub use signature::*;
+pub use speculation::*;
 pub use state::*;
 
 /// Size of a guest page in bytes; the unit of RAM regions and of [`PageFlags`].

@@ -2,9 +2,9 @@
 //! same on every backend because they are here: backends ask [`Msrs::read_held`] and [`Msrs::write_held`] before they
 //! look at MSRs of their own.
 
-use crate::{CpuModel, Feature, GpFault, Msrs, Mtrrs, PHYS_BITS};
+use crate::{CpuFeatures, CpuModel, Feature::*, GpFault, Msrs, Mtrrs, PHYS_BITS, Vendor};
 
-/// Indices (Intel SDM vol. 4, table 2-2).
+/// Indices (Intel SDM vol. 4, table 2-2; AMD APM vol. 2, appendix A).
 mod index {
     pub(super) const PLATFORM_ID: u32 = 0x17;
     pub(super) const FEATURE_CONTROL: u32 = 0x3a;
@@ -18,10 +18,16 @@ mod index {
     pub(super) const MISC_ENABLE: u32 = 0x1a0;
     pub(super) const DEBUGCTL: u32 = 0x1d9;
     pub(super) const XSS: u32 = 0xda0;
+    pub(super) const SYSCFG: u32 = 0xc001_0010;
+    pub(super) const HWCR: u32 = 0xc001_0015;
+    pub(super) const NB_CFG: u32 = 0xc001_001f;
+    pub(super) const DE_CFG: u32 = 0xc001_1029;
 }
 
-/// A microcode revision in bits 63:32, as CPUID leaves it; 0 would tell that none was loaded.
+/// A microcode revision, 0 of which would tell that none was loaded: in bits 63:32, where Intel's CPUID leaves it.
 const MICROCODE: u64 = 1 << 32;
+/// The same in bits 31:0, where AMD's processors have it.
+const PATCH_LEVEL: u64 = 1;
 /// IA32_FEATURE_CONTROL: locked, with nothing enabled.
 const FEATURES_LOCKED: u64 = 1;
 /// IA32_MISC_ENABLE bits that software may set (Intel SDM vol. 4, table 2-2; bit 38 tables 2-20 on): fast strings, thermal
@@ -31,28 +37,78 @@ const MISC_ENABLE_BITS: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23
 /// and no PEBS.
 const MISC_ENABLE_FIXED: u64 = 1 << 7 | 1 << 11 | 1 << 12;
 
-/// `value` if it has no bits outside `mask`.
+/// HWCR.TscFreqSel: the TSC counts at the rate of P-state 0.
+const HWCR_TSC_RATE: u64 = 1 << 24;
+/// HWCR bits that software may set: TLB cache, INVD, flush filter, IGNNE, 32-bit wrap, machine-check status, boost.
+const HWCR_BITS: u64 = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 17 | 1 << 18 | HWCR_TSC_RATE | 1 << 25;
+/// SYSCFG bits that software may set: which memory MTRRs call DRAM.
+const SYSCFG_BITS: u64 = 0x1f << 18;
+/// NB_CFG: PCI configuration beyond 256 bytes by the port 0xcf8, which there is not, so that the bit stays 0.
+const NB_CFG_EXTENDED: u64 = 1 << 46;
+/// DE_CFG: LFENCE waits for all instructions before it, which cannot be turned off.
+const DE_CFG_LFENCE: u64 = 1 << 1;
+
+/// Bits of IA32_SPEC_CTRL, and what announces each (Intel SDM vol. 4, table 2-2; AMD APM vol. 2, 3.2.9). Whoever has one of
+/// the first two takes both.
+const SPEC_CTRL_BITS: [(u64, CpuFeatures); 7] = [
+    (3, CpuFeatures::of(&[SpecCtrl, Stibp, AmdIbrs, AmdStibp])), // IBRS, STIBP
+    (1 << 2, CpuFeatures::of(&[Ssbd, AmdSsbd])),
+    (3 << 3, CpuFeatures::of(&[IpredCtrl])),
+    (3 << 5, CpuFeatures::of(&[RrsbaCtrl])),
+    (1 << 7, CpuFeatures::of(&[Psfd, AmdPsfd])),
+    (1 << 8, CpuFeatures::of(&[DdpdU])),
+    (1 << 10, CpuFeatures::of(&[BhiCtrl])),
+];
+
+/// Bits of IA32_PRED_CMD, and what announces each: IBPB, SBPB.
+const PRED_CMD_BITS: [(u64, CpuFeatures); 2] =
+    [(1, CpuFeatures::of(&[SpecCtrl, AmdIbpb])), (1 << 7, CpuFeatures::of(&[Sbpb]))];
+
+impl CpuModel {
+    /// Bits that IA32_SPEC_CTRL takes; 0 if there is no such MSR.
+    pub fn spec_ctrl_bits(&self) -> u64 {
+        self.announced_bits(&SPEC_CTRL_BITS)
+    }
+
+    /// Bits that IA32_PRED_CMD takes; 0 if there is no such MSR.
+    pub fn pred_cmd_bits(&self) -> u64 {
+        self.announced_bits(&PRED_CMD_BITS)
+    }
+
+    fn announced_bits(&self, table: &[(u64, CpuFeatures)]) -> u64 {
+        let there = |of: &CpuFeatures| self.features.intersection(of) != CpuFeatures::EMPTY;
+        table.iter().filter(|(_, of)| there(of)).fold(0, |all, (bits, _)| all | bits)
+    }
+}
+
+/// `value` if it has no bits outside `mask`; of a register without bits there is none.
 fn only(value: u64, mask: u64) -> Result<u64, GpFault> {
-    if value & !mask == 0 { Ok(value) } else { Err(GpFault) }
+    if value & !mask == 0 && mask != 0 { Ok(value) } else { Err(GpFault) }
 }
 
 impl Msrs {
     /// RDMSR of MSR `index`; `None` if it is not one of these.
     pub fn read_held(&self, model: &CpuModel, index: u32) -> Option<Result<u64, GpFault>> {
         use index::*;
-        let announced = |feature, value| if model.features.has(feature) { Ok(value) } else { Err(GpFault) };
+        let given = |there, value| if there { Ok(value) } else { Err(GpFault) };
+        let announced = |feature, value| given(model.features.has(feature), value);
+        let amd = model.vendor() == Vendor::Amd;
         Some(match index {
             PLATFORM_ID | MCG_CAP => Ok(0),
             FEATURE_CONTROL => Ok(FEATURES_LOCKED),
-            SPEC_CTRL => announced(Feature::SpecCtrl, self.spec_ctrl),
+            SPEC_CTRL => given(model.spec_ctrl_bits() != 0, self.spec_ctrl),
             // Write-only.
             PRED_CMD | BIOS_UPDT_TRIG => Err(GpFault),
-            BIOS_SIGN_ID => Ok(MICROCODE),
-            ARCH_CAPABILITIES => announced(Feature::ArchCapabilities, model.arch_capabilities()),
+            BIOS_SIGN_ID => Ok(if amd { PATCH_LEVEL } else { MICROCODE }),
+            ARCH_CAPABILITIES => announced(ArchCapabilities, model.arch_capabilities),
             MCG_STATUS => Ok(self.mcg_status),
             MISC_ENABLE => Ok(self.misc_enable),
             DEBUGCTL => Ok(self.debugctl),
-            XSS => announced(Feature::Xsaves, 0),
+            XSS => announced(Xsaves, 0),
+            SYSCFG => given(amd, self.syscfg),
+            HWCR => given(amd, self.hwcr | HWCR_TSC_RATE),
+            NB_CFG => given(amd, 0),
+            DE_CFG => given(amd, DE_CFG_LFENCE),
             _ => Ok(self.mtrr.read(index)?),
         })
     }
@@ -60,12 +116,11 @@ impl Msrs {
     /// WRMSR of `value` to MSR `index`; `None` if it is not one of these. After an error nothing has changed.
     pub fn write_held(&mut self, model: &CpuModel, index: u32, value: u64) -> Option<Result<(), GpFault>> {
         use index::*;
-        let announced =
-            |feature, mask| if model.features.has(feature) { only(value, mask) } else { Err(GpFault) };
-        let ssbd = if model.features.has(Feature::Ssbd) { 4 } else { 0 };
+        let given = |there, mask| if there { only(value, mask) } else { Err(GpFault) };
+        let amd = model.vendor() == Vendor::Amd;
         Some(match index {
-            SPEC_CTRL => announced(Feature::SpecCtrl, 3 | ssbd).map(|value| self.spec_ctrl = value),
-            PRED_CMD => announced(Feature::SpecCtrl, 1).map(drop),
+            SPEC_CTRL => only(value, model.spec_ctrl_bits()).map(|value| self.spec_ctrl = value),
+            PRED_CMD => only(value, model.pred_cmd_bits()).map(drop),
             // A microcode update that is none: software writes 0 before it reads the revision by CPUID. Nothing that may be
             // brought is one for this processor.
             BIOS_SIGN_ID | BIOS_UPDT_TRIG => Ok(()),
@@ -74,7 +129,12 @@ impl Msrs {
                 .map(|value| self.misc_enable = value | self.misc_enable & MISC_ENABLE_FIXED),
             DEBUGCTL => only(value, 3).map(|value| self.debugctl = value),
             // There are no supervisor state components.
-            XSS => announced(Feature::Xsaves, 0).map(drop),
+            XSS if value == 0 && model.features.has(Xsaves) => Ok(()),
+            XSS => Err(GpFault),
+            SYSCFG => given(amd, SYSCFG_BITS).map(|value| self.syscfg = value),
+            HWCR => given(amd, HWCR_BITS).map(|value| self.hwcr = value),
+            NB_CFG => given(amd, NB_CFG_EXTENDED).map(drop),
+            DE_CFG => given(amd, DE_CFG_LFENCE).map(drop),
             PLATFORM_ID | FEATURE_CONTROL | ARCH_CAPABILITIES | MCG_CAP => Err(GpFault),
             _ => return self.mtrr.write(index, value),
         })
@@ -149,7 +209,7 @@ impl Mtrrs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::CpuState;
+    use crate::{CpuState, Feature, HostProcessor, Signature};
 
     #[test]
     fn registers_keep_what_they_take_and_refuse_the_rest() {
@@ -201,7 +261,7 @@ mod tests {
             assert!(msrs.read_held(&model, index).unwrap().is_ok(), "{index:#x}");
             assert_eq!(msrs.write_held(&model, index, 0), Some(Err(GpFault)), "{index:#x}");
         }
-        model.features = model.features.without(&[Feature::SpecCtrl, Feature::ArchCapabilities]);
+        model.features = model.features.minus(&crate::SPECULATION_FEATURES);
         for index in [0x48, 0x49, 0x10a] {
             assert_eq!(msrs.read_held(&model, index), Some(Err(GpFault)), "{index:#x}");
         }
@@ -218,5 +278,55 @@ mod tests {
                 "{index:#x}"
             );
         }
+    }
+
+    #[test]
+    fn controls_of_speculation_take_the_bits_that_are_announced() {
+        let mut model = CpuModel::named("x86-64-v2", 1, 1_000_000).unwrap();
+        let mut msrs = CpuState::reset(0).msrs;
+        for (features, spec, pred) in [
+            (&[SpecCtrl][..], 3, 1),
+            (&[Ssbd], 4, 0),
+            (&[AmdIbpb], 0, 1),
+            (&[AmdStibp, AmdSsbd, AmdPsfd, AmdIbpb, Sbpb], 0x87, 0x81),
+            (&[SpecCtrl, Stibp, Ssbd, Psfd, IpredCtrl, RrsbaCtrl, DdpdU, BhiCtrl], 0x5ff, 1),
+            (&[], 0, 0),
+        ] {
+            model.features = CpuFeatures::of(features);
+            assert_eq!((model.spec_ctrl_bits(), model.pred_cmd_bits()), (spec, pred), "{features:?}");
+            for bit in 0..64 {
+                let writes = |bits: u64| if bits >> bit & 1 != 0 { Ok(()) } else { Err(GpFault) };
+                assert_eq!(msrs.write_held(&model, 0x48, 1 << bit), Some(writes(spec)), "{features:?} {bit}");
+                assert_eq!(msrs.write_held(&model, 0x49, 1 << bit), Some(writes(pred)), "{features:?} {bit}");
+            }
+            assert_eq!(msrs.read_held(&model, 0x48).unwrap().is_ok(), spec != 0, "{features:?}");
+            assert_eq!(msrs.read_held(&model, 0x49), Some(Err(GpFault)));
+        }
+    }
+
+    /// Linux reads and writes most of them without expecting a fault, and takes LFENCE for serialising only if DE_CFG says so.
+    #[test]
+    fn registers_of_amds_processors() {
+        let signature = Signature { vendor: Vendor::Amd, family: 0x17, model: 0x31, stepping: 0 };
+        let host = HostProcessor { signature, features: CpuFeatures::of(Feature::ALL) };
+        let amd = CpuModel::on(&host, "host", 1, 1_000_000).unwrap();
+        let intel = CpuModel::named("x86-64-v2", 1, 1_000_000).unwrap();
+        let mut msrs = CpuState::reset(0).msrs;
+        for (index, value) in [(0xc001_0010, 0), (0xc001_0015, 1 << 24), (0xc001_001f, 0), (0xc001_1029, 2)] {
+            assert_eq!(msrs.read_held(&amd, index), Some(Ok(value)), "{index:#x}");
+            assert_eq!(msrs.write_held(&amd, index, value), Some(Ok(())), "{index:#x}");
+            assert_eq!(msrs.write_held(&amd, index, 1 << 60), Some(Err(GpFault)), "{index:#x}");
+            assert_eq!(msrs.read_held(&intel, index), Some(Err(GpFault)), "{index:#x}");
+            assert_eq!(msrs.write_held(&intel, index, value), Some(Err(GpFault)), "{index:#x}");
+        }
+        for (index, written, read) in [
+            (0xc001_0010, 1 << 19, 1 << 19),
+            (0xc001_0015, 1 << 6, 1 << 24 | 1 << 6),
+            (0xc001_001f, 1 << 46, 0),
+        ] {
+            assert_eq!(msrs.write_held(&amd, index, written), Some(Ok(())), "{index:#x}");
+            assert_eq!(msrs.read_held(&amd, index), Some(Ok(read)), "{index:#x}");
+        }
+        assert_eq!(msrs.read_held(&amd, 0x10a), Some(Err(GpFault)), "there is no IA32_ARCH_CAPABILITIES");
     }
 }

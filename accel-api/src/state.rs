@@ -196,6 +196,8 @@ pub struct Msrs {
     pub tsc_adjust: u64,
     pub mcg_status: u64,
     pub debugctl: u64,
+    pub hwcr: u64,
+    pub syscfg: u64,
     pub mtrr: Mtrrs,
 }
 
@@ -334,6 +336,8 @@ impl CpuState {
                 tsc_adjust: 0,
                 mcg_status: 0,
                 debugctl: 0,
+                hwcr: 0,
+                syscfg: 0,
                 mtrr: Mtrrs { def_type: 0, fixed: [0; 11], variable: [[0; 2]; 8] },
             },
             events: Events::default(),

@@ -50,7 +50,7 @@ use accel_api::{
     Absent, AbsentKind, AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Available, Probe, Quality,
     VmSpec,
 };
-use x86_core::soft::{MAX_VCPUS, SoftVm, features};
+use x86_core::soft::{MAX_VCPUS, SoftVm, caps};
 
 pub use crate::config::Config;
 pub use crate::engine::Engine;
@@ -101,8 +101,7 @@ pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
 pub fn create_with(config: Config) -> Arc<dyn Accelerator> {
     // What is compared includes RAM, which nobody else must store to meanwhile.
     let max_vcpus = if config.verify.is_some() { 1 } else { MAX_VCPUS };
-    let caps = AccelCaps { features: features(), max_vcpus, exact: true };
-    Arc::new(Jit { caps, config: Arc::new(config) })
+    Arc::new(Jit { caps: caps(max_vcpus), config: Arc::new(config) })
 }
 
 #[derive(Debug)]

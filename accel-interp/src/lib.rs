@@ -19,7 +19,7 @@ mod tests;
 use std::sync::Arc;
 
 use accel_api::{AccelCaps, AccelError, AccelId, AccelVm, Accelerator, Available, Probe, Quality, VmSpec};
-use x86_core::soft::{MAX_VCPUS, SoftVm, features};
+use x86_core::soft::{MAX_VCPUS, SoftVm, caps};
 
 pub use crate::engine::Engine;
 
@@ -36,7 +36,7 @@ pub fn probe() -> Probe {
 /// # Errors
 /// None; the signature is that of every backend.
 pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
-    Ok(Arc::new(Interp { caps: AccelCaps { features: features(), max_vcpus: MAX_VCPUS, exact: true } }))
+    Ok(Arc::new(Interp { caps: caps(MAX_VCPUS) }))
 }
 
 #[derive(Debug)]

@@ -38,7 +38,7 @@ pub(crate) fn features(kvm: &Kvm) -> Result<CpuFeatures, AccelError> {
 }
 
 /// Leaves whose output depends on ECX, and up to which subleaf they have any.
-const INDEXED: [(u32, u32); 4] = [(4, 4), (7, 0), (0xb, 2), (0xd, 2)];
+const INDEXED: [(u32, u32); 5] = [(4, 4), (7, 2), (0xb, 2), (0xd, 2), (0x8000_001d, 4)];
 
 /// The CPUID table of vCPU `id`. KVM itself keeps OSXSAVE, the APIC bit and the size of the XSAVE area up to date.
 ///

@@ -5,7 +5,8 @@
 //! 2. `vcpu.rs` is the contract of `run`: `exit.rs` reads why KVM returned, and whatever the guest asked of its devices
 //!    is answered and *completed* before `run` returns. `bell.rs` is how other threads get a vCPU's attention.
 //! 3. `state` converts between KVM's structures and [`accel_api::CpuState`], in the order that loses nothing.
-//! 4. `cpuid.rs` and `msr.rs` make the guest see the CPU model, the whole of it and nothing else.
+//! 4. `cpuid.rs` and `msr.rs` make the guest see the CPU model, the whole of it and nothing else; `speculation.rs` is
+//!    what it must know of the processor beneath.
 //! 5. `probe.rs` finds out whether and how well this works here: `device.rs` opens the device and tells why it cannot,
 //!    `calibrate.rs` measures guests, `provider.rs` names the kernel module behind it.
 
@@ -20,6 +21,7 @@ mod msr;
 mod probe;
 mod provider;
 mod slots;
+mod speculation;
 mod state;
 mod sys;
 mod vcpu;
@@ -59,9 +61,13 @@ pub fn create_on(path: &Path) -> Result<Arc<dyn Accelerator>, AccelError> {
     let failed =
         |error| AccelError::Host { what: "KVM's device cannot be used", source: io::Error::other(error) };
     let kvm = device::open(path).map_err(failed)?;
-    let features = cpuid::features(&kvm)?;
-    let max_vcpus = kvm.get_max_vcpus().min(MAX_VCPUS) as u32;
-    Ok(Arc::new(KvmAccelerator { kvm: Arc::new(kvm), caps: AccelCaps { features, max_vcpus, exact: false } }))
+    let caps = AccelCaps {
+        features: cpuid::features(&kvm)?,
+        speculation: speculation::of_host(&kvm),
+        max_vcpus: kvm.get_max_vcpus().min(MAX_VCPUS) as u32,
+        exact: false,
+    };
+    Ok(Arc::new(KvmAccelerator { kvm: Arc::new(kvm), caps }))
 }
 
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //! [`accel_api::Msrs`], the rest by the machine. So the guest finds the same MSRs as on every other accelerator, and
 //! none of KVM's own.
 
-use accel_api::AccelError;
+use accel_api::{AccelError, CpuModel};
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
 use crate::sys::host;
@@ -13,6 +13,9 @@ pub(crate) mod index {
     pub(crate) const TSC: u32 = 0x10;
     pub(crate) const APIC_BASE: u32 = 0x1b;
     pub(crate) const TSC_ADJUST: u32 = 0x3b;
+    pub(crate) const SPEC_CTRL: u32 = 0x48;
+    pub(crate) const PRED_CMD: u32 = 0x49;
+    pub(crate) const ARCH_CAPABILITIES: u32 = 0x10a;
     pub(crate) const SYSENTER_CS: u32 = 0x174;
     pub(crate) const SYSENTER_ESP: u32 = 0x175;
     pub(crate) const SYSENTER_EIP: u32 = 0x176;
@@ -29,7 +32,7 @@ pub(crate) mod index {
     pub(crate) const TSC_AUX: u32 = 0xc000_0103;
 }
 
-/// MSRs that the guest reads and writes without leaving. The x2APIC's are never filtered.
+/// MSRs that every guest reads and writes without leaving. The x2APIC's are never filtered.
 const IN_KERNEL: [u32; 15] = {
     use index::*;
     [
@@ -51,16 +54,22 @@ const IN_KERNEL: [u32; 15] = {
     ]
 };
 
-/// Allows [`IN_KERNEL`] and reading the TSC, and nothing else; in a bitmap, of which the kernel
-/// reads whole 64-bit words, 1 allows. (A write to the TSC moves
+/// Allows [`IN_KERNEL`], the controls of speculation that `model` announces, which must reach the processor, and reading
+/// the TSC; nothing else. In a bitmap, of which the kernel reads whole 64-bit words, 1 allows. (A write to the TSC moves
 /// IA32_TSC_ADJUST, which KVM has only for models that announce it.)
 ///
 /// # Errors
 /// Host failure.
-pub(crate) fn set_filter(vm: &VmFd) -> Result<(), AccelError> {
+pub(crate) fn set_filter(vm: &VmFd, model: &CpuModel) -> Result<(), AccelError> {
     let both = MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE;
     let range = |flags, base| MsrFilterRange { flags, base, msr_count: 1, bitmap: &[1, 0, 0, 0, 0, 0, 0, 0] };
     let mut ranges = vec![range(MsrFilterRangeFlags::READ, index::TSC)];
+    if model.spec_ctrl_bits() != 0 {
+        ranges.push(range(both, index::SPEC_CTRL));
+    }
+    if model.pred_cmd_bits() != 0 {
+        ranges.push(range(MsrFilterRangeFlags::WRITE, index::PRED_CMD));
+    }
     for index in IN_KERNEL {
         // Neighbours share a range: KVM takes 16 of them.
         match ranges.last_mut() {

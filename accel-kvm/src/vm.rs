@@ -71,7 +71,7 @@ impl KvmVm {
         };
         enable(cap, quirks, "KVM_CAP_DISABLE_QUIRKS2")?;
         enable(KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, "KVM_CAP_X86_USER_SPACE_MSR")?;
-        msr::set_filter(&fd)?;
+        msr::set_filter(&fd, &spec.model)?;
         fd.set_tss_address(TSS_ADDRESS).map_err(host("KVM_SET_TSS_ADDR"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(host("KVM_SET_IDENTITY_MAP_ADDR"))?;
 

@@ -6,7 +6,9 @@ mod common;
 
 use std::sync::{Arc, OnceLock};
 
-use accel_api::{AccelError, Accelerator, CpuModel, CpuState, Exit, GuestRam, Kick, VcpuConfig, VmSpec};
+use accel_api::{
+    AccelError, Accelerator, CpuModel, CpuState, Exit, Feature, GuestRam, Kick, VcpuConfig, VmSpec,
+};
 use common::hardware_kvm;
 use iced_x86::code_asm::*;
 use testkit::fake_bus::FakeBus;
@@ -81,8 +83,8 @@ fn system(a: &mut CodeAssembler) -> Asm {
     point(a)
 }
 
-/// MSRs of all kinds: the processor's, held ones, the TSC's adjustment.
-fn msrs(a: &mut CodeAssembler) -> Asm {
+/// MSRs of all kinds: the processor's, held ones, the TSC's adjustment; IA32_SPEC_CTRL where there is one.
+fn msrs(a: &mut CodeAssembler, spec_ctrl: bool) -> Asm {
     for (index, value) in [
         (0xc000_0081u32, 0x0023_0010_0000_0000u64),
         (0xc000_0082, 0xffff_8000_0000_1000),
@@ -93,9 +95,11 @@ fn msrs(a: &mut CodeAssembler) -> Asm {
         (0x277, 0x0007_0106_0007_0406),
         (0x2ff, 0xc06),
         (0x1a0, 1),
-        (0x48, 1),
     ] {
         wrmsr(a, index, value)?;
+    }
+    if spec_ctrl {
+        wrmsr(a, 0x48, 1)?;
     }
     point(a)
 }
@@ -123,8 +127,8 @@ fn interrupts(a: &mut CodeAssembler) -> Asm {
     point(a)
 }
 
-/// The states at each point.
-fn states(accel: &Arc<dyn Accelerator>) -> Vec<CpuState> {
+/// The states at each point; `spec_ctrl` tells whether IA32_SPEC_CTRL is written.
+fn states(accel: &Arc<dyn Accelerator>, spec_ctrl: bool) -> Vec<CpuState> {
     let rig = Rig::new(accel);
     let kick: Arc<OnceLock<Arc<dyn Kick>>> = Arc::default();
     let kicked = kick.clone();
@@ -132,7 +136,7 @@ fn states(accel: &Arc<dyn Accelerator>) -> Vec<CpuState> {
     rig.code(|a| {
         computing(a)?;
         system(a)?;
-        msrs(a)?;
+        msrs(a, spec_ctrl)?;
         interrupts(a)?;
         a.ud2()
     });
@@ -158,7 +162,9 @@ fn states(accel: &Arc<dyn Accelerator>) -> Vec<CpuState> {
 fn states_are_the_same_at_the_same_points() {
     let Some(kvm) = hardware_kvm("states on KVM and on the interpreter") else { return };
     let interp = accel_interp::create().expect("the interpreter runs everywhere");
-    let (on_kvm, on_interp) = (states(&kvm), states(&interp));
+    // The processor's own on KVM, which not every processor has.
+    let spec_ctrl = kvm.caps().features.has(Feature::SpecCtrl);
+    let (on_kvm, on_interp) = (states(&kvm, spec_ctrl), states(&interp, spec_ctrl));
     for (n, (left, right)) in on_kvm.iter().zip(&on_interp).enumerate() {
         let differences: Vec<_> = left.diff(right).iter().map(ToString::to_string).collect();
         assert!(differences.is_empty(), "point {n}, KVM != interpreter: {differences:#?}");
@@ -170,7 +176,7 @@ fn states_are_the_same_at_the_same_points() {
 fn avx_state_survives() {
     let Some(kvm) = hardware_kvm("AVX state on KVM") else { return };
     let mut model = CpuModel::named("x86-64-v3", 1, testkit::rig::tsc_khz()).expect("a known model");
-    model.fit(&kvm.caps().features);
+    model.fit(kvm.caps());
     let ram = Arc::new(GuestRam::new(&[(0, 0x1000)]).expect("RAM"));
     let vm = kvm.create_vm(&VmSpec { model: Arc::new(model), ram, vcpus: 1 }).expect("create_vm");
     let mut vcpu = vm.bind_vcpu(&VcpuConfig { id: 0 }, Arc::new(FakeBus::default())).expect("bind_vcpu");

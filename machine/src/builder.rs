@@ -236,7 +236,7 @@ pub(crate) fn cpu_model(
         return Err(MachineError::Vcpus { asked: cpus, max });
     }
     let mut model = CpuModel::named(name, cpus, tsc_khz)?;
-    model.fit(&caps.features);
+    model.fit(caps);
     let missing = model.features.missing_from(&caps.features);
     if !missing.is_empty() {
         let missing = missing.into_iter().map(str::to_owned).collect();

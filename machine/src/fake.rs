@@ -45,7 +45,12 @@ impl FakeAccelerator {
     }
 
     pub(crate) fn running(program: impl Fn(&mut Guest<'_>) -> Step + Send + Sync + 'static) -> Self {
-        let caps = AccelCaps { features: CpuFeatures::of(Feature::ALL), max_vcpus: 8, exact: true };
+        let caps = AccelCaps {
+            features: CpuFeatures::of(Feature::ALL),
+            speculation: Speculation::WITHOUT_EFFECT,
+            max_vcpus: 8,
+            exact: true,
+        };
         Self { id: AccelId("fake"), caps, program: Arc::new(program) }
     }
 

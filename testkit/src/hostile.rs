@@ -117,7 +117,7 @@ fn setting(name: &str) -> Option<u64> {
 /// All that `accel` has.
 fn model(accel: &Arc<dyn Accelerator>, vcpus: u32) -> CpuModel {
     let mut model = CpuModel::named("host", vcpus, crate::rig::tsc_khz()).expect("model");
-    model.fit(&accel.caps().features);
+    model.fit(accel.caps());
     model
 }
 

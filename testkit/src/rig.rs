@@ -207,7 +207,7 @@ impl Rig {
         let layout = [(0, map::RAM_END), (map::ROM, 0x1_0000), (map::EXTRA, 0x1_0000), (map::HIGH, 0x1_0000)];
         let ram = Arc::new(GuestRam::new(&layout).expect("RAM"));
         let mut model = CpuModel::named("x86-64-v2", vcpus, tsc_khz()).expect("model");
-        model.fit(&accel.caps().features);
+        model.fit(accel.caps());
         model.features = model.features.with(features);
         let model = Arc::new(model);
         let spec = VmSpec { model: model.clone(), ram: ram.clone(), vcpus };

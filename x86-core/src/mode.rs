@@ -36,6 +36,8 @@ pub mod bits {
     pub const EFER_LME: u64 = 1 << 8;
     pub const EFER_LMA: u64 = 1 << 10;
     pub const EFER_NXE: u64 = 1 << 11;
+    /// Automatic IBRS, AMD's: without effect here.
+    pub const EFER_AIBRSE: u64 = 1 << 21;
 }
 
 /// How instructions are decoded and addresses formed.

@@ -167,7 +167,7 @@ impl Cpu {
 fn can_be_tried(ins: &Instruction) -> bool {
     use Mnemonic::*;
     match ins.mnemonic() {
-        Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed => false,
+        Rdtsc | Rdtscp | Rdpmc | Rdpru | Rdrand | Rdseed => false,
         Cli | Sti | Clac | Stac | Swapgs | Sysret | Sysretq | Iretq | Xsaves | Xrstors | Xsaves64
         | Xrstors64 => true,
         _ => !ins.is_privileged(),

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, LazyLock};
 
-use accel_api::{Access, CpuModel, Feature, GpFault, GuestRam, IoSize, Segment, SlotId, VcpuBus};
+use accel_api::{
+    Access, CpuFeatures, CpuModel, Feature, GpFault, GuestRam, IoSize, Segment, SlotId, VcpuBus,
+};
 
 pub mod blocks;
 pub mod code;
@@ -74,8 +76,9 @@ pub fn cpu(mode: Mode) -> Box<Cpu> {
 /// Never: the model is a known one.
 pub fn give_host_features(cpu: &mut Cpu) {
     static MODEL: LazyLock<Arc<CpuModel>> = LazyLock::new(|| {
-        let mut model = CpuModel::named("host", 1, 1_000_000).expect("a known model");
-        model.fit(&crate::soft::features());
+        let mut model = CpuModel::named("x86-64-v2", 1, 1_000_000).expect("a known model");
+        // All there are, of either vendor; the vendor is Intel wherever the tests run.
+        model.features = CpuFeatures::of(Feature::ALL).intersection(&crate::soft::features());
         Arc::new(model)
     });
     cpu.model = MODEL.clone();

@@ -34,7 +34,10 @@ pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, AccelError> {
     let kvm_debugregs { db: dr, dr6, dr7, flags: _, reserved: _ } =
         fd.get_debug_regs().map_err(host("KVM_GET_DEBUGREGS"))?;
     let tsc_offset = tsc_offset(fd)?;
-    let held = vcpu.msrs.clone();
+    let mut held = vcpu.msrs.clone();
+    if vcpu.spec.model.spec_ctrl_bits() != 0 {
+        held.spec_ctrl = get_msr(vcpu.fd(), index::SPEC_CTRL)?;
+    }
     let msrs = save_msrs(vcpu.fd(), held, sregs.efer)?;
     let (events, sipi) = events::save(vcpu)?;
     let (gpr, rip, rflags) = registers::general(&regs);
@@ -108,6 +111,9 @@ pub(crate) fn load(vcpu: &mut KvmVcpu, state: &CpuState) -> Result<(), AccelErro
     set_tsc_offset(fd, *tsc_offset)?;
     lapic::load(vcpu, lapic)?;
     load_msrs(vcpu.fd(), msrs)?;
+    if vcpu.spec.model.spec_ctrl_bits() != 0 {
+        set_msrs(vcpu.fd(), [(index::SPEC_CTRL, msrs.spec_ctrl)])?;
+    }
     vcpu.msrs = msrs.clone();
     let debug = kvm_debugregs { db: *dr, dr6: *dr6, dr7: *dr7, flags: 0, reserved: [0; 9] };
     vcpu.fd().set_debug_regs(&debug).map_err(loading("debug registers"))?;
@@ -228,10 +234,13 @@ fn load_msrs(fd: &VcpuFd, msrs: &Msrs) -> Result<(), AccelError> {
         sysenter_eip,
         pat,
         misc_enable: _,
+        // Where there is one: see [`load`].
         spec_ctrl: _,
         tsc_adjust: _,
         mcg_status: _,
         debugctl: _,
+        hwcr: _,
+        syscfg: _,
         mtrr: _,
     } = msrs;
     set_msrs(

@@ -106,7 +106,7 @@ impl Vm {
         let state = load(&ram, &map, &spec)?;
         let mut model = CpuModel::named(DEFAULT_MODEL, 1, TscFrequency::of_host().khz)?;
         // The guests need no feature, and a provider of KVM without hardware may lack some.
-        model.fit(&chosen.accelerator.caps().features);
+        model.fit(chosen.accelerator.caps());
         let spec = VmSpec { model: Arc::new(model), ram: ram.clone(), vcpus: 1 };
         let vm = chosen.accelerator.create_vm(&spec)?;
         for (slot, region) in (0..).zip(ram.regions()) {

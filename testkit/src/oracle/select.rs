@@ -36,6 +36,10 @@ const BEYOND: &[Feature] = &[
     Feature::Rdtscp,
     Feature::Rdpid,
     Feature::Invpcid,
+    Feature::Clzero,
+    Feature::Mwaitx,
+    Feature::Rdpru,
+    Feature::Wbnoinvd,
 ];
 
 /// Features of the software CPU under test: those of the default model and [`BEYOND`] that the host has.
@@ -95,6 +99,7 @@ pub fn excluded(code: Code, size: CodeSize) -> Option<Excluded> {
     const CONTROL: &str = "system/tests/control.rs";
     const FAR: &str = "system/tests/far.rs";
     const FORMS: &str = "integer/tests/forms.rs";
+    const AMD: &str = "system/tests/amd.rs";
     let op_code = code.op_code();
     let long = size == CodeSize::Bits64;
     let because = |reason, file, test| Some(Excluded { reason, test: (file, test) });
@@ -107,6 +112,9 @@ pub fn excluded(code: Code, size: CodeSize) -> Option<Excluded> {
         Rdpid => return because(PROCESSOR, FORMS, "features_gate_instructions"),
         Rdpmc => return because(PROCESSOR, PRIVILEGED, "privileged_instructions"),
         Xgetbv => return because(PROCESSOR, PRIVILEGED, "extended_control_register"),
+        Rdpru => return because(PROCESSOR, AMD, "counters_for_programs"),
+        Monitorx | Mwaitx => return because("waits", AMD, "waiting_for_a_store_ends_at_once"),
+        Clzero => return because(VENDOR, AMD, "a_line_of_zeros"),
         Rdrand | Rdseed => return because("random", FORMS, "random_numbers_come_with_carry_and_differ"),
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => return because(FS, SYSCALLS, "bases"),
         Lfs => return because(FS, FAR, "segment_instructions"),
@@ -206,6 +214,10 @@ fn announced(feature: CpuidFeature, features: &CpuFeatures) -> bool {
         C::RDPID => Feature::Rdpid,
         C::INVPCID => Feature::Invpcid,
         C::SMAP => Feature::Smap,
+        C::CLZERO => Feature::Clzero,
+        C::MONITORX => Feature::Mwaitx,
+        C::RDPRU => Feature::Rdpru,
+        C::WBNOINVD => Feature::Wbnoinvd,
         C::SEP => Feature::Sep,
         C::SYSCALL => Feature::Syscall,
         C::TSC => Feature::Tsc,

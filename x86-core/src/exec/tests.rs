@@ -55,11 +55,8 @@ const NEVER_ANNOUNCED: &[F] = &[
     F::WIDE_KL,
     // Waiting in the guest would hide from us that it waits.
     F::MONITOR,
-    F::MONITORX,
     // AMD's own, and vendors that are gone.
     F::MCOMMIT,
-    F::CLZERO,
-    F::RDPRU,
     F::D3NOW,
     F::D3NOWEXT,
     F::CL1INVMB,

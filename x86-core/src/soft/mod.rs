@@ -14,7 +14,9 @@ pub use home::CpuHome;
 pub use vcpu::SoftVcpu;
 pub use vm::SoftVm;
 
-use accel_api::{AccelError, CpuFeatures, Feature, PLATFORM_FEATURES};
+use accel_api::{
+    AccelCaps, AccelError, CpuFeatures, Feature, PLATFORM_FEATURES, SPECULATION_FEATURES, Speculation,
+};
 
 use crate::{Cpu, Exec, StaleCode};
 
@@ -117,6 +119,14 @@ const EMULATED: CpuFeatures = PLATFORM_FEATURES.with(&[
     Feature::Rdseed,
     Feature::Clflushopt,
     Feature::Clwb,
+    Feature::Clzero,
+    Feature::Mwaitx,
+    Feature::Rdpru,
+    Feature::Wbnoinvd,
+    // FSAVE and its kin store the pointers of the last x87 instruction whether it failed or not.
+    Feature::Xsaveerptr,
+    Feature::LfenceRdtsc,
+    Feature::NullSelClrBase,
 ]);
 
 /// Features that are executed by the host's own instructions, so the host must have them.
@@ -145,9 +155,15 @@ const PASSED_THROUGH: CpuFeatures = CpuFeatures::of(&[
     Feature::Vpclmulqdq,
 ]);
 
-/// What software CPUs offer on this host.
+/// Features that software CPUs offer on this host.
 pub fn features() -> CpuFeatures {
-    EMULATED.union(&PASSED_THROUGH.intersection(&CpuFeatures::of_host()))
+    // Controls of speculation hold what is written to them.
+    EMULATED.union(&SPECULATION_FEATURES).union(&PASSED_THROUGH.intersection(&CpuFeatures::of_host()))
+}
+
+/// What software CPUs offer on this host, `max_vcpus` of them in a VM.
+pub fn caps(max_vcpus: u32) -> AccelCaps {
+    AccelCaps { features: features(), speculation: Speculation::WITHOUT_EFFECT, max_vcpus, exact: true }
 }
 
 /// Most vCPUs of a software VM: APIC ids below the broadcast id.

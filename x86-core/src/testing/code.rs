@@ -36,6 +36,7 @@ fn is_comparable(bytes: &[u8]) -> Option<usize> {
         ins.mnemonic(),
         Mnemonic::Rdtsc
             | Mnemonic::Rdtscp
+            | Mnemonic::Rdpru
             | Mnemonic::Rdrand
             | Mnemonic::Rdseed
             | Mnemonic::Hlt

@@ -9,9 +9,10 @@ use std::arch::x86_64::{_mm_lfence, _mm_mfence, _mm_sfence};
 use accel_api::{CpuidInputs, Feature, MpState, gpr};
 use iced_x86::{Code, Instruction};
 
+use crate::alu::Word;
 use crate::exec::{Table, serialising};
 use crate::mode::bits;
-use crate::{AccessKind, Cpu, Exec, Fault};
+use crate::{AccessKind, Cpu, Ea, Exec, Fault};
 
 fn hlt(cpu: &mut Cpu, _: &Instruction) -> Exec {
     cpu.privileged()?;
@@ -79,6 +80,48 @@ fn flush_line<const FEATURE: u8>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     Ok(())
 }
 
+/// The byte at the address in rAX, as wide as the address size, in DS or the segment of a prefix.
+fn byte_at_rax<W: Word>(cpu: &Cpu, ins: &Instruction, write: bool) -> Exec<Ea> {
+    cpu.segmented(cpu.memory_segment(ins), cpu.reg::<W>(gpr::RAX).to_u64(), 1, write)
+}
+
+/// CLZERO (AMD APM vol. 3): the cache line becomes zero. `W` is the address size.
+fn clzero<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    const LINE: usize = 64;
+    if !cpu.model.features.has(Feature::Clzero) {
+        return Err(Fault::UD);
+    }
+    let Ea { la, stack } = byte_at_rax::<W>(cpu, ins, true)?;
+    cpu.store_bytes(Ea { la: la & !(LINE as u64 - 1), stack }, &[0; LINE])
+}
+
+/// MONITORX (AMD APM vol. 3): the address is checked as for a load, and nothing is watched, because [`mwaitx`] does not
+/// wait.
+fn monitorx<W: Word>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
+    if !cpu.model.features.has(Feature::Mwaitx) {
+        return Err(Fault::UD);
+    }
+    if cpu.gpr[gpr::RCX] as u32 != 0 {
+        return Err(Fault::GP0);
+    }
+    let ea = byte_at_rax::<W>(cpu, ins, false)?;
+    cpu.span(ea, 1, AccessKind::Read)?;
+    Ok(())
+}
+
+/// MWAITX (AMD APM vol. 3): processors may wake for reasons of their own, and this one always does. ECX may ask for wake-ups
+/// by masked interrupts and by a timer.
+fn mwaitx(cpu: &mut Cpu, _: &Instruction) -> Exec {
+    if !cpu.model.features.has(Feature::Mwaitx) {
+        return Err(Fault::UD);
+    }
+    if cpu.gpr[gpr::RCX] as u32 & !3 != 0 {
+        return Err(Fault::GP0);
+    }
+    std::hint::spin_loop();
+    Ok(())
+}
+
 pub(super) fn register(table: &mut Table) {
     use Code::*;
     table.set(&[Hlt], hlt);
@@ -115,4 +158,11 @@ pub(super) fn register(table: &mut Table) {
     table.set(&[Clflush_m8], flush_line::<0>);
     table.set(&[Clflushopt_m8], flush_line::<1>);
     table.set(&[Clwb_m8], flush_line::<2>);
+    table.set(&[Clzerow], clzero::<u16>);
+    table.set(&[Clzerod], clzero::<u32>);
+    table.set(&[Clzeroq], clzero::<u64>);
+    table.set(&[Monitorxw], monitorx::<u16>);
+    table.set(&[Monitorxd], monitorx::<u32>);
+    table.set(&[Monitorxq], monitorx::<u64>);
+    table.set(&[Mwaitx], mwaitx);
 }

@@ -140,7 +140,8 @@ impl Cpu {
         let has = |feature, bits| if self.model.features.has(feature) { bits } else { 0 };
         let allowed = has(Feature::Syscall, EFER_SCE)
             | has(Feature::Lm, EFER_LME | EFER_LMA)
-            | has(Feature::Nx, EFER_NXE);
+            | has(Feature::Nx, EFER_NXE)
+            | has(Feature::AutoIbrs, EFER_AIBRSE);
         let new = only(value, allowed)? & !EFER_LMA | self.efer & EFER_LMA;
         let changed = self.efer ^ new;
         if changed & EFER_LME != 0 && self.cr0 & CR0_PG != 0 {
@@ -213,6 +214,17 @@ fn rdtscp(cpu: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
+/// RDPRU (AMD APM vol. 3): MPERF and APERF, both of which count with the TSC here; 0 for any other register.
+fn rdpru(cpu: &mut Cpu, _: &Instruction) -> Exec {
+    if !cpu.model.features.has(Feature::Rdpru) {
+        return Err(Fault::UD);
+    }
+    may_read_tsc(cpu)?;
+    let value = if cpu.gpr[gpr::RCX] as u32 <= 1 { cpu.tsc() } else { 0 };
+    set_edx_eax(cpu, value);
+    Ok(())
+}
+
 /// There are no performance counters.
 fn rdpmc(_: &mut Cpu, _: &Instruction) -> Exec {
     Err(Fault::GP0)
@@ -224,5 +236,6 @@ pub(super) fn register(table: &mut Table) {
     table.set(&[Wrmsr], wrmsr);
     table.set(&[Rdtsc], rdtsc);
     table.set(&[Rdtscp], rdtscp);
+    table.set(&[Rdpru], rdpru);
     table.set(&[Rdpmc], rdpmc);
 }

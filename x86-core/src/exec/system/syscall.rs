@@ -1,6 +1,10 @@
-//! Fast system calls and the segment bases of 64-bit mode (Intel SDM vol. 2; vol. 3, 5.8.7 and 5.8.8).
+//! Fast system calls and the segment bases of 64-bit mode (Intel SDM vol. 2; vol. 3, 5.8.7 and 5.8.8; AMD APM vol. 2,
+//! 6.1, and vol. 3).
+//!
+//! Both vendors have SYSCALL and SYSRET in 64-bit mode, and SYSENTER and SYSEXIT outside long mode. Programs of 32 bits on
+//! a kernel of 64 use SYSENTER on Intel's processors, which has a 64-bit target there, and SYSCALL on AMD's.
 
-use accel_api::{Feature, Segment, gpr};
+use accel_api::{Feature, Segment, Vendor, gpr};
 use iced_x86::{Code, Instruction};
 
 use crate::alu::{Word, flag};
@@ -21,25 +25,36 @@ impl Cpu {
     }
 }
 
+/// SYSCALL and SYSRET exist where they are enabled: in 64-bit mode, on AMD's processors in all of protected mode.
+fn syscall_ready(cpu: &Cpu) -> Exec {
+    let there = match cpu.model.vendor() {
+        Vendor::Intel => cpu.mode == Mode::Long,
+        Vendor::Amd => !matches!(cpu.mode, Mode::Real | Mode::Virtual8086),
+    };
+    if cpu.efer & bits::EFER_SCE != 0 && there { Ok(()) } else { Err(Fault::UD) }
+}
+
 fn syscall(cpu: &mut Cpu, _: &Instruction) -> Exec {
-    if cpu.efer & bits::EFER_SCE == 0 || cpu.mode != Mode::Long {
-        return Err(Fault::UD);
-    }
+    syscall_ready(cpu)?;
     let rflags = cpu.rflags();
     cpu.gpr[gpr::RCX] = cpu.next_rip;
-    cpu.gpr[R11] = rflags;
-    cpu.next_rip = cpu.msrs.lstar;
+    let (target, rights, cleared) = if cpu.long_mode() {
+        cpu.gpr[R11] = rflags;
+        let target = if cpu.mode == Mode::Long { cpu.msrs.lstar } else { cpu.msrs.cstar };
+        (target, CODE64, cpu.msrs.fmask & 0xffff_ffff | flag::RF)
+    } else {
+        (cpu.msrs.star & 0xffff_ffff, CODE32, flag::VM | flag::IF | flag::RF)
+    };
+    cpu.next_rip = target;
     let selector = (cpu.msrs.star >> 32) as u16 & !3;
-    cpu.set_rflags(rflags & !(cpu.msrs.fmask & 0xffff_ffff | flag::RF));
-    cpu.flat_segments(Segment::flat(selector, CODE64), Segment::flat(selector.wrapping_add(8), DATA));
+    cpu.set_rflags(rflags & !cleared);
+    cpu.flat_segments(Segment::flat(selector, rights), Segment::flat(selector.wrapping_add(8), DATA));
     Ok(())
 }
 
 /// SYSRET; `W` tells to which size of code.
 fn sysret<W: Word>(cpu: &mut Cpu, _: &Instruction) -> Exec {
-    if cpu.efer & bits::EFER_SCE == 0 || cpu.mode != Mode::Long {
-        return Err(Fault::UD);
-    }
+    syscall_ready(cpu)?;
     cpu.privileged()?;
     let target = cpu.reg::<W>(gpr::RCX).to_u64();
     if !Cpu::canonical(target) {
@@ -48,7 +63,8 @@ fn sysret<W: Word>(cpu: &mut Cpu, _: &Instruction) -> Exec {
     let base = (cpu.msrs.star >> 48) as u16;
     let (cs, rights) = if W::BYTES == 8 { (base.wrapping_add(16), CODE64) } else { (base, CODE32) };
     cpu.next_rip = target;
-    cpu.set_rflags(cpu.gpr[R11] & flag::SYSRET);
+    let rflags = if cpu.mode == Mode::Long { cpu.gpr[R11] } else { cpu.rflags() | flag::IF };
+    cpu.set_rflags(rflags & flag::SYSRET);
     cpu.flat_segments(
         Segment::flat(cs | 3, rights | DPL3),
         Segment::flat(base.wrapping_add(8) | 3, DATA | DPL3),
@@ -60,9 +76,11 @@ fn sysret<W: Word>(cpu: &mut Cpu, _: &Instruction) -> Exec {
     Ok(())
 }
 
-/// SYSENTER and SYSEXIT exist, and are used in protected mode with a code segment set.
+/// SYSENTER and SYSEXIT exist, and are used in protected mode with a code segment set. AMD's processors do not have them in
+/// long mode.
 fn fast_call_ready(cpu: &Cpu) -> Exec<u16> {
-    if !cpu.model.features.has(Feature::Sep) {
+    let missing = cpu.model.vendor() == Vendor::Amd && cpu.long_mode();
+    if missing || !cpu.model.features.has(Feature::Sep) {
         return Err(Fault::UD);
     }
     let selector = cpu.msrs.sysenter_cs as u16;

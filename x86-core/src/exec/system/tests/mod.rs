@@ -1,6 +1,7 @@
 //! Against the Intel SDM; each test names the instruction's page or the section.
 
 mod alignment;
+mod amd;
 mod control;
 mod debug;
 mod far;
