@@ -39,7 +39,7 @@ pub struct Options {
     #[arg(long, value_name = "LIST", default_value = "all", value_delimiter = ',')]
     pub accel: Vec<String>,
 
-    /// CPU model of our machine: `x86-64-v2`, `x86-64-v3` or `host`
+    /// CPU model of our machine: `host`, `x86-64-v3` or `x86-64-v2`
     #[arg(long, value_name = "MODEL", default_value = machine::DEFAULT_MODEL)]
     pub cpu: String,
 

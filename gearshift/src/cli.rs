@@ -115,14 +115,16 @@ pub(crate) struct RunArgs {
     ///
     /// `auto` takes the best by what it measures on this host; of a list the first that works is taken. Either passes over
     /// what cannot give the CPU model or the vCPUs, and a line tells why something that sounds better was not taken. A
-    /// single name is taken or refused, never replaced. `gearshift probe` shows the names.
+    /// single name is taken or refused, never replaced. The guest's processor has what all of a list that work here can
+    /// give. `gearshift probe` shows the names.
     #[arg(long, value_name = "LIST", default_value = "auto", value_delimiter = ',')]
     pub(crate) accel: Vec<String>,
 
-    /// CPU model the guest sees: `x86-64-v2`, `x86-64-v3` (with AVX2), or `host`
+    /// CPU model the guest sees: `host`, `x86-64-v3` (with AVX2) or `x86-64-v2`
     ///
-    /// `host` has what this host's processor and the accelerator both have. The others are the same everywhere, and are
-    /// refused, by the feature's name, where something of them is lacking.
+    /// `host` has what this host's processor and all accelerators of the list have. The others are for guests that are to
+    /// move between hosts: they are the same everywhere, and are refused, by the feature's name, where something of them is
+    /// lacking.
     #[arg(long, value_name = "MODEL", default_value = machine::DEFAULT_MODEL)]
     pub(crate) cpu: String,
 

@@ -36,6 +36,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let silence = Arc::new(Silence::default());
     let mut builder = Machine::builder()
         .accelerator(chosen.accelerator)
+        .offered(chosen.caps)
         .cpus(args.cpus)
         .memory(args.mem)
         .cpu_model(&args.cpu)

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use accel_api::{AccelError, Accelerator, Access, CpuModel, CpuState, GuestRam, VmSpec};
+use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, Access, CpuModel, CpuState, GuestRam, VmSpec};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::{self, BootError, BootSpec, MemoryImage, OpenImage, Source};
@@ -13,10 +13,11 @@ use crate::control::Control;
 use crate::memory_map::{self, ACPI_AREA, MIB, MemoryMap};
 use crate::timers::Timers;
 use crate::vm::{Machine, MachineError, Parts};
-use crate::{MAX_VCPUS, acpi};
+use crate::{MAX_VCPUS, acpi, host};
 
-/// The CPU model a machine has unless told otherwise.
-pub const DEFAULT_MODEL: &str = "x86-64-v2";
+/// The CPU model a machine has unless told otherwise: what the host and its backends have. The named ones are for guests that
+/// are to move to other hosts.
+pub const DEFAULT_MODEL: &str = "host";
 
 /// Describes a machine. What is not given: one vCPU, 512 MiB, CPU model [`DEFAULT_MODEL`], no console output.
 #[must_use]
@@ -25,6 +26,7 @@ pub struct MachineBuilder {
     memory: u64,
     model: String,
     accelerator: Option<Arc<dyn Accelerator>>,
+    offered: Option<AccelCaps>,
     boot: Option<Boot>,
     initrd: Option<Source>,
     cmdline: String,
@@ -52,6 +54,7 @@ impl Default for MachineBuilder {
             memory: 512 * MIB,
             model: DEFAULT_MODEL.to_owned(),
             accelerator: None,
+            offered: None,
             boot: None,
             initrd: None,
             cmdline: String::new(),
@@ -83,6 +86,13 @@ impl MachineBuilder {
     /// The backend, for example from [`Registry::choose`](crate::Registry::choose).
     pub fn accelerator(mut self, accelerator: Arc<dyn Accelerator>) -> Self {
         self.accelerator = Some(accelerator);
+        self
+    }
+
+    /// What the guest's processor may have, where that is less than the backend offers: see
+    /// [`Chosen::caps`](crate::Chosen::caps).
+    pub fn offered(mut self, caps: AccelCaps) -> Self {
+        self.offered = Some(caps);
         self
     }
 
@@ -136,7 +146,8 @@ impl MachineBuilder {
         let map = MemoryMap::new(self.memory)?;
         memory_map::check_host(self.memory)?;
         let accelerator = self.accelerator.clone().ok_or(MachineError::NoAccelerator)?;
-        let model = cpu_model(&self.model, self.cpus, tsc_khz, &*accelerator)?;
+        let caps = self.offered.as_ref().unwrap_or(accelerator.caps());
+        let model = cpu_model(&self.model, self.cpus, tsc_khz, accelerator.id(), caps)?;
         Ok((map, accelerator, model))
     }
 
@@ -148,6 +159,7 @@ impl MachineBuilder {
                 initrd: self.initrd.as_ref(),
                 cmdline: &self.cmdline,
                 rsdp: ACPI_AREA,
+                seed: host::random(),
             })),
             Boot::Image(_) if self.initrd.is_some() => Err(MachineError::NotForImage("initrd")),
             Boot::Image(_) if !self.cmdline.is_empty() => Err(MachineError::NotForImage("command line")),
@@ -220,7 +232,7 @@ impl MachineBuilder {
     }
 }
 
-/// The CPU model called `name`, as `accelerator` can give it to `cpus` vCPUs.
+/// The CPU model called `name` for `cpus` vCPUs, as `accel`, which offers `caps`, can give it.
 ///
 /// # Errors
 /// No such model, or more than it can give.
@@ -228,9 +240,9 @@ pub(crate) fn cpu_model(
     name: &str,
     cpus: u32,
     tsc_khz: u32,
-    accelerator: &dyn Accelerator,
+    accel: AccelId,
+    caps: &AccelCaps,
 ) -> Result<CpuModel, MachineError> {
-    let caps = accelerator.caps();
     let max = caps.max_vcpus.min(MAX_VCPUS);
     if !(1..=max).contains(&cpus) {
         return Err(MachineError::Vcpus { asked: cpus, max });
@@ -240,7 +252,7 @@ pub(crate) fn cpu_model(
     let missing = model.features.missing_from(&caps.features);
     if !missing.is_empty() {
         let missing = missing.into_iter().map(str::to_owned).collect();
-        return Err(AccelError::MissingFeatures { accel: accelerator.id(), missing }.into());
+        return Err(AccelError::MissingFeatures { accel, missing }.into());
     }
     Ok(model)
 }

@@ -3,15 +3,17 @@
 //! 1. [`AccelChoice::Auto`] takes the best by what the probes *measured*: a backend that promises much and does little
 //!    here is passed over. A list takes the first that works. Either passes over what cannot give the machine its
 //!    CPU model or number of vCPUs. A single name is taken or refused, never replaced.
-//! 2. Whatever sounded better than what was taken is told of in one line, with the reason ([`Chosen::explanation`]).
-//! 3. Probing costs milliseconds, so a [`Survey`] probes each backend at most once, and none that could not win.
+//! 2. A list is also the set of backends that the machine may run on: its processor is what all of them that work here can
+//!    give ([`Chosen::caps`]), whichever is taken.
+//! 3. Whatever sounded better than what was taken is told of in one line, with the reason ([`Chosen::explanation`]).
+//! 4. Probing costs milliseconds, so a [`Survey`] probes each backend at most once, and none that could not win.
 
 use std::cell::OnceCell;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use accel_api::{AccelError, AccelId, Accelerator, Available, Probe, Quality};
+use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, Available, Probe, Quality};
 
 use crate::builder::{DEFAULT_MODEL, cpu_model};
 use crate::registry::Descriptor;
@@ -67,7 +69,7 @@ impl Needs {
     /// What it cannot give.
     pub fn met_by(&self, accelerator: &dyn Accelerator) -> Result<(), MachineError> {
         // Whether features are there does not depend on the frequency.
-        cpu_model(&self.cpu_model, self.vcpus, 1, accelerator).map(drop)
+        cpu_model(&self.cpu_model, self.vcpus, 1, accelerator.id(), accelerator.caps()).map(drop)
     }
 }
 
@@ -97,6 +99,9 @@ impl PassedOver {
 pub struct Chosen {
     /// The backend.
     pub accelerator: Arc<dyn Accelerator>,
+    /// What it offers, and all others of the list that work here and meet the needs: for
+    /// [`MachineBuilder::offered`](crate::MachineBuilder::offered).
+    pub caps: AccelCaps,
     /// Those that sounded better or were named before, and why they were not taken.
     pub skipped: Vec<PassedOver>,
     /// What the user should know of the one that was taken: it does far less than it promises.
@@ -258,9 +263,20 @@ impl<'a> Survey<'a> {
         };
         let descriptors = names.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         let (mut skipped, mut unfit) = (Vec::new(), None);
-        for descriptor in descriptors {
+        let mut descriptors = descriptors.into_iter();
+        while let Some(descriptor) = descriptors.next() {
             match self.try_out(descriptor).and_then(|works| works.make(needs, &mut unfit)) {
-                Ok(made) => return Ok(made.chosen(skipped)),
+                Ok(made) => {
+                    let mut chosen = made.chosen(skipped);
+                    for other in descriptors {
+                        let other = self.try_out(other).and_then(|works| works.make(needs, &mut None));
+                        chosen.caps = match other {
+                            Ok(other) => chosen.caps.common(other.accelerator.caps()),
+                            Err(_) => chosen.caps,
+                        };
+                    }
+                    return Ok(chosen);
+                }
                 Err(passed_over) => skipped.push(passed_over),
             }
         }
@@ -302,7 +318,8 @@ impl Made<'_, '_> {
         let Works { descriptor, found } = self.works;
         let degraded = found.quality == Quality::Degraded && found.quality < descriptor.promise;
         let caution = degraded.then(|| found.to_string());
-        Chosen { accelerator: self.accelerator, skipped, caution }
+        let caps = self.accelerator.caps().clone();
+        Chosen { accelerator: self.accelerator, caps, skipped, caution }
     }
 }
 
@@ -368,7 +385,8 @@ mod tests {
         registry
     }
     fn choose(registry: &Registry, text: &str) -> Result<Chosen, ChooseError> {
-        registry.choose(&text.parse()?)
+        let needs = Needs { cpu_model: "x86-64-v2".to_owned(), vcpus: 1 };
+        registry.survey().choose(&text.parse()?, &needs)
     }
     fn chosen(list: Vec<Descriptor>, text: &str) -> (&'static str, Option<String>) {
         let chosen = choose(&registry(list), text).unwrap();
@@ -435,7 +453,7 @@ mod tests {
         assert!(error.contains("c: no device; buy one; broken: it is on fire"), "{error}");
     }
 
-    /// `slim` is the better one, and gives a guest of the default CPU model no SSE4.2.
+    /// `slim` is the better one, and gives a guest no SSE4.2.
     fn one_is_slim() -> Vec<Descriptor> {
         let mut slim = works("slim", Quality::Hardware);
         let make = || FakeAccelerator::named("slim").without(&[Feature::Sse42]);
@@ -451,6 +469,36 @@ mod tests {
         }
         // A single name is not judged: the machine is, when it is built.
         assert_eq!(chosen(one_is_slim(), "slim"), ("slim", None));
+    }
+
+    #[test]
+    fn a_list_is_the_set_that_the_processor_must_fit() {
+        let lacking = |id, list: &'static [Feature]| {
+            let mut other = works(id, Quality::Interpreted);
+            other.create = Arc::new(move || Ok(Arc::new(FakeAccelerator::named(id).without(list))));
+            other
+        };
+        let registry = registry(vec![
+            lacking("full", &[]),
+            lacking("plain", &[Feature::Sha, Feature::Aes]),
+            lacking("unfit", &[Feature::Sse42, Feature::Gfni]),
+            absent("c"),
+        ]);
+        for (text, sha) in [("auto", true), ("full", true), ("full,plain", false), ("plain,full", false)] {
+            let caps = choose(&registry, text).unwrap().caps;
+            assert_eq!(
+                (caps.features.has(Feature::Sha), caps.features.has(Feature::Gfni)),
+                (sha, true),
+                "{text}"
+            );
+        }
+        // What works not, or cannot give the model, is none of the set.
+        let caps = choose(&registry, "full,c,unfit").unwrap().caps;
+        assert!(caps.features.has(Feature::Sha) && caps.features.has(Feature::Gfni));
+        // The machine's processor has what the set has.
+        let chosen = choose(&registry, "full,plain").unwrap();
+        let model = cpu_model("x86-64-v3", 1, 1, chosen.accelerator.id(), &chosen.caps).unwrap();
+        assert!(!model.features.has(Feature::Aes) && model.features.has(Feature::Avx2));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What the machine asks of its host's kernel and processor directly.
-#![allow(unsafe_code)] // RDTSC, the raw clock, signal masks and timer slack have no safe wrapper
+#![allow(unsafe_code)] // RDTSC, the raw clock, random bytes, signal masks and timer slack have no safe wrapper
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 
@@ -19,6 +19,14 @@ pub(crate) fn raw_clock() -> u64 {
     // SAFETY: `now` is a valid timespec for the call to fill.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_RAW, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Bytes of the host kernel's generator; `None` while it has not gathered enough itself.
+pub(crate) fn random<const N: usize>() -> Option<[u8; N]> {
+    let mut bytes = [0u8; N];
+    // SAFETY: the buffer is as long as told.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, libc::GRND_NONBLOCK) };
+    (got == N as isize).then_some(bytes)
 }
 
 /// Keeps the process's signals away from the calling thread, so that they reach threads which wait for them.
@@ -57,6 +65,12 @@ pub(crate) fn exact_timers() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_bytes_are_new_each_time() {
+        let [a, b] = [random::<32>(), random::<32>()].map(|bytes| bytes.expect("a host that is up"));
+        assert!(a != b && a != [0; 32]);
+    }
 
     #[test]
     fn threads_block_what_the_process_handles_and_keep_faults() {

@@ -14,6 +14,8 @@ const PVH_INFO: u64 = 0x6000;
 const ZERO_PAGE: u64 = 0x7000;
 /// Offset of the page tables: PML4, PDPT, four page directories.
 const PAGE_TABLES: u64 = 0x9000;
+/// Offset of Linux's setup_data: a seed for its random numbers.
+const SEED: u64 = 0x1_0000;
 /// Offset of the command line, NUL-terminated.
 const CMDLINE: u64 = 0x2_0000;
 /// Bytes there for the command line, the NUL included.
@@ -71,6 +73,10 @@ impl Handover {
 
     pub(super) fn page_tables(self) -> u64 {
         self.base + PAGE_TABLES
+    }
+
+    pub(super) fn seed(self) -> u64 {
+        self.base + SEED
     }
 
     pub(super) fn cmdline(self) -> u64 {

@@ -2,6 +2,9 @@
 //!
 //! 1. "64-bit Boot Protocol": long mode, the first 4 GiB mapped one to one.
 //! 2. "32-bit Boot Protocol": protected mode without paging; EBP, EDI and EBX are zero.
+//!
+//! Both can hand over a seed, so that the first random number need not wait for interrupts to be counted. Linux 6.0 and later
+//! take it, and wipe it out; older ones pass over a kind of data they do not know.
 
 use accel_api::{CpuState, GuestRam, gpr};
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -10,7 +13,7 @@ use vm_memory::ByteValued;
 use super::image::Image;
 use super::initrd::{self, Beside};
 use super::layout::Handover;
-use super::{BootError, BootSpec, InitrdReach, cpu, place_cmdline, write};
+use super::{BootError, BootSpec, InitrdReach, Seed, cpu, place_cmdline, write};
 use crate::memory_map::MemoryMap;
 
 /// Where a kernel is entered, which is also how.
@@ -64,6 +67,10 @@ pub(super) fn enter(
         (header.ramdisk_image, params.ext_ramdisk_image) = halves(at.gpa);
         (header.ramdisk_size, params.ext_ramdisk_size) = halves(at.len);
     }
+    if let Some(seed) = spec.seed {
+        header.setup_data = handover.seed();
+        write_seed(ram, header.setup_data, &seed)?;
+    }
     params.hdr = header;
     let ranges = map.guest_ranges();
     for (slot, range) in params.e820_table.iter_mut().zip(&ranges) {
@@ -90,6 +97,18 @@ pub(super) fn enter(
 /// Low and high half.
 fn halves(value: u64) -> (u32, u32) {
     (value as u32, (value >> 32) as u32)
+}
+
+/// Writes, at `gpa`, the only entry of the list of setup_data (Linux arch/x86/include/uapi/asm/setup_data.h). The kernel
+/// keeps others off the memory of the list, wherever that is.
+fn write_seed(ram: &GuestRam, gpa: u64, seed: &Seed) -> Result<(), BootError> {
+    const NEXT: u64 = 0;
+    const RNG_SEED: u32 = 9;
+    let mut entry = NEXT.to_le_bytes().to_vec();
+    entry.extend(RNG_SEED.to_le_bytes());
+    entry.extend((seed.len() as u32).to_le_bytes());
+    entry.extend(seed);
+    write(ram, gpa, &entry)
 }
 
 /// Maps the first 4 GiB one to one with 2 MiB pages (Intel SDM vol. 3, 4.5); the tables are at `pml4`.

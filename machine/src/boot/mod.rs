@@ -52,7 +52,12 @@ pub struct BootSpec<'a> {
     pub cmdline: &'a str,
     /// Address of the ACPI RSDP.
     pub rsdp: u64,
+    /// Random bytes, new at every boot, for the kernel's generator.
+    pub seed: Option<Seed>,
 }
+
+/// Random bytes of the host's kernel.
+pub type Seed = [u8; 32];
 
 /// A range of guest-physical memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

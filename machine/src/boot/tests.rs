@@ -34,6 +34,8 @@ impl Loaded {
     }
 }
 
+const SEED: Seed = *b"thirty-two bytes that are random";
+
 pub(super) fn boot(mib: u64, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Loaded {
     let initrd = initrd.map(|bytes| Source::bytes("test-initrd", bytes.to_vec()));
     boot_from(mib, &Source::bytes("test-kernel", kernel.to_vec()), initrd.as_ref(), cmdline)
@@ -42,7 +44,7 @@ pub(super) fn boot(mib: u64, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str
 pub(super) fn boot_from(mib: u64, kernel: &Source, initrd: Option<&Source>, cmdline: &str) -> Loaded {
     let map = MemoryMap::new(mib * MIB).unwrap();
     let ram = GuestRam::new(&map.ram_regions()).unwrap();
-    let spec = BootSpec { kernel, initrd, cmdline, rsdp: ACPI_AREA };
+    let spec = BootSpec { kernel, initrd, cmdline, rsdp: ACPI_AREA, seed: Some(SEED) };
     let result = load(&ram, &map, &spec);
     Loaded { ram, result }
 }
@@ -277,7 +279,7 @@ fn files_that_cannot_be_read_are_named() {
         [("/no/such/vmlinuz", "cannot open kernel"), ("/tmp", "a folder"), ("/dev/null", "a device")]
     {
         let kernel = Source::from(path);
-        let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0 };
+        let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None };
         let error = load(&ram, &map, &spec).unwrap_err().to_string();
         assert!(error.contains(path) && error.contains(expected), "{error}");
     }
@@ -290,7 +292,8 @@ fn a_file_of_the_host_loads_like_bytes() {
     let map = MemoryMap::new(64 * MIB).unwrap();
     let ram = GuestRam::new(&map.ram_regions()).unwrap();
     let kernel = Source::from(path.clone());
-    let state = load(&ram, &map, &BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0 });
+    let state =
+        load(&ram, &map, &BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None });
     std::fs::remove_file(&path).unwrap();
     let mut code = [0; 12];
     ram.memory().read_slice(&mut code, GuestAddress(state.unwrap().rip)).unwrap();
@@ -331,7 +334,13 @@ fn mutated_kernels_do_no_harm() {
         }
         let kernel = Source::bytes("mutant", image);
         let initrd = Source::bytes("initrd", vec![7; 4097]);
-        let spec = BootSpec { kernel: &kernel, initrd: Some(&initrd), cmdline: "quiet", rsdp: ACPI_AREA };
+        let spec = BootSpec {
+            kernel: &kernel,
+            initrd: Some(&initrd),
+            cmdline: "quiet",
+            rsdp: ACPI_AREA,
+            seed: None,
+        };
         match load(&ram, &map, &spec) {
             Ok(state) => {
                 booted += 1;
@@ -352,4 +361,27 @@ fn mutated_kernels_do_no_harm() {
         }
     }
     assert!(booted > 500 && refused > 500, "{booted} booted, {refused} refused");
+}
+
+/// The seed is the only entry of setup_data: its address is in the header, its kind is 9 (Linux boot.rst, setup_data.h).
+#[test]
+fn linux_is_handed_a_seed() {
+    for kernel in [bzimage(), bzimage32(), elf(false)] {
+        let loaded = boot(64, &kernel, None, "");
+        loaded.state();
+        let at = loaded.u64(LOW.zero_page() + 0x250);
+        assert_eq!((loaded.u64(at), loaded.u32(at + 8), loaded.u32(at + 12)), (0, 9, 32));
+        assert_eq!(loaded.read::<32>(at + 16), SEED);
+        // In memory that the kernel may use, away from all else that it is handed, so that it can be wiped out.
+        assert!(at >= LOW.page_tables() + 6 * 0x1000 && at + 48 <= LOW.cmdline());
+    }
+    // PVH has no place for one, and without one there is no entry.
+    let loaded = boot(64, &elf(true), None, "");
+    loaded.state();
+    assert_eq!(loaded.read(LOW.seed()), [0u8; 48]);
+    let (map, kernel) = (MemoryMap::new(64 * MIB).unwrap(), Source::bytes("test-kernel", bzimage()));
+    let ram = GuestRam::new(&map.ram_regions()).unwrap();
+    let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None };
+    let loaded = Loaded { result: load(&ram, &map, &spec), ram };
+    assert_eq!((loaded.u64(LOW.zero_page() + 0x250), loaded.read(LOW.seed())), (0, [0u8; 48]));
 }
