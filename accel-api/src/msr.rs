@@ -21,6 +21,7 @@ mod index {
     pub(super) const SYSCFG: u32 = 0xc001_0010;
     pub(super) const HWCR: u32 = 0xc001_0015;
     pub(super) const NB_CFG: u32 = 0xc001_001f;
+    pub(super) const INT_PENDING: u32 = 0xc001_0055;
     pub(super) const DE_CFG: u32 = 0xc001_1029;
 }
 
@@ -107,7 +108,8 @@ impl Msrs {
             XSS => announced(Xsaves, 0),
             SYSCFG => given(amd, self.syscfg),
             HWCR => given(amd, self.hwcr | HWCR_TSC_RATE),
-            NB_CFG => given(amd, 0),
+            // Nothing of the chipset's waits for C1E, which there is not.
+            NB_CFG | INT_PENDING => given(amd, 0),
             DE_CFG => given(amd, DE_CFG_LFENCE),
             _ => Ok(self.mtrr.read(index)?),
         })
@@ -135,7 +137,7 @@ impl Msrs {
             HWCR => given(amd, HWCR_BITS).map(|value| self.hwcr = value),
             NB_CFG => given(amd, NB_CFG_EXTENDED).map(drop),
             DE_CFG => given(amd, DE_CFG_LFENCE).map(drop),
-            PLATFORM_ID | FEATURE_CONTROL | ARCH_CAPABILITIES | MCG_CAP => Err(GpFault),
+            PLATFORM_ID | FEATURE_CONTROL | ARCH_CAPABILITIES | MCG_CAP | INT_PENDING => Err(GpFault),
             _ => return self.mtrr.write(index, value),
         })
     }
@@ -326,6 +328,10 @@ mod tests {
         ] {
             assert_eq!(msrs.write_held(&amd, index, written), Some(Ok(())), "{index:#x}");
             assert_eq!(msrs.read_held(&amd, index), Some(Ok(read)), "{index:#x}");
+        }
+        for (model, read) in [(&amd, Ok(0)), (&intel, Err(GpFault))] {
+            assert_eq!(msrs.read_held(model, 0xc001_0055), Some(read));
+            assert_eq!(msrs.write_held(model, 0xc001_0055, 0), Some(Err(GpFault)));
         }
         assert_eq!(msrs.read_held(&amd, 0x10a), Some(Err(GpFault)), "there is no IA32_ARCH_CAPABILITIES");
     }

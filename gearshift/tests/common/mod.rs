@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // each test program uses a part of it
 
 pub mod accelerators;
+pub mod compiler;
 pub mod guest;
 pub mod pty;
 

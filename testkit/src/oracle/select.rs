@@ -42,7 +42,7 @@ const BEYOND: &[Feature] = &[
     Feature::Wbnoinvd,
 ];
 
-/// Features of the software CPU under test: those of the default model and [`BEYOND`] that the host has.
+/// Features of the software CPU under test: those of `x86-64-v2` and [`BEYOND`] that the host has.
 pub fn features() -> CpuFeatures {
     let model = accel_api::CpuModel::named("x86-64-v2", 1, 1_000_000);
     let wanted = model.map_or(CpuFeatures::EMPTY, |model| model.features).with(BEYOND);
