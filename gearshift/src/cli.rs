@@ -155,6 +155,7 @@ pub(crate) struct RunArgs {
     /// Kernel command line [default: console=ttyS0 panic=-1]
     ///
     /// With `panic=-1` a kernel that panics resets the machine at once, which ends the run with its own exit code.
+    /// With an AMD processor, Linux finds `tsc_early_khz=` and the frequency in front.
     #[arg(long, alias = "append", value_name = "STRING", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
 

@@ -3,7 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, Access, CpuModel, CpuState, GuestRam, VmSpec};
+use accel_api::{
+    AccelCaps, AccelError, AccelId, Accelerator, Access, CpuModel, CpuState, GuestRam, Vendor, VmSpec,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::{self, BootError, BootSpec, MemoryImage, OpenImage, Source};
@@ -152,7 +154,7 @@ impl MachineBuilder {
     }
 
     /// What to start with, its files opened.
-    fn open(&self, map: &MemoryMap) -> Result<OpenBoot<'_>, MachineError> {
+    fn open(&self, map: &MemoryMap, model: &CpuModel) -> Result<OpenBoot<'_>, MachineError> {
         match self.boot.as_ref().ok_or(MachineError::NoKernel)? {
             Boot::Kernel(kernel) => Ok(OpenBoot::Kernel(BootSpec {
                 kernel,
@@ -160,6 +162,8 @@ impl MachineBuilder {
                 cmdline: &self.cmdline,
                 rsdp: ACPI_AREA,
                 seed: host::random(),
+                // Linux reads it from CPUID on Intel's processors only.
+                tsc_khz: (model.vendor() == Vendor::Amd).then_some(model.tsc_khz),
             })),
             Boot::Image(_) if self.initrd.is_some() => Err(MachineError::NotForImage("initrd")),
             Boot::Image(_) if !self.cmdline.is_empty() => Err(MachineError::NotForImage("command line")),
@@ -176,7 +180,7 @@ impl MachineBuilder {
         let tsc = TscFrequency::of_host();
         let (map, accelerator, model) = self.plan(tsc.khz)?;
         let model = Arc::new(model);
-        let boot = self.open(&map)?;
+        let boot = self.open(&map, &model)?;
 
         let mut regions: Vec<_> =
             map.ram_regions().into_iter().map(|(gpa, len)| (gpa, len, Access::ReadWrite)).collect();

@@ -4,7 +4,10 @@
 //! 2. "32-bit Boot Protocol": protected mode without paging; EBP, EDI and EBX are zero.
 //!
 //! Both can hand over a seed, so that the first random number need not wait for interrupts to be counted. Linux 6.0 and later
-//! take it, and wipe it out; older ones pass over a kind of data they do not know.
+//! take it, and wipe it out; older ones pass over a kind of data they do not know. And both can be told the TSC's frequency
+//! on the command line.
+
+use std::borrow::Cow;
 
 use accel_api::{CpuState, GuestRam, gpr};
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -12,7 +15,7 @@ use vm_memory::ByteValued;
 
 use super::image::Image;
 use super::initrd::{self, Beside};
-use super::layout::Handover;
+use super::layout::{CMDLINE_ROOM, Handover};
 use super::{BootError, BootSpec, InitrdReach, Seed, cpu, place_cmdline, write};
 use crate::memory_map::MemoryMap;
 
@@ -55,7 +58,8 @@ pub(super) fn enter(
     kernel: &LinuxKernel,
 ) -> Result<CpuState, BootError> {
     let handover = kernel.handover;
-    place_cmdline(ram, handover, spec.cmdline, kernel.cmdline_max)?;
+    let max = kernel.cmdline_max.min(CMDLINE_ROOM - 1);
+    place_cmdline(ram, handover, &with_frequency(spec.cmdline, spec.tsc_khz, max), max)?;
     let beside = Beside { end: kernel.end, preferred_end: kernel.preferred_end, reach: kernel.initrd };
     let initrd = initrd::place(ram, map, initrd, beside)?;
 
@@ -92,6 +96,13 @@ pub(super) fn enter(
     };
     state.gpr[gpr::RSI] = handover.zero_page();
     Ok(state)
+}
+
+/// The command line with the TSC's frequency in front, so that Linux need not measure it (kernel-parameters.txt) and what the
+/// user says of it counts; without, where that would be more than `max` bytes.
+fn with_frequency(cmdline: &str, tsc_khz: Option<u32>, max: u64) -> Cow<'_, str> {
+    let longer = tsc_khz.map(|khz| format!("tsc_early_khz={khz} {cmdline}"));
+    longer.filter(|line| line.len() as u64 <= max).map_or(Cow::Borrowed(cmdline), Cow::Owned)
 }
 
 /// Low and high half.

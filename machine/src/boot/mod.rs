@@ -54,6 +54,8 @@ pub struct BootSpec<'a> {
     pub rsdp: u64,
     /// Random bytes, new at every boot, for the kernel's generator.
     pub seed: Option<Seed>,
+    /// Frequency of the TSC in kHz, for a kernel that does not find it by CPUID.
+    pub tsc_khz: Option<u32>,
 }
 
 /// Random bytes of the host's kernel.

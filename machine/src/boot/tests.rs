@@ -44,7 +44,7 @@ pub(super) fn boot(mib: u64, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str
 pub(super) fn boot_from(mib: u64, kernel: &Source, initrd: Option<&Source>, cmdline: &str) -> Loaded {
     let map = MemoryMap::new(mib * MIB).unwrap();
     let ram = GuestRam::new(&map.ram_regions()).unwrap();
-    let spec = BootSpec { kernel, initrd, cmdline, rsdp: ACPI_AREA, seed: Some(SEED) };
+    let spec = BootSpec { kernel, initrd, cmdline, rsdp: ACPI_AREA, seed: Some(SEED), tsc_khz: None };
     let result = load(&ram, &map, &spec);
     Loaded { ram, result }
 }
@@ -279,7 +279,8 @@ fn files_that_cannot_be_read_are_named() {
         [("/no/such/vmlinuz", "cannot open kernel"), ("/tmp", "a folder"), ("/dev/null", "a device")]
     {
         let kernel = Source::from(path);
-        let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None };
+        let spec =
+            BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None, tsc_khz: None };
         let error = load(&ram, &map, &spec).unwrap_err().to_string();
         assert!(error.contains(path) && error.contains(expected), "{error}");
     }
@@ -292,8 +293,11 @@ fn a_file_of_the_host_loads_like_bytes() {
     let map = MemoryMap::new(64 * MIB).unwrap();
     let ram = GuestRam::new(&map.ram_regions()).unwrap();
     let kernel = Source::from(path.clone());
-    let state =
-        load(&ram, &map, &BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None });
+    let state = load(
+        &ram,
+        &map,
+        &BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None, tsc_khz: None },
+    );
     std::fs::remove_file(&path).unwrap();
     let mut code = [0; 12];
     ram.memory().read_slice(&mut code, GuestAddress(state.unwrap().rip)).unwrap();
@@ -340,6 +344,7 @@ fn mutated_kernels_do_no_harm() {
             cmdline: "quiet",
             rsdp: ACPI_AREA,
             seed: None,
+            tsc_khz: Some(1),
         };
         match load(&ram, &map, &spec) {
             Ok(state) => {
@@ -381,7 +386,30 @@ fn linux_is_handed_a_seed() {
     assert_eq!(loaded.read(LOW.seed()), [0u8; 48]);
     let (map, kernel) = (MemoryMap::new(64 * MIB).unwrap(), Source::bytes("test-kernel", bzimage()));
     let ram = GuestRam::new(&map.ram_regions()).unwrap();
-    let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None };
+    let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None, tsc_khz: None };
     let loaded = Loaded { result: load(&ram, &map, &spec), ram };
     assert_eq!((loaded.u64(LOW.zero_page() + 0x250), loaded.read(LOW.seed())), (0, [0u8; 48]));
+}
+
+/// In front of the command line, where it fits: the kernel takes 2047 bytes and the loader has no more room than it says.
+#[test]
+fn linux_is_told_the_frequency_of_the_tsc() {
+    let long = "x".repeat(2047);
+    let just = &long[..2047 - "tsc_early_khz=2596126 ".len()];
+    let map = MemoryMap::new(64 * MIB).unwrap();
+    for kernel in [bzimage(), bzimage32(), elf(false)] {
+        for (cmdline, told) in [("quiet", true), ("", true), (just, true), (&long[..], false)] {
+            let ram = GuestRam::new(&map.ram_regions()).unwrap();
+            let kernel = Source::bytes("test-kernel", kernel.clone());
+            let tsc_khz = Some(2_596_126);
+            let spec = BootSpec { kernel: &kernel, initrd: None, cmdline, rsdp: 0, seed: None, tsc_khz };
+            let loaded = Loaded { result: load(&ram, &map, &spec), ram };
+            loaded.state();
+            let at = loaded.u32(LOW.zero_page() + 0x228);
+            let bytes: [u8; 2048] = loaded.read(at.into());
+            let line = std::str::from_utf8(bytes.split(|b| *b == 0).next().unwrap()).unwrap();
+            let front = if told { "tsc_early_khz=2596126 " } else { "" };
+            assert_eq!(line, format!("{front}{cmdline}"));
+        }
+    }
 }
