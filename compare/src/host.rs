@@ -1,11 +1,12 @@
 //! The host: cores, names, a folder for files.
-#![allow(unsafe_code)] // sched_getaffinity and sched_setaffinity have no safe wrapper in libc
+#![allow(unsafe_code)] // affinity, a parent's death and groups of processes have no safe wrapper in libc
 
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use crate::error::Error;
 
@@ -61,6 +62,31 @@ pub fn pinned<T>(core: usize, work: impl FnOnce() -> T) -> Result<T, Error> {
     let result = work();
     set_affinity(&before).map_err(|source| Error::Pin { core, source })?;
     Ok(result)
+}
+
+/// Has the kernel kill what `command` will start when this thread ends, however that happens: a comparison that is killed leaves
+/// no guest behind. So the thread that starts it has to wait for its end.
+pub fn dies_with_us(command: &mut Command) {
+    let us = std::process::id();
+    let tie = move || {
+        // SAFETY: two system calls, which touch no memory.
+        let parent = unsafe {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            libc::getppid()
+        };
+        // We may have ended before that.
+        if parent as u32 == us { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    };
+    // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(tie) };
+}
+
+/// Kills a process that leads a group of its own, and all of the group.
+pub(crate) fn kill_group(leader: &Child) {
+    // SAFETY: a system call, which touches no memory; nobody else has the number before the process is waited for.
+    unsafe { libc::kill(-(leader.id() as libc::pid_t), libc::SIGKILL) };
 }
 
 /// Name of the processor as the kernel gives it.

@@ -4,7 +4,8 @@
 //!    for the comparison does not look like a guest that died.
 //! 2. What it writes is read on threads that stamp every piece with the time, so *milestones* (texts on the console) are
 //!    exact to the scheduler's latency.
-//! 3. However it ends (by itself, at a text, at the limit, because the comparison is to stop) it is killed and buried.
+//! 3. However it ends (by itself, at a text, at the limit, because the comparison is to stop) it is killed, with what it has
+//!    started, and buried. If the comparison itself is killed, by SIGKILL for one, the kernel kills it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -116,14 +117,25 @@ enum Heard {
     ErrorEnd,
 }
 
-/// Kills and buries the process, whatever happens.
-struct Killed(Child);
+/// Kills the process's group and buries the process, unless it has ended by itself.
+struct Killed {
+    child: Child,
+    buried: bool,
+}
+
+impl Killed {
+    fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        self.buried = true;
+        self.child.wait()
+    }
+}
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if !self.buried {
+            host::kill_group(&self.child);
+            let _ = self.child.wait();
+        }
     }
 }
 
@@ -176,6 +188,7 @@ impl Runner<'_> {
         watch: &Watch<'_>,
     ) -> Result<Result<Outcome, Broken>, Error> {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        host::dies_with_us(&mut command);
         let start = Instant::now();
         let child = match host::pinned(self.core, || command.spawn())? {
             Ok(child) => child,
@@ -184,8 +197,8 @@ impl Runner<'_> {
                 return Ok(Err(Broken::Failed(format!("{program} does not start: {error}"))));
             }
         };
-        let mut child = Killed(child);
-        let heard = listen(&mut child.0);
+        let mut child = Killed { child, buried: false };
+        let heard = listen(&mut child.child);
         let mut seen = Seen::new(start, watch);
         let (mut output_end, mut errors_end) = (None, false);
         let mut cut = None;
@@ -206,7 +219,7 @@ impl Runner<'_> {
                     }
                     if seen.reached(watch.look_at) && seen.memory.is_none() {
                         // A guest that has just powered off may be gone.
-                        seen.memory = memory::of(child.0.id(), guest_bytes).ok();
+                        seen.memory = memory::of(child.child.id(), guest_bytes).ok();
                     }
                     if watch.until.is_some_and(|text| seen.contains(text)) {
                         cut = Some(at);
@@ -222,7 +235,7 @@ impl Runner<'_> {
         if let Some(at) = cut {
             return Ok(Ok(seen.outcome(at - start, End(End::CUT.to_owned()))));
         }
-        let end = match child.0.wait() {
+        let end = match child.wait() {
             Ok(status) => seen.end(status, convention),
             Err(error) => Err(error.to_string()),
         };
@@ -474,5 +487,39 @@ mod tests {
         let start = Instant::now();
         assert_eq!(runner.native(shell("exec sleep 60")).unwrap().unwrap_err(), Broken::Stopped);
         assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    /// Whether there is such a process that has not ended.
+    fn lives(pid: &str) -> bool {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    /// Until the process has ended.
+    fn await_end(pid: &str) {
+        let start = Instant::now();
+        while lives(pid) {
+            assert!(start.elapsed() < Duration::from_secs(60), "it lives on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn what_a_process_has_started_ends_with_it() {
+        let script = "sleep 3600 & echo $!; echo over; exec sleep 3600";
+        let watch = Watch { until: Some("over"), ..Watch::EMPTY };
+        let outcome = run(script, 60_000, Convention::Native, watch).unwrap();
+        await_end(outcome.console.lines().next().unwrap());
+    }
+
+    #[test]
+    fn the_kernel_kills_what_a_thread_has_started_that_ends() {
+        let mut child = std::thread::spawn(|| {
+            let mut command = shell("exec sleep 3600");
+            host::dies_with_us(&mut command);
+            command.spawn().unwrap()
+        })
+        .join()
+        .unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 }

@@ -247,6 +247,33 @@ fn an_interrupted_run_keeps_what_it_has() {
     assert!(std::fs::read_to_string(&html).unwrap().contains("Interrupted"));
 }
 
+/// However the comparison is ended, its guest is.
+#[test]
+fn a_run_that_is_killed_leaves_no_guest() {
+    use rustix::process::{Pid, Signal, kill_process};
+    // The second signal ends it at once.
+    for signals in [&[Signal::KILL][..], &[Signal::TERM], &[Signal::TERM, Signal::TERM]] {
+        let idle = file(&pvh_elf(IDLE));
+        let mut command = gearshift(&["compare", path(&idle), "--limit", "600"]);
+        let mut child =
+            command.args(FEW).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program");
+        let await_guest = |there: bool| {
+            let started = Instant::now();
+            while runs(path(&idle)) != there {
+                assert!(started.elapsed() < Duration::from_secs(60), "{signals:?}: {there}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        await_guest(true);
+        for signal in signals {
+            kill_process(Pid::from_child(&child), *signal).expect("it lives");
+        }
+        let status = child.wait().expect("its end");
+        assert_eq!(status.signal(), signals.last().map(|signal| signal.as_raw()), "{status}");
+        await_guest(false);
+    }
+}
+
 #[test]
 fn what_is_slower_than_an_old_report_is_said() {
     let kernel = file(&pvh_elf(HELLO));

@@ -218,6 +218,7 @@ struct Side {
 impl Side {
     fn start(core: usize, limit: Duration, mut command: Command) -> Result<Result<Self, Broken>, Error> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        host::dies_with_us(&mut command);
         let mut child = match host::pinned(core, || command.spawn())? {
             Ok(child) => child,
             Err(error) => return Ok(Err(format!("does not start: {error}"))),
