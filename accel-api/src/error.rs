@@ -35,6 +35,18 @@ pub enum AccelError {
         /// The limit.
         max: u32,
     },
+    /// More vCPUs than the backend has room for beside those that this process has already.
+    #[error("{asked} vCPUs asked for; this process has room for {max} more of the {accel} backend: {why}")]
+    NoRoom {
+        /// The backend.
+        accel: AccelId,
+        /// Number asked for.
+        asked: u32,
+        /// How many there is room for.
+        max: u32,
+        /// What there is too little of.
+        why: &'static str,
+    },
     /// A vCPU id out of range or bound twice.
     #[error("vCPU {0} does not exist or is bound already")]
     BadVcpu(u32),
@@ -45,6 +57,17 @@ pub enum AccelError {
         slot: u32,
         /// What is wrong.
         why: &'static str,
+    },
+    /// A page of guest RAM that the host does not have.
+    #[error(transparent)]
+    MemoryLost(#[from] crate::RamError),
+    /// A mistake of the backend's own.
+    #[error("{summary}")]
+    Internal {
+        /// What happened and where, in one line.
+        summary: String,
+        /// Everything that is known of it.
+        report: String,
     },
     /// A state that the CPU cannot be in.
     #[error("CPU state cannot be loaded: {0}")]

@@ -23,6 +23,7 @@ mod msr;
 mod page_flags;
 mod probe;
 mod ram;
+pub mod signal;
 mod signature;
 mod speculation;
 mod state;

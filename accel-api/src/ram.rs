@@ -1,6 +1,8 @@
 //! Guest RAM: one memfd, mapped shared once, seen by every backend and by the devices.
 #![allow(unsafe_code)] // memfd_create is a raw system call
 
+mod loss;
+
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -11,6 +13,9 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::{PAGE_SIZE, PageBitmap, PageFlags};
+
+use loss::Guard;
+pub use loss::{stop_on_loss, take_bus_error};
 
 /// Why RAM could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +37,15 @@ pub enum RamError {
         #[source]
         source: io::Error,
     },
+    /// A page that the host does not have when it is needed.
+    #[error(
+        "the host cannot provide the page of guest RAM at {gpa:#x}: its memory, or this control group's share, is used up; \
+         free some, or give the guest less"
+    )]
+    Lost {
+        /// Guest-physical address of the access.
+        gpa: u64,
+    },
 }
 
 /// All RAM of one VM.
@@ -50,6 +64,8 @@ pub struct GuestRam {
 /// One contiguous piece of guest RAM.
 #[derive(Clone, Debug)]
 pub struct RamRegion {
+    /// In front of the mapping, hence dropped first.
+    guard: Arc<Guard>,
     mapping: Arc<vm_memory::MmapRegion<PageBitmap>>,
     flags: Arc<PageFlags>,
     gpa: u64,
@@ -88,10 +104,11 @@ impl GuestRam {
                     .build()
                     .map_err(|e| host(io::Error::other(e)))?;
             let mapping = Arc::new(mapping);
+            let guard = Arc::new(Guard::new(mapping.as_ptr(), mapping.size()).map_err(host)?);
             let region = GuestRegionMmap::with_arc(mapping.clone(), GuestAddress(gpa))
                 .ok_or(RamError::Layout { gpa, len: bytes })?;
             mapped.push(Arc::new(region));
-            regions.push(RamRegion { mapping, flags: flags.clone(), gpa, offset });
+            regions.push(RamRegion { guard, mapping, flags: flags.clone(), gpa, offset });
             offset += bytes;
         }
         let overlap = || {
@@ -115,6 +132,13 @@ impl GuestRam {
     /// Flags of its pages.
     pub fn flags(&self) -> &Arc<PageFlags> {
         &self.flags
+    }
+
+    /// The guest-physical address of the first byte that somebody wanted and the host could not give, if that has happened.
+    /// What is there since is not the guest's memory: the VM must not run any more.
+    #[inline]
+    pub fn loss(&self) -> Option<u64> {
+        self.regions.iter().find_map(|region| Some(region.gpa + region.guard.lost()?))
     }
 
     /// The memfd behind it.

@@ -187,6 +187,11 @@ impl Blocks {
         list[..behind].last().filter(|b| at < (b.code + b.code_len) as usize)
     }
 
+    /// RAM pages that have blocks.
+    pub(crate) fn pages(&self) -> Vec<usize> {
+        self.by_page.keys().copied().collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.by_key.len()
     }

@@ -8,40 +8,75 @@ use x86_core::{AccessKind, Cpu, Ea, Exec, Fault};
 
 use crate::blocks::Block;
 use crate::engine::{Engine, Found, INDIRECT, NOTHING, RETIRED};
+use crate::slips::{LEAVE, called, signal_name};
 use crate::stubs::Functions;
 use crate::translate::{Site, SiteKind};
 
 pub(crate) const FUNCTIONS: Functions = Functions { lookup, miss, generic, poll, fault };
 
-/// Leaves translated code.
-const LEAVE: *const u8 = std::ptr::null();
+macro_rules! called_by_stubs {
+    ($($(#[$doc:meta])* $name:ident: $work:ident;)*) => {$(
+        $(#[$doc])*
+        unsafe extern "sysv64" fn $name(cpu: *mut Cpu, engine: *mut Engine, argument: u32) -> *const u8 {
+            // SAFETY: called by a stub.
+            unsafe { called(cpu, engine, |cpu, engine| $work(cpu, engine, argument)) }
+        }
+    )*};
+}
 
-/// The references behind the arguments of a function of the stubs.
+called_by_stubs! {
+    /// The block at RIP.
+    lookup: look_up;
+    /// The soft TLB does not know the address of an access.
+    miss: fill;
+    /// Executes an instruction by its function.
+    generic: execute;
+    /// Something is requested.
+    poll: leave_for_request;
+    /// A host instruction has raised an exception.
+    fault: find_fault;
+}
+
+/// The site with number `site`, and its block's number.
 ///
-/// # Safety
-/// They must be those a stub passes: the exclusive references of the [`Engine::execute`] that entered translated code,
-/// which does not use them until that has been left.
-unsafe fn arguments<'a>(cpu: *mut Cpu, engine: *mut Engine) -> (&'a mut Cpu, &'a mut Engine) {
-    // SAFETY: the caller's promise.
-    unsafe { (&mut *cpu, &mut *engine) }
+/// # Errors
+/// There is none: where to go on.
+fn site(cpu: &Cpu, engine: &mut Engine, site: u32) -> Result<(u32, Site), *const u8> {
+    match engine.blocks.sites.get(site) {
+        Some(known) => Ok(*known),
+        None => Err(engine.slip(cpu, &format!("it asked for site {site:#x}, which there is not"), None)),
+    }
+}
+
+/// Likewise; goes on there.
+macro_rules! site {
+    ($cpu:expr, $engine:expr, $site:expr) => {
+        match site($cpu, $engine, $site) {
+            Ok(known) => known,
+            Err(leave) => return leave,
+        }
+    };
 }
 
 /// The block at RIP. `argument`: [`NOTHING`]; or the link that wants to lead there; or, with [`INDIRECT`], the site of a
 /// jump that the jump table did not know.
-unsafe extern "sysv64" fn lookup(cpu: *mut Cpu, engine: *mut Engine, argument: u32) -> *const u8 {
-    // SAFETY: called by a stub.
-    let (cpu, engine) = unsafe { arguments(cpu, engine) };
+fn look_up(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
     if let Some(lockstep) = &mut engine.lockstep {
         lockstep.at_end = true;
     }
-    if !matches!(argument, NOTHING | RETIRED) && argument & INDIRECT != 0 {
-        engine.stats.jump_misses += 1;
-        let (number, site) = engine.blocks.sites[argument & !INDIRECT];
-        if !Cpu::canonical(cpu.rip)
-            && let SiteKind::Indirect { moved } = site.kind
-        {
-            return bad_target(cpu, engine, number, &site, moved);
+    match argument {
+        NOTHING | RETIRED => {}
+        _ if argument & INDIRECT != 0 => {
+            engine.stats.jump_misses += 1;
+            let (number, site) = site!(cpu, engine, argument & !INDIRECT);
+            if !Cpu::canonical(cpu.rip)
+                && let SiteKind::Indirect { moved } = site.kind
+            {
+                return bad_target(cpu, engine, number, &site, moved);
+            }
         }
+        link if engine.blocks.links.get(link).is_some() => {}
+        link => return engine.slip(cpu, &format!("it asked for link {link:#x}, which there is not"), None),
     }
     go_on(cpu, engine, argument)
 }
@@ -130,10 +165,8 @@ fn settle(cpu: &mut Cpu, engine: &mut Engine) -> bool {
 }
 
 /// The soft TLB does not know the address of an access.
-unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) -> *const u8 {
-    // SAFETY: called by a stub.
-    let (cpu, engine) = unsafe { arguments(cpu, engine) };
-    let (number, site) = engine.blocks.sites[site];
+fn fill(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
+    let (number, site) = site!(cpu, engine, argument);
     if site.kind == SiteKind::Refill {
         if engine.refilled(cpu, number, &site) {
             return resume(engine, number, site.retry);
@@ -143,7 +176,7 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
     }
     engine.stats.tlb_misses += 1;
     let (SiteKind::Access { size, write } | SiteKind::Group { size, write }) = site.kind else {
-        return LEAVE;
+        return engine.slip(cpu, "it asked for an access where there is none", None);
     };
     // SAFETY: our home; translated code does not run.
     let ea = unsafe { (*engine.home).context.ea };
@@ -171,12 +204,12 @@ unsafe extern "sysv64" fn miss(cpu: *mut Cpu, engine: *mut Engine, site: u32) ->
 }
 
 /// Executes an instruction by its function.
-unsafe extern "sysv64" fn generic(cpu: *mut Cpu, engine: *mut Engine, site: u32) -> *const u8 {
-    // SAFETY: called by a stub.
-    let (cpu, engine) = unsafe { arguments(cpu, engine) };
+fn execute(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
     engine.stats.generic_calls += 1;
-    let (number, site) = engine.blocks.sites[site];
-    let SiteKind::Generic(generic) = site.kind else { return LEAVE };
+    let (number, site) = site!(cpu, engine, argument);
+    let SiteKind::Generic(generic) = site.kind else {
+        return engine.slip(cpu, "it asked for an instruction where there is none", None);
+    };
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
     engine.compare_before(cpu, &site, true);
     let block = engine.blocks.get(number);
@@ -224,24 +257,21 @@ fn resume(engine: &mut Engine, number: u32, at: u32) -> *const u8 {
 }
 
 /// Something is requested.
-unsafe extern "sysv64" fn poll(cpu: *mut Cpu, engine: *mut Engine, site: u32) -> *const u8 {
-    // SAFETY: called by a stub.
-    let (cpu, engine) = unsafe { arguments(cpu, engine) };
-    let (number, site) = engine.blocks.sites[site];
+fn leave_for_request(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
+    let (number, site) = site!(cpu, engine, argument);
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
     engine.count(-1 - i64::from(site.rest));
     LEAVE
 }
 
 /// A host instruction has raised an exception: x86-core finds which one the guest gets.
-unsafe extern "sysv64" fn fault(cpu: *mut Cpu, engine: *mut Engine, _: u32) -> *const u8 {
-    // SAFETY: called by a stub, to which the signal handler has led.
-    let (cpu, engine) = unsafe { arguments(cpu, engine) };
+fn find_fault(cpu: &mut Cpu, engine: &mut Engine, _: u32) -> *const u8 {
     engine.stats.host_faults += 1;
-    // SAFETY: our home; translated code does not run.
-    let pc = unsafe { (*engine.home).context.fault_pc };
-    // The signal handler has made sure of it.
-    let Some((block, offset, rest)) = engine.at_fault(pc) else { std::process::abort() };
+    let (pc, signal) = (engine.context().fault_pc, engine.context().fault_signal);
+    let Some((block, offset, rest)) = engine.at_fault(pc) else {
+        let what = format!("it raised {}", signal_name(signal));
+        return engine.slip(cpu, &what, Some(pc));
+    };
     cpu.rip = block.page_now(cpu) + u64::from(offset);
     engine.count(-1 - i64::from(rest));
     if let Err(fault) = engine.single(cpu) {

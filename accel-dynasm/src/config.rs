@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use crate::slips::Slip;
 use crate::{HostCpu, JitDump, PerfMap, Show};
 
 /// How code is translated.
@@ -29,6 +30,9 @@ pub struct Config {
     /// Mistranslates this constant, for tests of [`Self::verify`].
     #[doc(hidden)]
     pub sabotage: Option<u32>,
+    /// Makes a mistake in blocks that have this constant, for tests of what becomes of one.
+    #[doc(hidden)]
+    pub slip: Option<(u32, Slip)>,
 }
 
 impl Config {
@@ -55,6 +59,7 @@ impl Default for Config {
             perf_map: None,
             jitdump: None,
             sabotage: None,
+            slip: None,
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::mode::Mode;
 use crate::places::Places;
 use crate::recent::{RECENT, Recent, recent_index};
 use crate::restless::Restless;
+use crate::slips;
 use crate::stats::{Calls, Stats};
 use crate::stubs::{self, Enter};
 use crate::translate::admit::Admission;
@@ -39,6 +40,8 @@ pub(crate) const RETIRED: u32 = u32::MAX - 1;
 const PAGE: usize = PAGE_SIZE as usize;
 /// Failed checks of a group after which a block is translated without groups.
 const MAX_GROUP_MISSES: u32 = 32;
+/// Pages remembered that stores have been made to ask for: more than a full code cache has code of.
+const MOST_WATCHED: usize = 1 << 16;
 /// Instructions of restless code that are interpreted before another look.
 const RESTLESS_BUDGET: i64 = 64;
 
@@ -81,7 +84,7 @@ pub struct Engine {
     /// Why it must not go on.
     pub(crate) failure: Option<AccelError>,
     guest_features: accel_api::CpuFeatures,
-    _registered: signals::Registration,
+    registered: signals::Registration,
 }
 
 /// What there is to run.
@@ -130,7 +133,7 @@ impl Engine {
             let known = self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped);
             let number = match known.filter(|number| self.is_whole(cpu, *number)) {
                 Some(number) => number,
-                None if self.watch(cpu, page.index) => {
+                None if self.watch(cpu, page.index)? => {
                     self.separate = separate;
                     return Ok(Found::Again);
                 }
@@ -139,7 +142,7 @@ impl Engine {
                     let mut outcome = self.translate(cpu, key, mode, page.host, None);
                     if outcome.0 == Outcome::Crosses {
                         let Some(second) = self.second_page(cpu) else { return Ok(Found::Single) };
-                        if self.watch(cpu, second.index) {
+                        if self.watch(cpu, second.index)? {
                             self.separate = separate;
                             return Ok(Found::Again);
                         }
@@ -267,6 +270,11 @@ impl Engine {
         if let Some(constant) = self.config.sabotage {
             lockstep::sabotage(&mut code, constant);
         }
+        let slip = self.config.slip.filter(|(constant, _)| slips::contains(&code, *constant));
+        if let Some((_, slip)) = slip {
+            let stub = self.places.stubs.generic[0] as i64 - self.cache.cursor() as i64;
+            slip.inject(&mut code, self.translator.output.entry as usize, stub);
+        }
         let at = self.cache.append(&code) as u32;
         let out = &mut self.translator.output;
         self.stats.translated += 1;
@@ -274,7 +282,7 @@ impl Engine {
         self.blocks.sites.extend(region, out.sites.iter().map(|site| (number, *site)));
         let generics = out.generics.iter().map(|&instruction| Generic {
             instruction,
-            function: exec::lookup(instruction.code()),
+            function: if slip.is_some() { slips::panics } else { exec::lookup(instruction.code()) },
             relative: instruction.is_ip_rel_memory_operand()
                 || instruction.flow_control() != iced_x86::FlowControl::Next,
         });
@@ -311,15 +319,19 @@ impl Engine {
 
     /// Makes stores to `page` visible to us from now on, before its bytes are read; whether translations have changed
     /// meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Cpu::watch_code`].
     #[cold]
-    fn watch(&mut self, cpu: &mut Cpu, page: usize) -> bool {
-        if !self.watched.insert(page) && cpu.vm.flags.get(page).contains(PageFlag::CODE) {
-            return false;
+    fn watch(&mut self, cpu: &mut Cpu, page: usize) -> Exec<bool> {
+        if self.watched.len() >= MOST_WATCHED {
+            // They are made to ask once more.
+            self.watched.clear();
         }
-        cpu.vm.flags.set(page, PageFlag::CODE);
-        cpu.tlb.drop_write_tags_of(page);
-        cpu.vm.code_watched(page, cpu.id as usize);
-        cpu.serve_memory_requests()
+        if !self.watched.insert(page) && cpu.vm.flags.get(page).contains(PageFlag::CODE) {
+            return Ok(false);
+        }
+        cpu.watch_code(page)
     }
 
     /// Where block `number` is entered.
@@ -366,7 +378,7 @@ impl Engine {
             (*context).engine = std::ptr::from_mut(self).addr() as u64;
             let before = (*context).instructions;
             let enter: Enter = std::mem::transmute(self.cache.address(self.places.stubs.enter));
-            enter(code, cpu);
+            self.registered.run(|| enter(code, cpu));
             cpu.budget -= (*context).instructions.wrapping_sub(before) as i64;
         }
     }
@@ -379,11 +391,16 @@ impl Engine {
     /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, its block, the page offset
     /// of the guest's, and how many behind that have been counted already.
     pub(crate) fn at_fault(&self, pc: u64) -> Option<(&Block, u16, u8)> {
-        let at = self.cache.offset(pc)?;
-        let block = self.blocks.at_code(self.cache.region_at(at)?, at)?;
-        let distance = at as u32 - block.code;
+        let block = self.block_at(pc)?;
+        let distance = self.cache.offset(pc)? as u32 - block.code;
         let &(_, offset, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
         Some((block, offset, rest))
+    }
+
+    /// The block that the host instruction at address `pc` belongs to.
+    pub(crate) fn block_at(&self, pc: u64) -> Option<&Block> {
+        let at = self.cache.offset(pc)?;
+        self.blocks.at_code(self.cache.region_at(at)?, at)
     }
 
     /// Instructions counted.
@@ -462,7 +479,7 @@ impl Executor for Engine {
             stepping: None,
             failure: None,
             guest_features: cpu.model.features.intersection(&config.host.features),
-            _registered: registered,
+            registered,
         };
         engine.context().refills = REFILLS;
         Ok(engine)
@@ -518,6 +535,15 @@ impl Executor for Engine {
         for number in dropped {
             self.retire(number);
         }
+    }
+
+    fn all_code_stale(&mut self) {
+        for page in self.blocks.pages() {
+            self.code_stale(StaleCode::page(page));
+        }
+        // Code that is interpreted lies on pages of its own, too.
+        self.interpreter.all_code_stale();
+        self.watched.clear();
     }
 
     fn counts(&self) -> bool {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
-use crate::perf::{guest_name, new_file};
+use crate::perf::{Bounded, Notice, guest_name, new_file};
 
 const MAGIC: u32 = u32::from_be_bytes(*b"JiTD");
 const VERSION: u32 = 1;
@@ -21,8 +21,10 @@ const EM_X86_64: u32 = 62;
 const CODE_LOAD: u32 = 0;
 /// Of a record of this kind, before the name.
 const LOAD_LEN: usize = 56;
+/// Bytes of a file.
+const MOST: u64 = 1 << 30;
 
-/// The file, to which each block adds a record when it is translated. It stays behind for `perf inject --jit`.
+/// The file, to which each block adds a record when it is translated, up to 1 GiB. It stays behind for `perf inject --jit`.
 #[derive(Debug)]
 pub struct JitDump {
     path: PathBuf,
@@ -32,19 +34,18 @@ pub struct JitDump {
 
 #[derive(Debug)]
 struct State {
-    /// `None` once it could not be written.
-    file: Option<File>,
+    file: Bounded,
     /// Blocks that have been told.
     index: u64,
 }
 
 impl JitDump {
-    /// Makes `jit-PID.dump` in `folder`; perf knows it by this name.
+    /// Makes `jit-PID.dump` in `folder`; perf knows it by this name. `notice` is told when it is full.
     ///
     /// # Errors
     /// It exists already, be it as a link, or cannot be made; or it lies on a file system whose files cannot be mapped as
     /// executable.
-    pub fn in_folder(folder: &Path) -> io::Result<Self> {
+    pub fn in_folder(folder: &Path, notice: Notice) -> io::Result<Self> {
         let path = folder.join(format!("jit-{}.dump", std::process::id()));
         let mut file = new_file(&path)?;
         let mut header = Vec::new();
@@ -56,7 +57,8 @@ impl JitDump {
         header.extend(0u64.to_le_bytes());
         let ready = file.write_all(&header).and_then(|()| Marker::new(&file));
         let marker = ready.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-        let state = Mutex::new(State { file: Some(file), index: 0 });
+        let file = Bounded::new(path.clone(), file, MOST, notice);
+        let state = Mutex::new(State { file, index: 0 });
         Ok(Self { path, state, _marker: marker })
     }
 
@@ -86,10 +88,7 @@ impl JitDump {
         record.push(0);
         record.extend(code);
         state.index += 1;
-        if state.file.as_mut().is_some_and(|file| file.write_all(&record).is_err()) {
-            // A disk that is full is no reason to stop the guest.
-            state.file = None;
-        }
+        state.file.add(&record);
     }
 }
 
@@ -157,15 +156,16 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("gearshift-jitdump-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
         let before = now();
-        let dump = JitDump::in_folder(&folder).unwrap();
+        let notice = || Notice(std::sync::Arc::new(|line| panic!("{line}")));
+        let dump = JitDump::in_folder(&folder, notice()).unwrap();
         let blocks = [(0x7f00_1000, &b"\xc3"[..], 0x40_0000), (0x7f00_1010, b"\x90\0\xc3", u64::MAX << 31)];
         for (address, code, guest) in blocks {
             dump.add(address, code, guest);
         }
         let bytes = std::fs::read(dump.path()).unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let again = JitDump::in_folder(&folder).unwrap_err();
-        let missing = JitDump::in_folder(&folder.join("missing")).unwrap_err();
+        let again = JitDump::in_folder(&folder, notice()).unwrap_err();
+        let missing = JitDump::in_folder(&folder.join("missing"), notice()).unwrap_err();
         std::fs::remove_dir_all(&folder).unwrap();
 
         let pid = u64::from(std::process::id());

@@ -6,7 +6,8 @@
 //!    for computed jumps; `engine.rs` finds, translates and drops. When the cache is full `evict.rs` makes room, by `regions.rs`.
 //! 3. `stubs.rs` is the way between translated code and Rust, `calls.rs` what is called: whatever the translator does not know
 //!    is executed by x86-core. `transfer.rs` is the way from a program to the kernel and back.
-//! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host.
+//! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host, `slips.rs` what
+//!    should not be.
 //! 5. `lockstep.rs` compares what blocks do with what x86-core does, `report.rs` tells of a difference, `show.rs` shows
 //!    blocks; `perf.rs` and `jitdump.rs` tell perf of them.
 //! 6. Code of 16 and 32 bits is interpreted. Everything that is not executing instructions is x86-core's
@@ -37,6 +38,7 @@ mod restless;
 mod show;
 mod signals;
 mod single;
+mod slips;
 mod stats;
 mod stubs;
 #[cfg(test)]
@@ -56,8 +58,10 @@ pub use crate::config::Config;
 pub use crate::engine::Engine;
 pub use crate::host::HostCpu;
 pub use crate::jitdump::JitDump;
-pub use crate::perf::PerfMap;
+pub use crate::perf::{Notice, PerfMap};
 pub use crate::show::Show;
+#[doc(hidden)]
+pub use crate::slips::Slip;
 
 /// The name users choose it by.
 pub const ID: AccelId = AccelId("jit");
@@ -100,7 +104,7 @@ pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
 /// Makes the translator with choices of one's own.
 pub fn create_with(config: Config) -> Arc<dyn Accelerator> {
     // What is compared includes RAM, which nobody else must store to meanwhile.
-    let max_vcpus = if config.verify.is_some() { 1 } else { MAX_VCPUS };
+    let max_vcpus = if config.verify.is_some() { 1 } else { home::room(MAX_VCPUS) };
     Arc::new(Jit { caps: caps(max_vcpus), config: Arc::new(config) })
 }
 
@@ -123,6 +127,12 @@ impl Accelerator for Jit {
         let max = self.caps.max_vcpus;
         if spec.vcpus > max {
             return Err(AccelError::TooManyVcpus { accel: ID, asked: spec.vcpus, max });
+        }
+        // Others of this process may have come since.
+        let room = home::room(spec.vcpus);
+        if room < spec.vcpus {
+            let why = "each takes 8 MiB of addresses below 2 GiB";
+            return Err(AccelError::NoRoom { accel: ID, asked: spec.vcpus, max: room, why });
         }
         Ok(SoftVm::<Engine>::new(ID, spec, self.config.clone())?)
     }

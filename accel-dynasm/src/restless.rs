@@ -12,7 +12,7 @@ const SUSPECT: u32 = 8;
 /// Times that a block on a suspect page is interpreted first.
 const PATIENCE: u32 = 16;
 
-/// Blocks that are known at a time: code that is somewhere else each time must not take memory without end.
+/// Pages, and blocks, that are known at a time: code that is somewhere else each time must not take memory without end.
 const MOST: usize = 1 << 16;
 
 /// What is known of pages and blocks.
@@ -25,6 +25,9 @@ pub(crate) struct Restless {
 impl Restless {
     /// Some code of RAM page `page` was overwritten, that of these blocks.
     pub(crate) fn dropped(&mut self, page: usize, blocks: impl Iterator<Item = Key>) {
+        if self.pages.len() >= MOST {
+            self.pages.clear();
+        }
         *self.pages.entry(page).or_default() += 1;
         for key in blocks {
             self.blocks.remove(&key);

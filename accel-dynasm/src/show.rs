@@ -64,7 +64,12 @@ impl Engine {
             block.key.ram_page(),
             block.code_len,
         );
-        let Some(listing) = &block.listing else { return text };
+        let Some(listing) = &block.listing else {
+            for (_, line) in lines(code, address) {
+                let _ = writeln!(text, "        {line}");
+            }
+            return text;
+        };
         let mut guest = lines(&listing.guest, block.page + block.key.offset()).into_iter().peekable();
         let mut starts = listing.starts.iter().peekable();
         for (at, line) in lines(code, address) {

@@ -1,24 +1,34 @@
 //! Exceptions that guest instructions raise in the host.
 //!
-//! Division errors and misaligned vector operands come as signals, on a stack of their own: RSP is the guest's. The handler
-//! only replaces the address at which execution goes on, by that of a stub.
+//! 1. Division errors and misaligned vector operands come as signals, on a stack of their own: RSP is the guest's. The handler
+//!    only replaces the address at which execution goes on, by that of a stub.
+//! 2. Any other fault of translated code, or a jump of it to where no code is, is a mistake of ours. It goes the same way, and
+//!    ends the VM with a report (`slips.rs`).
+//! 3. What comes from elsewhere goes to who had it before; guest RAM that the host cannot give, to [`accel_api::GuestRam`].
 #![allow(unsafe_code)] // signal handlers
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
-use accel_api::AccelError;
+use accel_api::signal::Front;
+use accel_api::{AccelError, take_bus_error};
 
 use crate::engine::Engine;
 use crate::home::Home;
 
 /// Code caches at a time.
 const SLOTS: usize = 1024;
-/// What guest instructions can raise, from the host's kernel.
-const SIGNALS: [libc::c_int; 3] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE];
+/// What instructions can raise, from the host's kernel: those of the guest, and those that are none.
+static FRONTS: [Front; 5] = [
+    Front::new(libc::SIGSEGV),
+    Front::new(libc::SIGBUS),
+    Front::new(libc::SIGFPE),
+    Front::new(libc::SIGILL),
+    Front::new(libc::SIGTRAP),
+];
 /// The stack is taken out of use while a handler runs, whatever RSP was (sigaltstack(2)).
 const SS_AUTODISARM: libc::c_int = 1 << 31;
 const STACK: usize = 64 << 10;
@@ -79,77 +89,85 @@ impl Drop for Registration {
     }
 }
 
-/// What the signals did before.
-static PREVIOUS: [Mutex<Option<libc::sigaction>>; SIGNALS.len()] =
-    [const { Mutex::new(None) }; SIGNALS.len()];
-
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
-            // SAFETY: a valid handler for a signal; all zero is an empty mask.
-            unsafe {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = handler as extern "C" fn(_, _, _) as usize;
-                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-                let mut old = MaybeUninit::<libc::sigaction>::uninit();
-                if libc::sigaction(signal, &action, old.as_mut_ptr()) == 0 {
-                    *previous.lock().unwrap_or_else(PoisonError::into_inner) = Some(old.assume_init());
-                }
-            }
+        for front in &FRONTS {
+            // SAFETY: the handler reads memory, maps some, and changes the context that it is given.
+            unsafe { front.install(handler) };
         }
     });
 }
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a `ucontext_t`.
-    let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-    let pc = registers[libc::REG_RIP as usize] as usize;
-    for slot in &CACHES[..HIGHEST.load(Ordering::Acquire)] {
-        let end = slot.end.load(Ordering::Acquire);
-        if pc >= end || pc < slot.start.load(Ordering::Relaxed) {
-            continue;
+    // SAFETY: what the kernel has called us with.
+    unsafe {
+        if signal != libc::SIGBUS || !take_bus_error(info) {
+            take_fault(signal, info, context);
         }
-        let home: *mut Home = std::ptr::with_exposed_provenance_mut(slot.home.load(Ordering::Relaxed));
-        // SAFETY: a registered home is there, and its code runs on this thread, which is here now.
-        let context = unsafe { &mut (*home).context };
-        // SAFETY: likewise, its engine, which was stored as translated code was entered and does not change while that
-        // runs.
-        let engine = unsafe { &*std::ptr::with_exposed_provenance::<Engine>(context.engine as usize) };
-        let Some((block, ..)) = engine.at_fault(pc as u64) else { break };
-        let vectors = block.mode.vectors();
-        context.fault_pc = pc as u64;
-        registers[libc::REG_RIP as usize] = slot.stubs[usize::from(vectors)].load(Ordering::Relaxed) as i64;
-        return;
     }
-    pass_on(signal, info, context);
 }
 
-/// A signal that is none of ours goes where it would have gone.
-#[cold]
-fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let n = SIGNALS.iter().position(|s| *s == signal).unwrap_or(0);
-    let previous = PREVIOUS[n].try_lock().ok().and_then(|p| *p);
-    // SAFETY: an action that was in force before; a handler of three arguments if it says so.
-    unsafe {
-        match previous {
-            Some(old) if old.sa_sigaction != libc::SIG_DFL && old.sa_sigaction != libc::SIG_IGN => {
-                if old.sa_flags & libc::SA_SIGINFO != 0 {
-                    let call: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
-                        std::mem::transmute(old.sa_sigaction);
-                    call(signal, info, context);
-                } else {
-                    let call: extern "C" fn(libc::c_int) = std::mem::transmute(old.sa_sigaction);
-                    call(signal);
-                }
-            }
-            // The instruction runs again and meets the default action.
-            _ => {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = libc::SIG_DFL;
-                libc::sigaction(signal, &action, std::ptr::null_mut());
-            }
-        }
+/// Leads a fault of translated code to a stub, and gives others to who had them before.
+///
+/// # Safety
+/// Called in the handler, with what that was called with.
+unsafe fn take_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a `ucontext_t`, and a description of the signal.
+    let (registers, code) =
+        unsafe { (&mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs, (*info).si_code) };
+    let pc = registers[libc::REG_RIP as usize] as usize;
+    let in_cache = |slot: &&Slot| {
+        let end = slot.end.load(Ordering::Acquire);
+        pc < end && pc >= slot.start.load(Ordering::Relaxed)
+    };
+    let known = &CACHES[..HIGHEST.load(Ordering::Acquire)];
+    // What somebody has sent is not the code's doing.
+    let slot = known.iter().find(in_cache).or_else(|| strayed(registers, signal, pc)).filter(|_| code > 0);
+    let Some(slot) = slot else {
+        let front = FRONTS.iter().find(|front| front.signal() == signal);
+        // SAFETY: the caller's promise.
+        return front.map_or((), |front| unsafe { front.pass_on(info, context) });
+    };
+    let home: *mut Home = std::ptr::with_exposed_provenance_mut(slot.home.load(Ordering::Relaxed));
+    // SAFETY: a registered home is there, and its code runs on this thread, which is here now.
+    let context = unsafe { &mut (*home).context };
+    // SAFETY: likewise, its engine, which was stored as translated code was entered and does not change while that
+    // runs.
+    let engine = unsafe { &*std::ptr::with_exposed_provenance::<Engine>(context.engine as usize) };
+    let vectors = engine.block_at(pc as u64).is_some_and(|block| block.mode.vectors());
+    (context.fault_pc, context.fault_signal) = (pc as u64, signal as u64);
+    registers[libc::REG_RIP as usize] = slot.stubs[usize::from(vectors)].load(Ordering::Relaxed) as i64;
+}
+
+/// The cache whose code runs on this thread and has jumped to where no code is.
+fn strayed(registers: &[libc::greg_t; 23], signal: libc::c_int, pc: usize) -> Option<&'static Slot> {
+    /// Of a page fault's error code: it was a fetch (Intel SDM vol. 3, 4.7).
+    const FETCH: i64 = 1 << 4;
+    /// More than a function that translated code calls needs of the stack.
+    const DEEP: u64 = 1 << 20;
+    let slot = &CACHES[RUNNING.get()?];
+    let fetched =
+        registers[libc::REG_ERR as usize] & FETCH != 0 && registers[libc::REG_CR2 as usize] as usize == pc;
+    let home: *const Home = std::ptr::with_exposed_provenance(slot.home.load(Ordering::Relaxed));
+    // SAFETY: a registered home is there, and its code runs on this thread, which is here now.
+    let host_rsp = unsafe { (*home).context.host_rsp };
+    // A function that was called has locks, and is not to be cut short.
+    let called = host_rsp.wrapping_sub(registers[libc::REG_RSP as usize] as u64) < DEEP;
+    (signal == libc::SIGSEGV && fetched && !called).then_some(slot)
+}
+
+thread_local! {
+    /// The cache whose code this thread executes.
+    static RUNNING: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+impl Registration {
+    /// Executes code of this cache, by `enter`.
+    pub(crate) fn run(&self, enter: impl FnOnce()) {
+        RUNNING.set(Some(self.0));
+        enter();
+        RUNNING.set(None);
     }
 }
 
@@ -177,8 +195,8 @@ pub(crate) fn prepare_thread() {
             let new =
                 libc::stack_t { ss_sp: stack.0.as_mut_ptr().cast(), ss_flags: SS_AUTODISARM, ss_size: STACK };
             let mut blocked = !0u64;
-            for signal in SIGNALS.into_iter().chain([libc::SIGILL, libc::SIGTRAP]) {
-                blocked &= !(1 << (signal - 1));
+            for front in &FRONTS {
+                blocked &= !(1 << (front.signal() - 1));
             }
             // SAFETY: the stack lives until it is taken out of use; the mask is one word. By the system call, because
             // the C library would leave out signals that it uses itself.

@@ -54,6 +54,16 @@ fn exhaust_low_memory() -> Vec<(*mut libc::c_void, usize)> {
             taken.push((at, len));
         }
     }
+    // Where MAP_32BIT does not look: below 1 GiB.
+    const PIECE: usize = 1 << 20;
+    for at in (PIECE..1 << 30).step_by(PIECE) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: a new mapping, which takes the place of no other.
+        let at = unsafe { libc::mmap(at as *mut libc::c_void, PIECE, libc::PROT_NONE, flags, -1, 0) };
+        if at != libc::MAP_FAILED {
+            taken.push((at, PIECE));
+        }
+    }
     taken
 }
 

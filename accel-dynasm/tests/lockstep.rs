@@ -8,7 +8,7 @@ const NOT_ALONE: &[&str] =
     &["slots::dirty_again_while_running", "slots::while_running", "smc::cross_modifying", "state::reset"];
 
 /// Files of checks that are all like that.
-const NOT_ALONE_AT_ALL: &[&str] = &["locks::", "order::", "smp::"];
+const NOT_ALONE_AT_ALL: &[&str] = &["locks::", "order::", "smp::", "stall::"];
 
 fn checked(check: &str) -> Choice {
     if NOT_ALONE.contains(&check) || NOT_ALONE_AT_ALL.iter().any(|file| check.starts_with(file)) {

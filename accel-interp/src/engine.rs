@@ -132,7 +132,7 @@ impl Engine {
         let key = Key::new(page.index, la & (PAGE_SIZE - 1), mode_key(cpu));
         let first = match self.store.find(key) {
             Some(first) => first,
-            None if self.watch(cpu, page.index) => return Ok(Found::Again),
+            None if self.watch(cpu, page.index)? => return Ok(Found::Again),
             None => match self.decode(cpu, key, page.index)? {
                 Some(first) => first,
                 None => return Ok(Found::Single),
@@ -194,15 +194,15 @@ impl Engine {
 
     /// Makes stores to `page` visible to us from now on, before its bytes are read; whether translations have changed
     /// meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Cpu::watch_code`].
     #[cold]
-    fn watch(&mut self, cpu: &mut Cpu, page: usize) -> bool {
+    fn watch(&self, cpu: &mut Cpu, page: usize) -> Exec<bool> {
         if self.store.has_page(page) && cpu.vm.flags.get(page).contains(PageFlag::CODE) {
-            return false;
+            return Ok(false);
         }
-        cpu.vm.flags.set(page, PageFlag::CODE);
-        cpu.tlb.drop_write_tags_of(page);
-        cpu.vm.code_watched(page, cpu.id as usize);
-        cpu.serve_memory_requests()
+        cpu.watch_code(page)
     }
 
     /// Drops everything. No chain may be running.
@@ -273,6 +273,10 @@ impl Executor for Engine {
             // SAFETY: a block of the store; no chain runs. Links into it stay and meet this handler.
             unsafe { (*first).handler = crate::handlers::retired };
         });
+    }
+
+    fn all_code_stale(&mut self) {
+        self.flush();
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

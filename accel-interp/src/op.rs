@@ -27,7 +27,8 @@ pub(crate) enum Exit {
     Fault,
 }
 
-/// Executes one op and all that follow.
+/// Executes one op and all that follow. A panic in it ends the process: an ABI that unwinds would keep a frame for each op, and
+/// makes the interpreter slower by a factor of 3.9 (ADR 17).
 pub(crate) type Handler = unsafe extern "sysv64" fn(*mut Cpu, *const Op, *mut Engine) -> Exit;
 
 /// One decoded operation: a guest instruction, or two fused.

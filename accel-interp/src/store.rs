@@ -33,7 +33,9 @@ pub(crate) struct Store {
     generics: Vec<Vec<Generic>>,
     blocks: Keyed<Key, *mut Op>,
     pages: Keyed<usize, Vec<Key>>,
+    /// Ops and generics, each; some belong to blocks that have been dropped, or were never finished.
     used: usize,
+    used_generics: usize,
 }
 
 impl Store {
@@ -43,7 +45,8 @@ impl Store {
 
     /// Whether another block may be added; if not, [`Self::clear`] comes first.
     pub(crate) fn full(&self) -> bool {
-        self.used >= MAX_OPS
+        // A block that is not finished, because its code changes, leaves its generics.
+        self.used >= MAX_OPS || self.used_generics >= MAX_OPS
     }
 
     /// Keeps a block; returns its first op.
@@ -62,6 +65,7 @@ impl Store {
     pub(crate) fn generic(&mut self, generic: Generic) -> u64 {
         let chunk = chunk_with_room(&mut self.generics, CHUNK_GENERICS, 1);
         chunk.push(generic);
+        self.used_generics += 1;
         &raw const chunk[chunk.len() - 1] as u64
     }
 
@@ -87,7 +91,7 @@ impl Store {
         self.generics.iter_mut().for_each(Vec::clear);
         self.blocks.clear();
         self.pages.clear();
-        self.used = 0;
+        (self.used, self.used_generics) = (0, 0);
     }
 
     pub(crate) fn blocks(&self) -> usize {

@@ -46,6 +46,10 @@ pub(crate) fn enter(vcpu: &mut VcpuFd) -> Result<Stop, AccelError> {
             return match error.errno() {
                 libc::EINTR => Ok(Stop::Interrupted),
                 libc::EAGAIN => Ok(Stop::Again),
+                // As an access of this process would raise SIGBUS.
+                libc::EFAULT => {
+                    Err(host("KVM_RUN cannot reach a page of guest RAM, which the host may not have")(error))
+                }
                 _ => Err(host("KVM_RUN")(error)),
             };
         }

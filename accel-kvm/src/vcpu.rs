@@ -9,8 +9,8 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError};
 
 use accel_api::{
-    AccelError, CpuState, DebugPlan, DebugStop, Exit, IoSize, Kick, Msrs, UnsupportedDetail, Vcpu, VcpuBus,
-    VcpuId, VcpuStats, VmSpec,
+    AccelError, CpuState, DebugPlan, DebugStop, Exit, IoSize, Kick, Msrs, RamError, UnsupportedDetail, Vcpu,
+    VcpuBus, VcpuId, VcpuStats, VmSpec,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -356,6 +356,10 @@ impl Vcpu for KvmVcpu {
             self.set_guest_debug()?;
         }
         loop {
+            // A device access may have found it.
+            if let Some(gpa) = self.spec.ram.loss() {
+                return Err(RamError::Lost { gpa }.into());
+            }
             // In this order: a bell that rings after the flags were looked at makes the next entry return at once.
             self.fd().set_kvm_immediate_exit(0);
             if self.bell.take_kick() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::seams::{MmioDevice, PioDevice};
+use crate::waiting::Waiter;
 
 /// Why a range could not be added to a bus.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -107,10 +108,11 @@ impl PioBus {
         self.0.find(port.into(), size).map_or(ones, |e| e.device.pio_read(port, size) & ones)
     }
 
-    /// Writes `size` (1, 2 or 4) bytes at `port`.
-    pub fn write(&self, port: u16, size: u8, value: u32) {
+    /// Writes `size` (1, 2 or 4) bytes at `port`, for the vCPU that waits at `waiter` if the device has it wait.
+    pub fn write(&self, port: u16, size: u8, value: u32, waiter: &Arc<Waiter>) {
         if let Some(e) = self.0.find(port.into(), size) {
             e.device.pio_write(port, size, value & ones(size.min(4)) as u32);
+            e.device.throttle(waiter);
         }
     }
 
@@ -157,10 +159,11 @@ impl MmioBus {
         self.0.find(gpa, size).map_or(ones, |e| e.device.mmio_read(gpa - e.first, size) & ones)
     }
 
-    /// Writes `size` (1, 2, 4 or 8) bytes at `gpa`.
-    pub fn write(&self, gpa: u64, size: u8, value: u64) {
+    /// Writes `size` (1, 2, 4 or 8) bytes at `gpa`, for the vCPU that waits at `waiter` if the device has it wait.
+    pub fn write(&self, gpa: u64, size: u8, value: u64, waiter: &Arc<Waiter>) {
         if let Some(e) = self.0.find(gpa, size) {
             e.device.mmio_write(gpa - e.first, size, value & ones(size));
+            e.device.throttle(waiter);
         }
     }
 
@@ -200,21 +203,21 @@ mod tests {
 
     #[test]
     fn ports_are_absolute_and_results_fit_the_size() {
-        let probe = Arc::new(Probe::default());
+        let (probe, nobody) = (Arc::new(Probe::default()), Arc::default());
         let mut b = PioBusBuilder::new();
         b.add(0x3f8, 8, probe.clone()).unwrap().add(0xfff8, 8, probe.clone()).unwrap();
         let bus = b.build();
         assert_eq!(bus.read(0x3f9, 1), 0xf9);
         assert_eq!(bus.read(0x3f9, 4), 0xabcd_03f9);
         assert_eq!(bus.read(0xffff, 1), 0xff);
-        bus.write(0x3ff, 1, 0x1234);
+        bus.write(0x3ff, 1, 0x1234, &nobody);
         assert_eq!(*lock(&probe.0), [(0x3ff, 1, 0x34)]);
         assert!(bus.contains(0x3ff) && !bus.contains(0x400));
     }
 
     #[test]
     fn misses_and_straddles_read_ones_and_drop_writes() {
-        let probe = Arc::new(Probe::default());
+        let (probe, nobody) = (Arc::new(Probe::default()), Arc::default());
         let mut b = PioBusBuilder::new();
         b.add(0x10, 4, probe.clone()).unwrap();
         let bus = b.build();
@@ -222,8 +225,8 @@ mod tests {
         assert_eq!(bus.read(0x0f, 2), 0xffff);
         assert_eq!(bus.read(0x12, 4), 0xffff_ffff);
         assert_eq!(bus.read(0xffff, 4), 0xffff_ffff);
-        bus.write(0x13, 2, 1);
-        bus.write(0x14, 1, 1);
+        bus.write(0x13, 2, 1, &nobody);
+        bus.write(0x14, 1, 1, &nobody);
         assert!(lock(&probe.0).is_empty());
 
         let mut b = MmioBusBuilder::new();
@@ -233,8 +236,8 @@ mod tests {
         assert_eq!(bus.read(0xfec0_0ffc, 8), u64::MAX);
         assert_eq!(bus.read(u64::MAX, 8), u64::MAX);
         assert_eq!(bus.read(u64::MAX, 2), 0xffff);
-        bus.write(0xfec0_0008, 8, 9);
-        bus.write(u64::MAX, 8, 9);
+        bus.write(0xfec0_0008, 8, 9, &nobody);
+        bus.write(u64::MAX, 8, 9, &nobody);
         assert_eq!(*lock(&probe.0), [(8, 8, 9)]);
     }
 

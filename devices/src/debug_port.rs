@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::output::OutputQueue;
 use crate::seams::{MachineControl, PioDevice};
 use crate::util::{read_bytes, write_bytes};
+use crate::waiting::Waiter;
 
 /// Port of [`DebugExit`], four ports long.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
@@ -68,6 +69,10 @@ impl PioDevice for DebugConsole {
             }
         });
     }
+
+    fn throttle(&self, waiter: &Arc<Waiter>) {
+        self.output.wait_for_room(waiter);
+    }
 }
 
 #[cfg(test)]
@@ -96,7 +101,7 @@ mod tests {
     #[test]
     fn console_writes_bytes() {
         let sink = SharedSink::default();
-        let console = DebugConsole::new(OutputQueue::new(sink.clone()).unwrap());
+        let console = DebugConsole::new(OutputQueue::new("out", sink.clone()).unwrap());
         assert_eq!(console.pio_read(0xe9, 1), 0xe9);
         for byte in b"hello" {
             console.pio_write(0xe9, 1, (*byte).into());

@@ -25,6 +25,7 @@ pub mod post;
 pub mod rtc;
 pub mod seams;
 pub mod uart;
+pub mod waiting;
 
 #[cfg(test)]
 mod testing;

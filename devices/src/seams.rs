@@ -29,6 +29,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::waiting::Waiter;
+
 /// A wire into an interrupt controller (or the INTR wire to the processors).
 ///
 /// `true` is *asserted*, whatever the electrical polarity. Called with the caller's lock held; see the
@@ -122,8 +124,13 @@ pub trait MachineControl: Send + Sync + Debug {
 pub trait PioDevice: Send + Sync + Debug {
     /// Reads `size` bytes, zero-extended.
     fn pio_read(&self, port: u16, size: u8) -> u32;
-    /// Writes the low `size` bytes of `value`.
+    /// Writes the low `size` bytes of `value`. Never waits for the host.
     fn pio_write(&self, port: u16, size: u8, value: u32);
+    /// Called behind each write, with no lock held: a device whose host side does not keep up has the vCPU wait here, at
+    /// `waiter`, where a kick ends the wait.
+    fn throttle(&self, waiter: &Arc<Waiter>) {
+        let _ = waiter;
+    }
 }
 
 /// A device on the memory bus. `offset` counts from the start of the registered range, `size` is 1, 2, 4 or 8 and
@@ -131,8 +138,12 @@ pub trait PioDevice: Send + Sync + Debug {
 pub trait MmioDevice: Send + Sync + Debug {
     /// Reads `size` bytes, zero-extended.
     fn mmio_read(&self, offset: u64, size: u8) -> u64;
-    /// Writes the low `size` bytes of `value`.
+    /// Writes the low `size` bytes of `value`. Never waits for the host.
     fn mmio_write(&self, offset: u64, size: u8, value: u64);
+    /// As [`PioDevice::throttle`].
+    fn throttle(&self, waiter: &Arc<Waiter>) {
+        let _ = waiter;
+    }
 }
 
 /// Save, restore and reset, the same for every device.

@@ -99,7 +99,7 @@ fn chipset() -> Chipset {
     let pit = Pit::new(clock.clone(), line(PIT_IRQ), timers.clone());
     let config = CmosConfig { ram_below_4g: 1 << 28, ram_above_4g: 0, cpus: 2 };
     let rtc = Rtc::new(&config, Duration::ZERO, clock.clone(), line(RTC_IRQ), timers.clone());
-    let uart = Uart::new(COM1_PORT, line(COM1_IRQ), OutputQueue::new(io::sink()).unwrap());
+    let uart = Uart::new(COM1_PORT, line(COM1_IRQ), OutputQueue::new("out", io::sink()).unwrap());
     timers.devices.lock().unwrap().extend([pit.clone() as Arc<dyn TimedDevice>, rtc.clone()]);
     let mut bus = PioBusBuilder::new();
     for port in Pic::PORTS {
@@ -121,14 +121,14 @@ impl Chipset {
             for (port, value) in
                 [(port, 0x11), (port + 1, vector), (port + 1, wiring), (port + 1, 1), (port + 1, 0)]
             {
-                self.bus.write(port, 1, value);
+                self.bus.write(port, 1, value, &Arc::default());
             }
         }
         for (port, value) in [(0x43, 0x34), (0x40, 0xa9), (0x40, 0x04)] {
-            self.bus.write(port, 1, value); // 1000 Hz
+            self.bus.write(port, 1, value, &Arc::default()); // 1000 Hz
         }
         for (port, value) in [(0x70, 0x0b), (0x71, 0x42), (0x3fa, 1), (0x3fc, 0x0b), (0x3f9, 7)] {
-            self.bus.write(port, 1, value); // RTC periodic at 1024 Hz, UART interrupts
+            self.bus.write(port, 1, value, &Arc::default()); // RTC periodic at 1024 Hz, UART interrupts
         }
         self.entry(2, 0x42);
         self.entry(4, 0x8044); // level, so that EOI raises it again
@@ -139,13 +139,13 @@ impl Chipset {
     fn serve(&self) {
         if self.cpu.intr.load(SeqCst) {
             self.pic.ack();
-            self.bus.write(0xa0, 1, 0x20);
-            self.bus.write(0x20, 1, 0x20);
+            self.bus.write(0xa0, 1, 0x20, &Arc::default());
+            self.bus.write(0x20, 1, 0x20, &Arc::default());
         }
         let messages = std::mem::take(&mut *self.cpu.messages.lock().unwrap());
         for data in messages {
             if data & 0xff == 0x48 {
-                self.bus.write(0x70, 1, 0x0c);
+                self.bus.write(0x70, 1, 0x0c, &Arc::default());
                 self.bus.read(0x71, 1);
             }
             self.ioapic.eoi(data as u8);
@@ -165,11 +165,11 @@ fn threads_never_wait_for_each_other_for_ever() {
         let (c, rounds) = (chipset.clone(), rounds.clone());
         jobs.push(Box::new(move || {
             c.serve();
-            c.bus.write(COM1_PORT, 1, 0x2e);
+            c.bus.write(COM1_PORT, 1, 0x2e, &Arc::default());
             c.bus.read(COM1_PORT + 2, 1);
             c.bus.read(COM1_PORT, 1);
             c.bus.read(PORT_61, 1);
-            c.bus.write(0x43, 1, 0x00);
+            c.bus.write(0x43, 1, 0x00, &Arc::default());
             c.bus.read(0x40, 2);
             rounds.fetch_add(1, SeqCst);
         }));

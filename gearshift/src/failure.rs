@@ -37,8 +37,10 @@ impl From<MachineError> for Failure {
     fn from(error: MachineError) -> Self {
         use MachineError as E;
         let code = match &error {
-            E::MemorySize(_) | E::Ram(_) => ExitCode::Memory,
-            E::Vcpus { .. } | E::NoKernel | E::Accel(AccelError::TooManyVcpus { .. }) => ExitCode::Usage,
+            E::MemorySize(_) | E::Ram(_) | E::Boot(BootError::Ram(_)) => ExitCode::Memory,
+            E::Vcpus { .. }
+            | E::NoKernel
+            | E::Accel(AccelError::TooManyVcpus { .. } | AccelError::NoRoom { .. }) => ExitCode::Usage,
             E::Boot(BootError::CmdlineTooLong { .. } | BootError::CmdlineNul) => ExitCode::Usage,
             E::Model(_) | E::Accel(AccelError::MissingFeatures { .. }) => ExitCode::Cpu,
             E::Boot(_) => ExitCode::File,

@@ -26,8 +26,6 @@ mod terminal;
 mod translator;
 mod typed_ahead;
 
-use std::io;
-
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
@@ -37,7 +35,7 @@ use failure::Failure;
 
 fn main() -> std::process::ExitCode {
     if let Some(filter) = std::env::var("GEARSHIFT_LOG").ok().and_then(|text| text.parse::<Targets>().ok()) {
-        let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false);
+        let lines = tracing_subscriber::fmt::layer().with_writer(|| stdio::Errors).with_ansi(false);
         let subscriber = tracing_subscriber::registry().with(lines).with(filter);
         tracing::subscriber::set_global_default(subscriber).expect("the only one to set it is here");
     }
@@ -48,6 +46,7 @@ fn main() -> std::process::ExitCode {
             code
         }
     };
+    stdio::flush_errors();
     code.into()
 }
 

@@ -78,6 +78,7 @@ fn supervise(machine: &Arc<Machine>, with_stats: bool) -> Result<ExitCode, Failu
         let what = what.to_owned();
         move |error: io::Error| Failure::new(ExitCode::Host, format!("{what}: {error}"))
     };
+    stdio::detach_errors().map_err(host("no thread for standard error"))?;
     let caught = signals::watch(machine.clone()).map_err(host("cannot handle signals"))?;
     let raw = RawMode::enter().map_err(host("the terminal cannot be put into raw mode"))?;
     if raw.is_some() {

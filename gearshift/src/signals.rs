@@ -18,7 +18,7 @@ use signal_hook::consts::{SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SI
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
-use crate::terminal;
+use crate::{stdio, terminal};
 
 /// Signals that end the guest.
 const ENDS: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
@@ -32,6 +32,7 @@ impl Caught {
     pub(crate) fn die(&self) {
         let signal = self.0.load(Ordering::SeqCst);
         if signal != 0 {
+            stdio::flush_errors();
             die_by(signal);
         }
     }

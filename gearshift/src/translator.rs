@@ -14,7 +14,7 @@ use machine::TranslatorOptions;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::size;
-use crate::stdio::say_all;
+use crate::stdio::{say, say_all};
 
 /// The accelerator that these are for.
 const TRANSLATOR: &str = "jit";
@@ -41,11 +41,11 @@ pub(crate) struct TranslatorArgs {
     #[arg(long, value_name = "GVA", value_parser = parse_number)]
     pub(crate) dump_block: Option<u64>,
 
-    /// Write /tmp/perf-PID.map, from which perf(1) names guest blocks
+    /// Write /tmp/perf-PID.map, up to 64 MiB, from which perf(1) names guest blocks
     #[arg(long)]
     pub(crate) perf_map: bool,
 
-    /// Write jit-PID.dump into this folder, from which perf(1) shows the host code of guest blocks
+    /// Write jit-PID.dump into this folder, up to 1 GiB, from which perf(1) shows the host code of guest blocks
     ///
     /// `perf record -k mono gearshift run --jitdump DIR ...`, then `perf inject --jit -i perf.data -o jit.data`, then
     /// `perf report -i jit.data` and `perf annotate -i jit.data`.
@@ -120,6 +120,7 @@ impl TranslatorArgs {
             perf_map: self.perf_map,
             jitdump: self.jitdump.clone(),
             cache_bytes: self.jit_cache,
+            notice: Some(Arc::new(say)),
             ..TranslatorOptions::default()
         }
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::Write as _;
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::process::{Output, Stdio};
 
 use common::{file, gearshift, path, pvh_elf, stderr, stdout};
@@ -114,4 +114,44 @@ fn the_built_in_guest_prints_its_table() {
         assert!(table.contains(name), "{name}\n{table}");
     }
     assert!(table.contains("KiB of RAM") && table.contains("Powering off"), "{table}");
+}
+
+/// A guest that touches memory which its host does not have any more: one line and the code of a failure of the host, no
+/// signal and no core.
+#[test]
+fn memory_that_the_host_cannot_give_ends_the_run() {
+    #[rustfmt::skip]
+    let code = [
+        &[0xba, 0xfd, 0x03, 0, 0, 0xec, 0xa8, 1, 0x74, 0xfb][..], // mov edx, 0x3fd; again: in al, dx; test al, 1; jz again
+        &[0xa3, 0, 0, 0x80, 0, 0xeb, 0xfe],                       // mov [0x800000], eax; jmp $
+    ].concat();
+    let kernel = file(&pvh_elf(&code));
+    for accel in ["interp", "jit"] {
+        let mut child = gearshift(&["run", "--mem", "16M", "--accel", accel, "--kernel", path(&kernel)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        // The guest's memory is there when the guest runs, which is when this line comes.
+        let mut errors = std::io::BufReader::new(child.stderr.take().unwrap());
+        let mut first = String::new();
+        errors.read_line(&mut first).unwrap();
+        let files = std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+        let ram = files.map(|entry| entry.unwrap().path()).find(|path| {
+            std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("memfd:gearshift-ram"))
+        });
+        let ram = std::fs::OpenOptions::new().write(true).open(ram.unwrap()).unwrap();
+        ram.set_len(4 << 20).unwrap();
+        input.write_all(b"x").unwrap();
+        let mut text = String::new();
+        errors.read_to_string(&mut text).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(22), "{status:?} {first}{text}");
+        let line = text.lines().find(|line| line.starts_with("gearshift: the machine failed: "));
+        let line = line.unwrap_or_else(|| panic!("{text}"));
+        assert!(line.contains("cannot provide the page of guest RAM at 0x800000"), "{line}");
+        assert!(text.contains("RIP="), "{text}");
+    }
 }

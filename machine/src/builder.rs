@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use accel_api::{
-    AccelCaps, AccelError, AccelId, Accelerator, Access, CpuModel, CpuState, GuestRam, Vendor, VmSpec,
+    AccelCaps, AccelError, AccelId, Accelerator, Access, CpuModel, CpuState, GuestRam, RamError, Vendor,
+    VmSpec,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -24,6 +25,7 @@ pub const DEFAULT_MODEL: &str = "host";
 /// Describes a machine. What is not given: one vCPU, 512 MiB, CPU model [`DEFAULT_MODEL`], no console output.
 #[must_use]
 pub struct MachineBuilder {
+    name: String,
     cpus: u32,
     memory: u64,
     model: String,
@@ -52,6 +54,7 @@ enum OpenBoot<'a> {
 impl Default for MachineBuilder {
     fn default() -> Self {
         Self {
+            name: String::new(),
             cpus: 1,
             memory: 512 * MIB,
             model: DEFAULT_MODEL.to_owned(),
@@ -67,6 +70,13 @@ impl Default for MachineBuilder {
 }
 
 impl MachineBuilder {
+    /// What it is called, in the names of its threads (`vcpu0/NAME`), so that several machines in one process can be told
+    /// apart.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
     /// Number of vCPUs, 1 to [`MAX_VCPUS`].
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
@@ -199,6 +209,9 @@ impl MachineBuilder {
             OpenBoot::Kernel(spec) => boot::load(&ram, &map, &spec)?,
             OpenBoot::Image(image) => image.load(&ram)?,
         };
+        if let Some(gpa) = ram.loss() {
+            return Err(RamError::Lost { gpa }.into());
+        }
         // Memory types are the same on all processors (Intel SDM vol. 3, 12.11.8).
         let others = (1..self.cpus).map(|id| {
             let mut state = CpuState::reset(id);
@@ -211,6 +224,7 @@ impl MachineBuilder {
         let timers = Timers::new(clock.clone());
         let control = Arc::new(Control::default());
         let chipset = Chipset::build(ChipsetSpec {
+            name: &self.name,
             map: &map,
             vcpus: self.cpus,
             clock: clock.clone(),
@@ -222,7 +236,20 @@ impl MachineBuilder {
         let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;
         let accel = accelerator.id();
         let access = regions.iter().map(|&(.., access)| access).collect();
-        Machine::assemble(Parts { vm, accel, chipset, timers, clock, control, ram, access, tsc, states })
+        let name = self.name;
+        Machine::assemble(Parts {
+            name,
+            vm,
+            accel,
+            chipset,
+            timers,
+            clock,
+            control,
+            ram,
+            access,
+            tsc,
+            states,
+        })
     }
 
     /// Builds the machine and lets it run.
@@ -264,6 +291,7 @@ pub(crate) fn cpu_model(
 impl std::fmt::Debug for MachineBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MachineBuilder")
+            .field("name", &self.name)
             .field("cpus", &self.cpus)
             .field("memory", &self.memory)
             .field("model", &self.model)

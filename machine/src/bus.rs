@@ -1,4 +1,4 @@
-//! The machine as a vCPU sees it: port and memory accesses go to the devices, interrupt acknowledge and EOI to the
+//! The devices as a vCPU sees them: port and memory accesses go to the devices, interrupt acknowledge and EOI to the
 //! controllers.
 //!
 //! What no device answers reads all ones and swallows writes, as on a PC; it is logged at debug level, a few times a
@@ -12,6 +12,7 @@ use devices::Clock;
 use devices::bus::{MmioBus, PioBus};
 use devices::ioapic::Ioapic;
 use devices::pic::Pic;
+use devices::waiting::Waiter;
 
 use crate::clock::VmClock;
 
@@ -19,9 +20,9 @@ use crate::clock::VmClock;
 const LINES: u64 = 20;
 const SECOND: u64 = 1_000_000_000;
 
-/// The devices of one machine, as [`VcpuBus`].
+/// The devices of one machine.
 #[derive(Debug)]
-pub struct MachineBus {
+pub(crate) struct MachineBus {
     pub(crate) pio: PioBus,
     pub(crate) mmio: MmioBus,
     pub(crate) pic: Arc<Pic>,
@@ -29,55 +30,72 @@ pub struct MachineBus {
     pub(crate) log: LogLimit,
 }
 
-impl VcpuBus for MachineBus {
+impl MachineBus {
+    /// As one vCPU sees them. A device whose host side does not keep up has the vCPU wait at `waiter`.
+    pub(crate) fn for_vcpu(self: &Arc<Self>, waiter: Arc<Waiter>) -> Arc<dyn VcpuBus> {
+        Arc::new(View { devices: self.clone(), waiter })
+    }
+}
+
+#[derive(Debug)]
+struct View {
+    devices: Arc<MachineBus>,
+    waiter: Arc<Waiter>,
+}
+
+impl VcpuBus for View {
     fn mmio_read(&self, gpa: u64, size: IoSize) -> u64 {
-        if self.log.wanted() && !self.mmio.contains(gpa) && self.log.take() {
+        let MachineBus { mmio, log, .. } = &*self.devices;
+        if log.wanted() && !mmio.contains(gpa) && log.take() {
             tracing::debug!("read of {} bytes at {gpa:#x}, where nothing is", size.bytes());
         }
-        self.mmio.read(gpa, size as u8)
+        mmio.read(gpa, size as u8)
     }
 
     fn mmio_write(&self, gpa: u64, size: IoSize, value: u64) {
-        if self.log.wanted() && !self.mmio.contains(gpa) && self.log.take() {
+        let MachineBus { mmio, log, .. } = &*self.devices;
+        if log.wanted() && !mmio.contains(gpa) && log.take() {
             tracing::debug!("write of {value:#x} ({} bytes) at {gpa:#x}, where nothing is", size.bytes());
         }
-        self.mmio.write(gpa, size as u8, value);
+        mmio.write(gpa, size as u8, value, &self.waiter);
     }
 
     fn pio_read(&self, port: u16, size: IoSize) -> u32 {
-        if self.log.wanted() && !self.pio.contains(port) && self.log.take() {
+        let MachineBus { pio, log, .. } = &*self.devices;
+        if log.wanted() && !pio.contains(port) && log.take() {
             tracing::debug!("IN of {} bytes from port {port:#x}, where nothing is", size.bytes());
         }
-        self.pio.read(port, pio_size(size))
+        pio.read(port, pio_size(size))
     }
 
     fn pio_write(&self, port: u16, size: IoSize, value: u32) {
-        if self.log.wanted() && !self.pio.contains(port) && self.log.take() {
+        let MachineBus { pio, log, .. } = &*self.devices;
+        if log.wanted() && !pio.contains(port) && log.take() {
             tracing::debug!("OUT of {value:#x} ({} bytes) to port {port:#x}, where nothing is", size.bytes());
         }
-        self.pio.write(port, pio_size(size), value);
+        pio.write(port, pio_size(size), value, &self.waiter);
     }
 
     fn msr_read(&self, index: u32) -> Result<u64, GpFault> {
-        if self.log.wanted() && self.log.take() {
+        if self.devices.log.wanted() && self.devices.log.take() {
             tracing::debug!("RDMSR of unknown {index:#x}");
         }
         Err(GpFault)
     }
 
     fn msr_write(&self, index: u32, value: u64) -> Result<(), GpFault> {
-        if self.log.wanted() && self.log.take() {
+        if self.devices.log.wanted() && self.devices.log.take() {
             tracing::debug!("WRMSR of {value:#x} to unknown {index:#x}");
         }
         Err(GpFault)
     }
 
     fn ack_extint(&self) -> Option<u8> {
-        self.pic.ack()
+        self.devices.pic.ack()
     }
 
     fn eoi(&self, vector: u8) {
-        self.ioapic.eoi(vector);
+        self.devices.ioapic.eoi(vector);
     }
 }
 

@@ -32,6 +32,7 @@ use crate::acpi::AcpiHardware;
 use crate::bus::{LogLimit, MachineBus};
 use crate::clock::VmClock;
 use crate::control::{Control, GuestEnd};
+use crate::host;
 use crate::interrupts::{InterruptCell, IntrWire};
 use crate::memory_map::MemoryMap;
 use crate::timers::Timers;
@@ -59,6 +60,7 @@ pub type Sink = Box<dyn Write + Send>;
 
 /// What the chipset is wired to.
 pub(crate) struct ChipsetSpec<'a> {
+    pub(crate) name: &'a str,
     pub(crate) map: &'a MemoryMap,
     pub(crate) vcpus: u32,
     pub(crate) clock: Arc<VmClock>,
@@ -92,7 +94,7 @@ pub enum ChipsetError {
 
 impl Chipset {
     pub(crate) fn build(spec: ChipsetSpec<'_>) -> Result<Self, ChipsetError> {
-        let ChipsetSpec { map, vcpus, clock, timers, control, console, debug_console } = spec;
+        let ChipsetSpec { name, map, vcpus, clock, timers, control, console, debug_console } = spec;
         let interrupts = InterruptCell::new(control.clone());
         let pic = Pic::new(Arc::new(IntrWire(interrupts.clone())));
         let ioapic = Ioapic::new(IoapicVersion::V20, interrupts.clone());
@@ -102,7 +104,8 @@ impl Chipset {
         };
 
         let sink = WatchedSink { sink: console, control: control.clone() };
-        let output = OutputQueue::new(sink).map_err(ChipsetError::Console)?;
+        let output =
+            OutputQueue::new(host::thread_name("console", name), sink).map_err(ChipsetError::Console)?;
         let uart = Uart::new(COM1_PORT, line(COM1_IRQ), output);
         let pit = Pit::new(clock.clone(), line(PIT_IRQ), timers.clone());
         let cmos = CmosConfig {
@@ -134,7 +137,8 @@ impl Chipset {
         let debug_output = match debug_console {
             None => None,
             Some(sink) => {
-                let queue = OutputQueue::new(sink).map_err(ChipsetError::Console)?;
+                let queue = OutputQueue::new(host::thread_name("debugcon", name), sink)
+                    .map_err(ChipsetError::Console)?;
                 pio.add(DEBUG_CONSOLE_PORT, 1, DebugConsole::new(queue.clone()))?;
                 Some(queue)
             }

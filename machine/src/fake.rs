@@ -15,6 +15,8 @@ pub(crate) enum Step {
     Exit(Exit),
     /// Fail.
     Fail,
+    /// Fail by a mistake of one's own.
+    Slip,
 }
 
 /// What the guest's closure works with.
@@ -176,6 +178,10 @@ impl Vcpu for FakeVcpu {
                 Step::Again => {}
                 Step::Exit(exit) => break Ok(exit),
                 Step::Fail => break Err(AccelError::BadVcpu(self.id)),
+                Step::Slip => {
+                    let (summary, report) = ("wrong in block 7".into(), "host code\n".into());
+                    break Err(AccelError::Internal { summary, report });
+                }
                 Step::Halt => {
                     let kicked = self.wake.kicked.lock().unwrap();
                     drop(self.wake.changed.wait_while(kicked, |k| !*k).unwrap());

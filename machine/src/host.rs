@@ -3,6 +3,12 @@
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 
+/// The name of a thread that does `role` for the machine called `machine`. The host shows 15 bytes of it (pthread_setname_np(3)),
+/// so the role comes first.
+pub(crate) fn thread_name(role: &str, machine: &str) -> String {
+    if machine.is_empty() { role.to_owned() } else { format!("{role}/{machine}") }
+}
+
 /// The host's time stamp counter, the same that every backend reads; once all loads before are done, so that two threads
 /// that read it in turn never see it go back.
 pub(crate) fn rdtsc() -> u64 {

@@ -49,6 +49,7 @@ pub use chipset::{ChipsetError, Sink};
 pub use choice::{AccelChoice, ChooseError, Chosen, Needs, PassedOver, Survey};
 pub use clock::TscFrequency;
 pub use control::GuestEnd;
+pub use devices::output::OutputQueue;
 pub use dump::CpuDump;
 pub use interrupts::InterruptCell;
 pub use registry::{BackendOptions, CreateFn, Descriptor, Listener, ProbeFn, Registry, TranslatorOptions};

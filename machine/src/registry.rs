@@ -79,6 +79,8 @@ pub struct TranslatorOptions {
     pub perf_map: bool,
     /// Write jit-PID.dump into this folder, so that `perf inject --jit` has the code of guest blocks.
     pub jitdump: Option<PathBuf>,
+    /// Is told, in a line, that a file for perf is full and gets no more. Else it is logged as a warning.
+    pub notice: Option<Listener>,
     /// Mistranslates this constant, for tests of `verify`.
     #[doc(hidden)]
     pub sabotage: Option<u32>,
@@ -89,7 +91,7 @@ pub type Listener = Arc<dyn Fn(String) + Send + Sync>;
 
 impl fmt::Debug for TranslatorOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { verify, only, show, counting, cache_bytes, perf_map, jitdump, sabotage } = self;
+        let Self { verify, only, show, counting, cache_bytes, perf_map, jitdump, notice: _, sabotage } = self;
         let show = show.as_ref().map(|(address, _)| address);
         f.debug_struct("TranslatorOptions")
             .field("verify", verify)
@@ -100,18 +102,19 @@ impl fmt::Debug for TranslatorOptions {
             .field("perf_map", perf_map)
             .field("jitdump", jitdump)
             .field("sabotage", sabotage)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
 #[cfg(feature = "jit")]
 fn create_translator(options: &TranslatorOptions) -> Result<Arc<dyn Accelerator>, AccelError> {
-    use accel_dynasm::{Config, JitDump, PerfMap, Show};
-    let TranslatorOptions { verify, only, show, counting, cache_bytes, perf_map, jitdump, sabotage } =
+    use accel_dynasm::{Config, JitDump, Notice, PerfMap, Show};
+    let TranslatorOptions { verify, only, show, counting, cache_bytes, perf_map, jitdump, notice, sabotage } =
         options.clone();
-    let perf_map = perf_map.then(PerfMap::for_this_process).transpose();
+    let notice = Notice(notice.unwrap_or_else(|| Arc::new(|line| tracing::warn!("{line}"))));
+    let perf_map = perf_map.then(|| PerfMap::for_this_process(notice.clone())).transpose();
     let perf_map = perf_map.map_err(|source| AccelError::Host { what: "make a map for perf", source })?;
-    let jitdump = jitdump.as_deref().map(JitDump::in_folder).transpose();
+    let jitdump = jitdump.as_deref().map(|folder| JitDump::in_folder(folder, notice)).transpose();
     let jitdump = jitdump.map_err(|source| AccelError::Host { what: "dump code for perf", source })?;
     let default = Config::default();
     Ok(accel_dynasm::create_with(Config {

@@ -49,13 +49,15 @@ impl Timers {
         Arc::new(Self { shared: Arc::new(shared), thread: Mutex::default() })
     }
 
-    /// Starts the thread for `devices`, still paused. Called once.
+    /// Starts the thread of the machine called `machine` for `devices`, still paused. Called once.
     ///
     /// # Errors
     /// The host has no thread to give.
-    pub(crate) fn start(&self, devices: Vec<Arc<dyn TimedDevice>>) -> io::Result<()> {
+    pub(crate) fn start(&self, machine: &str, devices: Vec<Arc<dyn TimedDevice>>) -> io::Result<()> {
         let shared = self.shared.clone();
-        let thread = thread::Builder::new().name("timers".into()).spawn(move || serve(&shared, &devices))?;
+        let thread = thread::Builder::new()
+            .name(host::thread_name("timers", machine))
+            .spawn(move || serve(&shared, &devices))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
     }
@@ -183,7 +185,7 @@ mod tests {
         let timers = Timers::new(clock.clone());
         let (tx, rx) = mpsc::channel();
         let ticker = Arc::new(Ticker { next: AtomicU64::new(u64::MAX), period: 1_000_000, ticks: tx });
-        timers.start(vec![ticker.clone()]).unwrap();
+        timers.start("", vec![ticker.clone()]).unwrap();
         clock.thaw();
         timers.resume();
         assert!(rx.recv_timeout(Duration::from_millis(5)).is_err(), "no deadline, no tick");
@@ -207,7 +209,7 @@ mod tests {
         let timers = Timers::new(clock.clone());
         let (tx, _rx) = mpsc::channel();
         let ticker = Arc::new(Ticker { next: AtomicU64::new(u64::MAX - 1), period: 1, ticks: tx });
-        timers.start(vec![ticker]).unwrap();
+        timers.start("", vec![ticker]).unwrap();
         clock.thaw();
         timers.resume();
         let start = Instant::now();

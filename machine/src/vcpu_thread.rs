@@ -4,7 +4,9 @@
 //!    every command is acknowledged through a channel of its own. Neither side polls.
 //! 2. A command to a running vCPU is followed by a kick. The kick is sticky, so that it does not matter whether it
 //!    comes before, in or after `run`: the command is in the channel by then, and the channel is read after each return.
-//! 3. Whatever ends the guest is posted to one cell, which kicks all vCPUs; each finds the end and parks. A parked
+//! 3. A kick also ends the vCPU's wait for a device whose host side does not keep up ([`devices::waiting`]), so that
+//!    nothing outside keeps a command from being answered.
+//! 4. Whatever ends the guest is posted to one cell, which kicks all vCPUs; each finds the end and parks. A parked
 //!    vCPU still answers commands, so that the state in which a guest died can be saved.
 
 use std::io;
@@ -13,7 +15,9 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
 use std::thread::{self, JoinHandle};
 
 use accel_api::{AccelError, AccelVm, CpuState, Exit, Kick, Vcpu, VcpuBus, VcpuConfig, VcpuId, VcpuStats};
+use devices::waiting::Waiter;
 
+use crate::bus::MachineBus;
 use crate::control::{Control, GuestEnd};
 use crate::dump::CpuDump;
 use crate::host;
@@ -75,6 +79,19 @@ pub(crate) struct VcpuThread {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Makes a vCPU leave the guest, also where it waits for a device.
+#[derive(Debug)]
+struct Leave {
+    waiter: Arc<Waiter>,
+    vcpu: Arc<dyn Kick>,
+}
+
+impl Kick for Leave {
+    fn kick(&self) {
+        self.waiter.kick(|| self.vcpu.kick());
+    }
+}
+
 /// An acknowledgement on its way.
 pub(crate) struct Ack<T> {
     id: VcpuId,
@@ -97,28 +114,31 @@ impl<T> Ack<Result<T, AccelError>> {
 }
 
 impl VcpuThread {
-    /// Binds vCPU `id` of `vm` on a thread of its own and loads `state`. It is parked when this returns.
+    /// Binds vCPU `id` of `vm`, which belongs to the machine called `machine`, on a thread of its own and loads `state`. It is parked when this returns.
     pub(crate) fn spawn(
+        machine: &str,
         vm: Arc<dyn AccelVm>,
         id: VcpuId,
-        bus: Arc<dyn VcpuBus>,
+        bus: &Arc<MachineBus>,
         state: CpuState,
         control: Arc<Control>,
     ) -> Result<Self, VcpuThreadError> {
+        let waiter = Arc::new(Waiter::default());
+        let bus = bus.for_vcpu(waiter.clone());
         let (commands, inbox) = mpsc::channel();
         let (ready, bound) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()
-            .name(format!("vcpu{id}"))
+            .name(host::thread_name(&format!("vcpu{id}"), machine))
             .spawn({
-                let control = control.clone();
+                let (control, waiter) = (control.clone(), waiter.clone());
                 move || {
                     host::block_signals();
                     let _guard = PanicGuard { id, control: control.clone() };
                     match bind(vm.as_ref(), id, bus, &state) {
                         Ok(vcpu) => {
                             let _ = ready.send(Ok(vcpu.kicker()));
-                            Runner { id, vcpu, inbox, control, tsc_offset: state.tsc_offset, dead: false }
-                                .serve();
+                            let tsc_offset = state.tsc_offset;
+                            Runner { id, vcpu, waiter, inbox, control, tsc_offset, dead: false }.serve();
                         }
                         Err(error) => {
                             let _ = ready.send(Err(error));
@@ -128,7 +148,8 @@ impl VcpuThread {
             })
             .map_err(|source| VcpuThreadError::Spawn { id, source })?;
         match bound.recv() {
-            Ok(Ok(kick)) => {
+            Ok(Ok(vcpu)) => {
+                let kick: Arc<dyn Kick> = Arc::new(Leave { waiter, vcpu });
                 control.add_kick(kick.clone());
                 Ok(Self { id, commands, kick, thread: Some(thread) })
             }
@@ -216,6 +237,7 @@ impl Drop for PanicGuard {
 struct Runner {
     id: VcpuId,
     vcpu: Box<dyn Vcpu>,
+    waiter: Arc<Waiter>,
     inbox: Receiver<Command>,
     control: Arc<Control>,
     tsc_offset: u64,
@@ -276,7 +298,7 @@ impl Runner {
 
     fn run(&mut self) {
         match self.vcpu.run() {
-            Ok(Exit::Kicked) => {}
+            Ok(Exit::Kicked) => self.waiter.rearm(),
             Ok(Exit::TripleFault) => {
                 self.dead = true;
                 let dump = self.dump("triple fault".into());
@@ -290,6 +312,12 @@ impl Runner {
                 self.control.post(GuestEnd::Unsupported { reason, dump });
             }
             Ok(other) => self.fail(format!("the backend returned {other:?}, which nobody asked for")),
+            Err(AccelError::Internal { summary, report }) => {
+                self.dead = true;
+                let mut dump = self.dump(summary.clone());
+                dump.report = report;
+                self.control.post(GuestEnd::HostError { reason: summary, dump: Some(dump) });
+            }
             Err(AccelError::Diverged { summary, report, options }) => {
                 self.dead = true;
                 self.control.post(GuestEnd::Diverged { summary, report, options });
@@ -305,6 +333,6 @@ impl Runner {
     }
 
     fn dump(&mut self, reason: String) -> Box<CpuDump> {
-        Box::new(CpuDump { vcpu: self.id, reason, state: self.vcpu.save().ok() })
+        Box::new(CpuDump { vcpu: self.id, reason, state: self.vcpu.save().ok(), report: String::new() })
     }
 }

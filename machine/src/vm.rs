@@ -98,6 +98,7 @@ pub struct Machine {
 
 /// What the builder has prepared.
 pub(crate) struct Parts {
+    pub(crate) name: String,
     pub(crate) vm: Arc<dyn AccelVm>,
     pub(crate) accel: AccelId,
     pub(crate) chipset: Chipset,
@@ -120,15 +121,15 @@ impl Machine {
 
     /// Maps the memory, attaches the interrupts, binds the vCPUs. They are parked, time stands at 0.
     pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { vm, accel, chipset, timers, clock, control, ram, access, tsc, states } = parts;
+        let Parts { name, vm, accel, chipset, timers, clock, control, ram, access, tsc, states } = parts;
         for (slot, (region, access)) in (0..).zip(ram.regions().iter().zip(access)) {
             vm.map(SlotId(slot), region, access)?;
         }
         chipset.interrupts.attach(vm.interrupts())?;
-        timers.start(chipset.timed.clone()).map_err(MachineError::Timers)?;
+        timers.start(&name, chipset.timed.clone()).map_err(MachineError::Timers)?;
         let mut vcpus = Vec::new();
         for (id, state) in (0..).zip(states) {
-            vcpus.push(VcpuThread::spawn(vm.clone(), id, chipset.bus.clone(), state, control.clone())?);
+            vcpus.push(VcpuThread::spawn(&name, vm.clone(), id, &chipset.bus, state, control.clone())?);
         }
         let state = Mutex::new(Running { vcpus, running: false, closed: false });
         Ok(Self { state, vm, accel, chipset, timers, clock, control, ram, tsc })
@@ -165,8 +166,6 @@ impl Machine {
 
     /// Parks all vCPUs at an instruction boundary and stops time. Nothing of the guest moves when this returns. A
     /// paused guest is left alone.
-    ///
-    /// A vCPU that waits for a console which takes no output cannot be paused until it does.
     ///
     /// # Errors
     /// The guest has ended, or a vCPU's thread is gone.
@@ -278,7 +277,7 @@ impl Machine {
         &self.vm
     }
 
-    /// Joins all threads. The end has been posted, so vCPUs are parked, on their way there, or waiting for the console.
+    /// Joins all threads. The end has been posted, so vCPUs are parked or on their way there.
     fn close(&self) {
         self.chipset.close(LAST_OUTPUT);
         let mut state = self.lock();

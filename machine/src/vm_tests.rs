@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel_api::{Exit, Feature, IoSize, UnsupportedDetail, VcpuBus};
 use devices::Clock;
@@ -119,6 +119,11 @@ fn failures_come_with_a_dump() {
     let end = guest(|_| Step::Fail).start().unwrap().wait();
     assert!(matches!(end, GuestEnd::HostError { dump: Some(_), .. }), "{end:?}");
 
+    let end = guest(|_| Step::Slip).start().unwrap().wait();
+    let GuestEnd::HostError { reason, dump: Some(dump) } = end else { panic!("{end:?}") };
+    assert_eq!((reason.as_str(), dump.report.as_str()), ("wrong in block 7", "host code\n"));
+    assert!(dump.state.is_some());
+
     let end = guest(|_| panic!("on purpose")).start().unwrap().wait();
     let GuestEnd::HostError { reason, dump: None } = end else { panic!("{end:?}") };
     assert!(reason.contains("panicked on vCPU 0"), "{reason}");
@@ -188,6 +193,84 @@ fn nothing_moves_while_paused_and_time_goes_on_without_a_step() {
     }
     machine.stop();
     assert_eq!(machine.wait(), GuestEnd::Stopped);
+}
+
+/// Each thread of a machine says whose it is; the host shows 15 bytes.
+#[test]
+fn threads_carry_the_name_of_their_machine() {
+    let names = || -> Vec<String> {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let comm = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+        comm.map(|name| name.trim_end().to_owned()).collect()
+    };
+    let machine =
+        guest(|_| Step::Halt).name("web-server-7").cpus(2).debug_console(io::sink()).start().unwrap();
+    let wanted =
+        ["vcpu0/web-serve", "vcpu1/web-serve", "timers/web-serv", "console/web-ser", "debugcon/web-se"];
+    // A thread takes its name when it first runs.
+    let end = Instant::now() + Duration::from_secs(60);
+    while !wanted.iter().all(|name| names().iter().any(|other| other == name)) {
+        assert!(Instant::now() < end, "{wanted:?} in {:?}", names());
+        std::thread::yield_now();
+    }
+    drop(machine);
+}
+
+/// A guest that writes to a console which takes nothing is paused, looked at, saved and stopped like any other.
+#[test]
+fn a_console_that_takes_nothing_keeps_nobody_waiting() {
+    /// Takes nothing until it is opened.
+    #[derive(Clone, Default)]
+    struct Gate(Arc<(Mutex<bool>, std::sync::Condvar)>, Screen);
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let (open, changed) = &*self.0;
+            drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
+            self.1.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let gate = Gate::default();
+    let sent = Arc::new(AtomicU64::new(0));
+    let machine = guest({
+        let sent = sent.clone();
+        move |g| {
+            out(g.bus, 0x3f8, sent.fetch_add(1, SeqCst) as u8);
+            Step::Again
+        }
+    })
+    .console(gate.clone())
+    .start()
+    .unwrap();
+    while sent.load(SeqCst) < devices::output::CAPACITY as u64 {
+        std::thread::yield_now();
+    }
+    // A command lets one access go, unless room has come with the batch that the writer thread took.
+    for _ in 0..10 {
+        machine.pause().unwrap();
+        let paused = sent.load(SeqCst);
+        assert_eq!(machine.stats().unwrap().len(), 1);
+        assert_eq!(machine.save_vcpus().unwrap().len(), 1);
+        assert_eq!(sent.load(SeqCst), paused);
+        machine.resume().unwrap();
+        machine.stats().unwrap();
+        machine.save_vcpus().unwrap();
+    }
+    assert!(gate.1.0.lock().unwrap().is_empty());
+    *gate.0.0.lock().unwrap() = true;
+    gate.0.1.notify_all();
+    let target = sent.load(SeqCst) + 100_000;
+    while sent.load(SeqCst) < target {
+        std::thread::yield_now();
+    }
+    machine.stop();
+    assert_eq!(machine.wait(), GuestEnd::Stopped);
+    let (bytes, sent) = (gate.1.0.lock().unwrap().clone(), sent.load(SeqCst) as usize);
+    assert!(bytes.iter().zip(0u64..).all(|(byte, n)| *byte == n as u8), "in order");
+    // What is sent after the end is not.
+    assert!(bytes.len() <= sent && bytes.len() >= target as usize - 100_000, "{} of {sent}", bytes.len());
 }
 
 /// Commands and kicks against vCPUs that halt, spin, or leave `run` by themselves all the time.

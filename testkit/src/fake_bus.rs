@@ -4,7 +4,8 @@
 //!    address, or [`pattern`] of the address, which makes every byte of the device space different and known.
 //! 2. Ports can be given an action of the host ([`FakeBus::on_out`]), which then happens at an exact place of the
 //!    guest's program.
-//! 3. [`EXIT_PORT`] ends the guest: the vCPU is kicked. [`FAULT_PORT`] ends it as failed.
+//! 3. All that is logged can be watched ([`FakeBus::on_event`]), also by who wants to hold it up.
+//! 4. [`EXIT_PORT`] ends the guest: the vCPU is kicked. [`FAULT_PORT`] ends it as failed.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -32,6 +33,7 @@ pub enum Event {
 }
 
 type Action = Arc<dyn Fn(u32) + Send + Sync>;
+type Watcher = Arc<dyn Fn(&Event) + Send + Sync>;
 
 #[derive(Default)]
 struct Inner {
@@ -41,6 +43,7 @@ struct Inner {
     msrs: HashMap<u32, u64>,
     extint: VecDeque<Option<u8>>,
     out: HashMap<u16, Action>,
+    watcher: Option<Watcher>,
     kick: Option<Arc<dyn Kick>>,
     exit: Option<Ending>,
 }
@@ -121,6 +124,21 @@ impl FakeBus {
         self.lock().out.insert(port, Arc::new(action));
     }
 
+    /// Does `action` with each event, on the vCPU's thread, in the middle of the instruction and before it is answered.
+    pub fn on_event(&self, action: impl Fn(&Event) + Send + Sync + 'static) {
+        self.lock().watcher = Some(Arc::new(action));
+    }
+
+    /// Logs an event and shows it to who watches.
+    fn note(&self, event: Event) -> MutexGuard<'_, Inner> {
+        let mut inner = self.lock();
+        inner.log.push(event);
+        let Some(watcher) = inner.watcher.clone() else { return inner };
+        drop(inner);
+        watcher(&event);
+        self.lock()
+    }
+
     /// Everything logged so far, [`EXIT_PORT`] apart; the log is empty afterwards.
     pub fn take_log(&self) -> Vec<Event> {
         std::mem::take(&mut self.lock().log)
@@ -139,19 +157,17 @@ impl FakeBus {
 
 impl VcpuBus for FakeBus {
     fn mmio_read(&self, gpa: u64, size: IoSize) -> u64 {
-        let mut inner = self.lock();
-        inner.log.push(Event::MmioRead { gpa, size });
+        let mut inner = self.note(Event::MmioRead { gpa, size });
         let scripted = inner.mmio.get_mut(&gpa).and_then(VecDeque::pop_front);
         scripted.unwrap_or_else(|| pattern(gpa, size.bytes()))
     }
 
     fn mmio_write(&self, gpa: u64, size: IoSize, value: u64) {
-        self.lock().log.push(Event::MmioWrite { gpa, size, value });
+        drop(self.note(Event::MmioWrite { gpa, size, value }));
     }
 
     fn pio_read(&self, port: u16, size: IoSize) -> u32 {
-        let mut inner = self.lock();
-        inner.log.push(Event::PioRead { port, size });
+        let mut inner = self.note(Event::PioRead { port, size });
         let scripted = inner.pio.get_mut(&port).and_then(VecDeque::pop_front);
         scripted.unwrap_or_else(|| pattern(u64::from(port), size.bytes()) as u32)
     }
@@ -172,7 +188,8 @@ impl VcpuBus for FakeBus {
             }
             return;
         }
-        inner.log.push(Event::PioWrite { port, size, value });
+        drop(inner);
+        let inner = self.note(Event::PioWrite { port, size, value });
         let action = inner.out.get(&port).cloned();
         drop(inner);
         if let Some(action) = action {
@@ -181,25 +198,22 @@ impl VcpuBus for FakeBus {
     }
 
     fn msr_read(&self, index: u32) -> Result<u64, GpFault> {
-        let mut inner = self.lock();
-        inner.log.push(Event::MsrRead { index });
+        let inner = self.note(Event::MsrRead { index });
         inner.msrs.get(&index).copied().ok_or(GpFault)
     }
 
     fn msr_write(&self, index: u32, value: u64) -> Result<(), GpFault> {
-        let mut inner = self.lock();
-        inner.log.push(Event::MsrWrite { index, value });
+        let mut inner = self.note(Event::MsrWrite { index, value });
         *inner.msrs.get_mut(&index).ok_or(GpFault)? = value;
         Ok(())
     }
 
     fn ack_extint(&self) -> Option<u8> {
-        let mut inner = self.lock();
-        inner.log.push(Event::AckExtint);
+        let mut inner = self.note(Event::AckExtint);
         inner.extint.pop_front().flatten()
     }
 
     fn eoi(&self, vector: u8) {
-        self.lock().log.push(Event::Eoi { vector });
+        drop(self.note(Event::Eoi { vector }));
     }
 }

@@ -56,6 +56,8 @@ impl Cpu {
                 Some(offset) => {
                     let moment = self.now();
                     self.lapic.mmio_write(offset, size.bytes() as u8, value, moment);
+                    // An EOI may have gone to the bus, when nobody waited for us.
+                    self.serve_memory_requests();
                     self.leave = true;
                 }
                 None => self.device(|bus| bus.mmio_write(at, size, value)),

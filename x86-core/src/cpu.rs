@@ -415,8 +415,9 @@ impl Cpu {
         }
         if requests & request::WRITES != 0 {
             // Who decodes the page waits until we have looked, so that what we stored before is seen.
-            for page in self.shared.take_watched_pages() {
-                self.tlb.drop_write_tags_of(page);
+            match self.shared.take_watched_pages().pages() {
+                Some(pages) => pages.for_each(|watched| _ = self.tlb.drop_write_tags_of(watched.page)),
+                None => self.tlb.drop_write_tags(),
             }
         }
         requests & request::REMAP != 0

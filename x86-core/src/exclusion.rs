@@ -6,13 +6,17 @@
 //!    out already, and stays out behind it.
 //! 2. Who waits to be alone is out itself. So two that want it have their turns, and nobody waits in a circle.
 //! 3. [`VmShared::ask_others_out`] asks and does not wait: those who come to look are kept out.
-//! 4. Between instructions a kick ends the wait of who is kept out. Within one nothing does, but it ends with the other's
-//!    access, of which only the device's part can take long, and that ends by a kick.
+//! 4. Of an access alone only a device's part can take long. A kick of a vCPU ends its wait for another's: between
+//!    instructions, where it decodes one, and where it waits to be alone itself, for which the instruction is given up and begun
+//!    again ([`Fault::AGAIN`]). In the middle of an instruction, behind a device access of its own, nothing can end the wait but the
+//!    other's access, and the other's kick ends that; but no third access comes first: who wants to be alone lets those in who
+//!    are kept out there.
 
-use std::sync::{MutexGuard, PoisonError};
+use accel_api::PageFlag;
 
-use crate::Cpu;
 use crate::shared::{VcpuShared, VmShared, request};
+use crate::sync::atomic::{Ordering, fence};
+use crate::{Cpu, Exec, Fault};
 
 /// The other vCPUs stay out of guest code while it lives, once they are.
 #[derive(Debug)]
@@ -26,7 +30,14 @@ pub(crate) struct Asked<'a> {
 pub(crate) struct Alone<'a> {
     // Dropped in this order: who has the next turn finds the others as free as it found them.
     _asked: Asked<'a>,
-    _turn: MutexGuard<'a, ()>,
+    _turn: Turn<'a>,
+}
+
+/// No other vCPU is alone while it lives.
+#[derive(Debug)]
+struct Turn<'a> {
+    vm: &'a VmShared,
+    id: usize,
 }
 
 impl VmShared {
@@ -38,12 +49,21 @@ impl VmShared {
     /// is not in guest code then.
     pub fn enter(&self, id: usize, requests: u32) -> bool {
         let own = &self.vcpus[id];
-        while !own.presence.try_enter(&self.solitude) {
-            if !own.wait_until(|| own.presence.may_enter(&self.solitude), requests) {
-                return false;
-            }
+        if own.presence.try_enter(&self.solitude) {
+            return true;
         }
-        true
+        // Nothing but its turn lets it go on.
+        own.presence.set_owed(requests == 0);
+        let came = loop {
+            if !own.wait_until(|| own.presence.may_enter(&self.solitude), requests) {
+                break false;
+            }
+            if own.presence.try_enter(&self.solitude) {
+                break true;
+            }
+        };
+        own.presence.set_owed(false);
+        came
     }
 
     /// Asks all vCPUs but `id` to leave guest code and stay out.
@@ -53,16 +73,35 @@ impl VmShared {
         Asked { vm: self, id }
     }
 
-    /// Waits until no vCPU but `id` is in guest code; `id` must not be either.
-    pub(crate) fn be_alone(&self, id: usize) -> Alone<'_> {
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Waits until no vCPU but `id` is in guest code; `id` must not be either. Nothing if one of `requests` is asked for while
+    /// another is alone.
+    pub(crate) fn be_alone(&self, id: usize, requests: u32) -> Option<Alone<'_>> {
+        let take = || self.turn.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if !take() && !self.vcpus[id].wait_until(take, requests) {
+            return None;
+        }
+        let turn = Turn { vm: self, id };
+        for vcpu in self.others(id) {
+            while vcpu.presence.is_owed() {
+                std::thread::yield_now();
+            }
+        }
         let asked = self.ask_others_out(id);
         for vcpu in self.others(id) {
             while vcpu.presence.is_present() {
                 std::thread::yield_now();
             }
         }
-        Alone { _asked: asked, _turn: turn }
+        Some(Alone { _asked: asked, _turn: turn })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.vm.turn.store(false, Ordering::Release);
+        // Those who want it may be about to sleep.
+        fence(Ordering::SeqCst);
+        self.vm.others(self.id).for_each(VcpuShared::look_again);
     }
 }
 
@@ -75,18 +114,42 @@ impl Drop for Asked<'_> {
 
 impl Cpu {
     /// Does `access` while no other vCPU is in guest code, as processors lock the bus (Intel SDM vol. 3, 9.1.2). What was known
-    /// of memory may have changed by then.
+    /// of memory may have changed by then. The instruction has changed nothing yet.
+    ///
+    /// # Errors
+    /// Those of `access`; or [`Fault::AGAIN`]: a kick comes while another vCPU is alone.
     #[cold]
-    pub(crate) fn alone<R>(&mut self, access: impl FnOnce(&mut Self) -> R) -> R {
+    pub(crate) fn alone<R>(&mut self, access: impl FnOnce(&mut Self) -> Exec<R>) -> Exec<R> {
         let vm = self.vm.clone();
         let present = self.shared.presence.leave();
-        let _alone = vm.be_alone(self.id as usize);
+        let _alone = vm.be_alone(self.id as usize, self.gives_up_for()).ok_or(Fault::AGAIN)?;
         if present {
             self.shared.presence.come_back();
         }
         // Nobody has waited for us meanwhile.
         self.leave |= self.serve_memory_requests();
         access(self)
+    }
+
+    /// Makes stores to RAM page `page`, code of which is about to be decoded, visible from now on; between two instructions.
+    /// Whether translations have changed meanwhile.
+    ///
+    /// # Errors
+    /// [`Fault::AGAIN`]: a kick comes while another vCPU is alone.
+    pub fn watch_code(&mut self, page: usize) -> Exec<bool> {
+        self.vm.flags.set(page, PageFlag::CODE);
+        self.tlb.drop_write_tags_of(page);
+        if !self.vm.code_watched(page, self.id as usize, self.gives_up_for()) {
+            return Err(Fault::AGAIN);
+        }
+        Ok(self.serve_memory_requests())
+    }
+
+    /// The requests for which an instruction is given up that has changed nothing yet. The vCPU is out of guest code then, and
+    /// stays there on its way to the run loop, which serves them first. A debug trap that MOV SS holds back keeps the run loop
+    /// from that, and waits for the end of this instruction.
+    fn gives_up_for(&self) -> u32 {
+        if self.pending_debug == 0 { request::KICK } else { 0 }
     }
 }
 
@@ -120,7 +183,7 @@ mod tests {
                         drop(asked);
                         inside.fetch_sub(1, Ordering::SeqCst);
                         vm.vcpus[id].leave();
-                        let _alone = vm.be_alone(id);
+                        let _alone = vm.be_alone(id, 0).expect("nobody is kicked");
                         assert_eq!(inside.load(Ordering::SeqCst), 0);
                         // As behind a device access of its own.
                         assert!(vm.enter(id, 0));
@@ -149,7 +212,7 @@ mod tests {
     #[test]
     fn a_kick_ends_the_wait_of_who_is_kept_out() {
         let vm = vm(2);
-        let _alone = vm.be_alone(0);
+        let _alone = vm.be_alone(0, 0);
         std::thread::scope(|s| {
             let one = s.spawn(|| vm.enter(1, request::KICK));
             // Another request does not.
@@ -159,5 +222,46 @@ mod tests {
         });
         assert!(!vm.vcpus[1].presence.is_present());
         assert!(!vm.enter(1, request::KICK), "kicks stay until they are taken");
+    }
+
+    #[test]
+    fn a_kick_ends_the_wait_for_ones_turn() {
+        let vm = vm(2);
+        let alone = vm.be_alone(0, 0);
+        std::thread::scope(|s| {
+            let one = s.spawn(|| vm.be_alone(1, request::KICK).is_none());
+            vm.vcpus[1].post(request::INTERRUPT);
+            vm.vcpus[1].kick();
+            assert!(one.join().unwrap());
+        });
+        drop(alone);
+        assert!(
+            vm.be_alone(1, request::KICK).is_some(),
+            "a kick does not keep it from a turn that it can have"
+        );
+        assert!(vm.be_alone(0, 0).is_some());
+    }
+
+    /// One vCPU is alone again and again, another is kept out in the middle of an instruction.
+    #[test]
+    fn who_is_kept_out_within_an_instruction_comes_in_before_the_next_access() {
+        let (vm, came) = (vm(2), AtomicU32::new(0));
+        std::thread::scope(|s| {
+            for round in 1..=100 {
+                let alone = vm.be_alone(0, 0);
+                let one = s.spawn(|| {
+                    assert!(vm.enter(1, 0));
+                    came.fetch_add(1, Ordering::SeqCst);
+                    vm.vcpus[1].leave();
+                });
+                while !vm.vcpus[1].presence.is_owed() {
+                    std::thread::yield_now();
+                }
+                drop(alone);
+                drop(vm.be_alone(0, 0));
+                assert_eq!(came.load(Ordering::SeqCst), round);
+                one.join().unwrap();
+            }
+        });
     }
 }

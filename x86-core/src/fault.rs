@@ -24,7 +24,7 @@ pub mod vector {
 }
 
 /// An exception on its way to the guest, in one register: vector, and error code where the vector has one. The address
-/// of a page fault is in [`crate::Cpu::fault_address`].
+/// of a page fault is in [`crate::Cpu::fault_address`]. Or, as [`Self::AGAIN`], none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fault(u64);
 
@@ -33,6 +33,7 @@ pub type Exec<T = ()> = Result<T, Fault>;
 
 const HAS_ERROR: u64 = 1 << 8;
 const RESUMES: u64 = 1 << 9;
+const BEGINS_AGAIN: u64 = 1 << 10;
 
 impl Fault {
     /// #DE.
@@ -57,6 +58,10 @@ impl Fault {
     pub const SS0: Self = Self::with_code(vector::SS, 0);
     /// #AC(0).
     pub const AC0: Self = Self::with_code(vector::AC, 0);
+
+    /// No exception: an instruction that was given up for a kick, before it has changed anything, and is executed when the
+    /// vCPU runs again.
+    pub const AGAIN: Self = Self(BEGINS_AGAIN);
 
     /// An exception without error code.
     pub const fn plain(vector: u8) -> Self {
@@ -102,6 +107,7 @@ impl Fault {
 impl std::fmt::Debug for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.error_code() {
+            None if *self == Self::AGAIN => f.write_str("Fault::AGAIN"),
             Some(code) => write!(f, "Fault({}, {code:#x})", self.vector()),
             None => write!(f, "Fault({})", self.vector()),
         }

@@ -35,6 +35,7 @@ mod mem;
 mod memory_map;
 mod mode;
 mod operand;
+mod page_list;
 mod presence;
 mod rehearsal;
 mod request_word;
@@ -72,6 +73,7 @@ pub use memory_map::*;
 pub use mode::*;
 pub(crate) use operand::within;
 pub use operand::*;
+pub use page_list::PageList;
 pub use rehearsal::*;
 pub use segment::*;
 

@@ -10,6 +10,8 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 #[derive(Debug, Default)]
 pub(crate) struct Presence {
     present: AtomicBool,
+    /// Is kept out in the middle of an instruction, so that nothing but being let in lets it go on.
+    owed: AtomicBool,
     /// How many of [`Solitude::wanted`] are its own; only its thread uses it.
     own: AtomicU32,
 }
@@ -46,6 +48,16 @@ impl Presence {
             self.leave();
         }
         free
+    }
+
+    /// Tells whether it is kept out in the middle of an instruction.
+    pub(crate) fn set_owed(&self, owed: bool) {
+        self.owed.store(owed, Ordering::Release);
+    }
+
+    /// Whether it is kept out in the middle of an instruction.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.owed.load(Ordering::Acquire)
     }
 
     /// Whether no other vCPU wants to be alone.

@@ -11,7 +11,7 @@ use accel_api::{CodeObserver, Kick, PageFlag, PageFlags};
 
 use crate::presence::{Presence, Solitude};
 use crate::request_word::RequestWord;
-use crate::{CodeMap, MemoryMap, StaleCode};
+use crate::{CodeMap, MemoryMap, PageList, StaleCode};
 
 /// Bits of a vCPU's request word.
 pub mod request {
@@ -37,8 +37,8 @@ pub mod request {
 #[derive(Debug, Default)]
 pub struct VcpuShared {
     requests: RequestWord,
-    stale_code: Mutex<Vec<StaleCode>>,
-    watched_pages: Mutex<Vec<usize>>,
+    stale_code: Mutex<PageList>,
+    watched_pages: Mutex<PageList>,
     /// In guest code, so that requests take effect only once it looks.
     pub(crate) presence: Presence,
     sleep: Mutex<()>,
@@ -62,6 +62,11 @@ impl VcpuShared {
     #[inline(always)]
     pub fn requested(&self) -> u32 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The request word, for who sets bits in it as [`Self::post`] does and need not wake the vCPU: it runs.
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.requests
     }
 
     /// Where the request word lies, for code that polls it.
@@ -133,21 +138,17 @@ impl VcpuShared {
     }
 
     /// What has become stale of decoded code, since the last call.
-    pub fn take_stale_code(&self) -> Vec<StaleCode> {
+    pub fn take_stale_code(&self) -> PageList {
         std::mem::take(&mut *self.stale_code.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Pages that somebody else decoded, since the last call: stores to them must ask.
-    pub fn take_watched_pages(&self) -> Vec<usize> {
+    pub fn take_watched_pages(&self) -> PageList {
         std::mem::take(&mut *self.watched_pages.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn push<T: PartialEq>(&self, list: &Mutex<Vec<T>>, item: T, bit: u32) {
-        let mut items = list.lock().unwrap_or_else(PoisonError::into_inner);
-        if items.last() != Some(&item) {
-            items.push(item);
-        }
-        drop(items);
+    fn push(&self, list: &Mutex<PageList>, item: StaleCode, bit: u32) {
+        list.lock().unwrap_or_else(PoisonError::into_inner).add(item.page, item.lines);
         self.post(bit);
     }
 }
@@ -175,8 +176,8 @@ pub struct VmShared {
     telling: Mutex<()>,
     /// See [`crate::exclusion`].
     pub(crate) solitude: Solitude,
-    /// Held by the vCPU that is alone in guest code.
-    pub(crate) turn: Mutex<()>,
+    /// Whether a vCPU is alone in guest code, or is about to be.
+    pub(crate) turn: AtomicBool,
     map: RwLock<Arc<MemoryMap>>,
 }
 
@@ -191,7 +192,7 @@ impl VmShared {
             forgotten: AtomicU64::new(0),
             telling: Mutex::new(()),
             solitude: Solitude::default(),
-            turn: Mutex::new(()),
+            turn: AtomicBool::new(false),
             map: RwLock::default(),
             flags,
         });
@@ -257,16 +258,15 @@ impl VmShared {
 
     /// vCPU `reader` is about to decode code of `page`: the others' stores to it must ask from now on. What they stored
     /// without asking is visible when this returns. The reader may have been asked for something meanwhile, and must
-    /// look before it goes on with guest code.
-    pub fn code_watched(&self, page: usize, reader: usize) {
+    /// look before it goes on with guest code; if false, one of `requests`, and it is not in guest code any more.
+    pub(crate) fn code_watched(&self, page: usize, reader: usize, requests: u32) -> bool {
         let others = || self.vcpus.iter().enumerate().filter(|(id, _)| *id != reader).map(|(_, vcpu)| vcpu);
+        let page = StaleCode::page(page);
         others().for_each(|vcpu| vcpu.push(&vcpu.watched_pages, page, request::WRITES));
         // Two readers wait for each other here.
         let present = self.vcpus.get(reader).is_some_and(|own| own.leave());
         others().for_each(|vcpu| vcpu.settle(request::WRITES));
-        if present {
-            self.enter(reader, 0);
-        }
+        !present || self.enter(reader, requests)
     }
 }
 
@@ -313,7 +313,8 @@ mod tests {
         flags.mark_written(3 * 4096, 1);
         for vcpu in &vm.vcpus {
             assert_eq!(vcpu.take(u32::MAX), request::CODE);
-            assert_eq!(vcpu.take_stale_code(), [StaleCode::page(3)]);
+            let stale: Vec<_> = vcpu.take_stale_code().pages().unwrap().collect();
+            assert_eq!(stale, [StaleCode::page(3)]);
         }
         assert_eq!(vm.code.get(3), 0);
     }

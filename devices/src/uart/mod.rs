@@ -1,7 +1,7 @@
 //! The serial port: a 16550A UART (National Semiconductor PC16550D datasheet, TL/C/8652).
 //!
 //! 1. The transmitter is infinitely fast: THR is empty again as soon as it is written. Bytes go to an
-//!    [`OutputQueue`], which batches them and makes the vCPU wait if the host does not keep up.
+//!    [`OutputQueue`], which batches them; the vCPU waits behind the access if the host does not keep up.
 //! 2. Host input waits in a backlog of [`BACKLOG`] bytes in front of the receive FIFO and enters the FIFO as the
 //!    guest drains it; so there is no overrun. [`Uart::offer`] takes what fits, [`Uart::feed`] waits for room.
 //! 3. The host honours hardware flow control: input enters the FIFO while the guest asserts RTS or has the receive
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::output::OutputQueue;
 use crate::seams::{IrqLine, PioDevice, Snapshot};
 use crate::util::{lock, read_bytes, write_bytes};
+use crate::waiting::Waiter;
 
 /// First port of COM1.
 pub const COM1_PORT: u16 = 0x3f8;
@@ -375,8 +376,11 @@ impl PioDevice for Uart {
                 }
             });
         });
-        // The queue may make us wait; other vCPUs and the input need the lock meanwhile.
         sent.into_iter().flatten().for_each(|byte| self.output.push(byte));
+    }
+
+    fn throttle(&self, waiter: &Arc<Waiter>) {
+        self.output.wait_for_room(waiter);
     }
 }
 

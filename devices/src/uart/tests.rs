@@ -16,7 +16,7 @@ struct Com {
 impl Com {
     fn com1() -> Self {
         let (irq, sink) = (Arc::new(TestLine::default()), SharedSink::default());
-        let output = OutputQueue::new(sink.clone()).unwrap();
+        let output = OutputQueue::new("out", sink.clone()).unwrap();
         Self { uart: Uart::new(COM1_PORT, irq.clone(), output), irq, sink }
     }
     fn read(&self, register: u16) -> u8 {
@@ -305,7 +305,7 @@ fn failing_output_does_not_disturb_the_guest() {
         }
     }
     let irq = Arc::new(TestLine::default());
-    let uart = Uart::new(COM1_PORT, irq.clone(), OutputQueue::new(Broken).unwrap());
+    let uart = Uart::new(COM1_PORT, irq.clone(), OutputQueue::new("out", Broken).unwrap());
     uart.pio_write(COM1_PORT + 1, 1, 2);
     assert!(uart.output_error().is_none());
     for _ in 0..100_000 {

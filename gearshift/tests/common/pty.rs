@@ -49,6 +49,25 @@ impl Pty {
         Session(command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap())
     }
 
+    /// The terminal, for one stream of a command.
+    pub fn stream(&self) -> Stdio {
+        Stdio::from(self.slave.try_clone().unwrap())
+    }
+
+    /// Runs `command` with its own streams.
+    pub fn start(&self, command: &mut Command) -> Session {
+        Session(command.spawn().unwrap())
+    }
+
+    /// Waits for raw mode.
+    pub fn wait_for_raw(&self, patience: Duration) {
+        let end = Instant::now() + patience;
+        while !self.is_raw() {
+            assert!(Instant::now() < end, "no raw mode");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn attributes(&self) -> Termios {
         tcgetattr(&self.slave).unwrap()
     }

@@ -39,6 +39,9 @@ fn remedy(error: &io::Error) -> &'static str {
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
+    /// The host does not have the memory.
+    #[error(transparent)]
+    Ram(#[from] accel_api::RamError),
     /// The file cannot be opened.
     #[error("cannot open {role} `{name}`: {source}; {}", remedy(source))]
     Open {

@@ -7,10 +7,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use accel_api::{GuestRam, PAGE_SIZE, PageFlag};
+use accel_api::{GuestRam, PAGE_SIZE, PageFlag, RamError};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use super::{BootError, Role};
 
@@ -187,10 +187,14 @@ impl<'a> Image<'a> {
             while at < hole {
                 let count = (hole - at).min(READ_AT_ONCE) as usize;
                 let to = GuestAddress(gpa + (at - offset));
-                // The range is RAM, so what fails is the file.
                 match ram.memory().read_volatile_from(to, &mut reader, count) {
                     Ok(0) => return Err(self.changed()),
                     Ok(read) => at += read as u64,
+                    // The kernel cannot write where an access of this process would raise SIGBUS.
+                    Err(GuestMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EFAULT) => {
+                        return Err(RamError::Lost { gpa: to.0 }.into());
+                    }
+                    // The range is RAM, so what else fails is the file.
                     Err(e) => return Err(self.failed(io::Error::other(e))),
                 }
             }

@@ -413,3 +413,31 @@ fn linux_is_told_the_frequency_of_the_tsc() {
         }
     }
 }
+
+/// The host has no page where the kernel is to lie: by a write of the kernel's own (a file), or by one of this process.
+#[test]
+fn memory_that_the_host_cannot_give_is_no_fault_of_the_file() {
+    let map = MemoryMap::new(16 * MIB).unwrap();
+    let path = std::env::temp_dir().join(format!("gearshift-lost-{}", std::process::id()));
+    std::fs::write(&path, elf(true)).unwrap();
+    let load_short = |kernel: Source| {
+        let ram = GuestRam::new(&map.ram_regions()).unwrap();
+        std::fs::File::from(ram.fd().try_clone_to_owned().unwrap()).set_len(MIB).unwrap();
+        let spec = BootSpec {
+            kernel: &kernel,
+            initrd: None,
+            cmdline: "",
+            rsdp: ACPI_AREA,
+            seed: None,
+            tsc_khz: None,
+        };
+        (load(&ram, &map, &spec).map_err(|e| e.to_string()), ram.loss())
+    };
+    let (result, _) = load_short(path.clone().into());
+    std::fs::remove_file(&path).unwrap();
+    let error = result.unwrap_err();
+    assert!(error.contains("cannot provide the page of guest RAM at 0x200000"), "{error}");
+    // The builder asks when all is loaded.
+    let (result, loss) = load_short(Source::bytes("test-kernel", elf(true)));
+    assert!(result.is_ok() && loss == Some(0x20_0000), "{result:?} {loss:x?}");
+}

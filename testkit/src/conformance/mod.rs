@@ -10,6 +10,7 @@ pub mod halt;
 pub mod interrupts;
 pub mod io;
 pub mod locks;
+pub mod lost;
 pub mod memory;
 pub mod model;
 pub mod nmi;
@@ -18,6 +19,7 @@ pub mod pcid;
 pub mod slots;
 pub mod smc;
 pub mod smp;
+pub mod stall;
 pub mod state;
 pub mod time;
 
@@ -87,6 +89,7 @@ macro_rules! __conformance_checks {
             nmi: while_masked two_at_once from_itself;
             io: ports string_ports string_port_fault port_permissions mmio_sizes mmio_instructions mmio_pieces
                 read_only_slot;
+            lost: accesses by_a_device;
             memory: straddling straddling_fault aliases invalidation accessed_and_dirty rights write_protect_off
                 other_paging_modes addressing;
             debug: breakpoints single_step step_into_interrupts;
@@ -99,6 +102,7 @@ macro_rules! __conformance_checks {
                 half_remapped half_aliased cross_modifying;
             order: time_stamps serialising;
             locks: atomic_counters split_locks restless_tables busy_tasks;
+            stall: device_accesses interrupt_cycles locked_accesses;
             smp: xapic_ipis x2apic_ipis start_up init_of_a_running_vcpu init_from_itself xapic_id store_order shoot_down;
         }
     };

@@ -62,11 +62,20 @@ impl Alarm {
         if !state.started {
             state.started = true;
             let (inner, khz) = (inner.clone(), self.tsc_khz);
-            let thread = std::thread::Builder::new().name("alarm".to_owned());
+            let thread = std::thread::Builder::new().name(name());
             // Without the thread timers are served when the vCPU comes out of itself: late, but not lost.
             state.started = thread.spawn(move || inner.run(khz)).is_ok();
         }
         inner.changed.notify_one();
+    }
+}
+
+/// The thread's name: of the same machine as that of the vCPU which needs it first, where that says `role/machine`.
+fn name() -> String {
+    let vcpu = std::thread::current();
+    match vcpu.name().and_then(|name| name.split_once('/')) {
+        Some((_, machine)) => format!("alarm/{machine}"),
+        None => "alarm".to_owned(),
     }
 }
 

@@ -55,6 +55,9 @@ pub trait Executor: Debug + 'static {
     /// Drops what was decoded of code that was written; all of its page, if it likes.
     fn code_stale(&mut self, stale: StaleCode);
 
+    /// Drops all that was decoded.
+    fn all_code_stale(&mut self);
+
     /// Why it cannot go on, if it cannot. It has posted itself a kick, so that the run loop asks.
     fn failure(&mut self) -> Option<AccelError> {
         None

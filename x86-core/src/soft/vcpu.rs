@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use accel_api::{
-    AccelError, CpuState, DebugPlan, DebugStop, EventKind, Exit, InjectedEvent, Kick, MpState, Vcpu,
-    VcpuStats,
+    AccelError, CpuState, DebugPlan, DebugStop, EventKind, Exit, GuestRam, InjectedEvent, Kick, MpState,
+    RamError, Vcpu, VcpuStats, stop_on_loss,
 };
 
 use super::alarm::Alarm;
@@ -36,12 +36,19 @@ pub struct SoftVcpu<E: Executor> {
     /// The timer deadline last seen, and the host TSC it falls on.
     deadline: Option<(TimerDeadline, u64)>,
     bound: Arc<[AtomicBool]>,
+    ram: Arc<GuestRam>,
     /// Bound to its thread.
     not_send: PhantomData<*const ()>,
 }
 
 impl<E: Executor> SoftVcpu<E> {
-    pub(super) fn new(cpu: CpuHome, executor: E, alarm: Arc<Alarm>, bound: Arc<[AtomicBool]>) -> Self {
+    pub(super) fn new(
+        cpu: CpuHome,
+        executor: E,
+        alarm: Arc<Alarm>,
+        bound: Arc<[AtomicBool]>,
+        ram: Arc<GuestRam>,
+    ) -> Self {
         Self {
             cpu,
             executor,
@@ -50,6 +57,7 @@ impl<E: Executor> SoftVcpu<E> {
             passing: None,
             deadline: None,
             bound,
+            ram,
             not_send: PhantomData,
         }
     }
@@ -82,6 +90,7 @@ impl<E: Executor> SoftVcpu<E> {
             // The shadow is over after one instruction. If something waits for that, it must not have to wait for the rest
             // of the slice: code that leaves only behind its next STI would never be interrupted.
             let shadow = std::mem::take(&mut cpu.shadow);
+            let start = cpu.rip;
             let waiting =
                 shadow && (E::POLLS || cpu.nmi_due() || cpu.has(flag::IF) && cpu.lapic.has_interrupt());
             let stepping = waiting || self.plan.single_step || !self.plan.breakpoints.is_empty();
@@ -104,6 +113,15 @@ impl<E: Executor> SoftVcpu<E> {
                 cpu.instructions += (SLICE - cpu.budget) as u64;
                 result
             };
+            if result == Err(Fault::AGAIN) {
+                // The kick is served first. What held back events for this instruction, and breakpoints, does so still.
+                self.cpu.system_flags |= flag::RF;
+                if self.cpu.rip == start {
+                    self.cpu.shadow = shadow;
+                    self.passing = passing.filter(|_| first);
+                }
+                continue;
+            }
             first = false;
             if let Err(fault) = result
                 && self.cpu.raise(fault).is_err()
@@ -146,8 +164,9 @@ impl<E: Executor> SoftVcpu<E> {
             cpu.serve_memory_requests();
             let requests = cpu.shared.take(SERVED);
             if requests & request::CODE != 0 {
-                for stale in cpu.shared.take_stale_code() {
-                    self.executor.code_stale(stale);
+                match cpu.shared.take_stale_code().pages() {
+                    Some(pages) => pages.for_each(|stale| self.executor.code_stale(stale)),
+                    None => self.executor.all_code_stale(),
                 }
             }
             if requests & (request::KICK | request::LEAVE) != request::LEAVE {
@@ -234,15 +253,19 @@ impl<E: Executor> SoftVcpu<E> {
             return Ok(());
         }
         let vector = if cpu.lapic.extint_pending() {
-            let bus = cpu.bus.clone();
             cpu.lapic.accept_extint();
-            bus.ack_extint()
+            cpu.device(|bus| bus.ack_extint())
         } else {
             cpu.lapic.pending_vector().map(|v| cpu.lapic.accept(v))
         };
         let Some(vector) = vector else { return Ok(()) };
         cpu.mp = MpState::Running;
         cpu.deliver(InjectedEvent { vector, kind: EventKind::ExternalInterrupt, error_code: None })
+    }
+
+    /// Fails if guest RAM has been lost.
+    fn whole(&self) -> Result<(), AccelError> {
+        self.ram.loss().map_or(Ok(()), |gpa| Err(RamError::Lost { gpa }.into()))
     }
 
     /// Sleeps until something is requested or the timer is due. False if that was a kick, and is served.
@@ -263,13 +286,17 @@ impl<E: Executor> SoftVcpu<E> {
 
 impl<E: Executor> Vcpu for SoftVcpu<E> {
     fn run(&mut self) -> Result<Exit, AccelError> {
+        self.whole()?;
         if !self.come_in() {
             return Ok(Exit::Kicked);
         }
+        let shared = self.cpu.shared.clone();
         mxcsr::enter(&mut self.cpu);
-        let exit = self.run_loop();
+        let exit = stop_on_loss(shared.word(), request::KICK, || self.run_loop());
         mxcsr::leave(&mut self.cpu);
-        self.cpu.shared.leave();
+        shared.leave();
+        // Whatever else has happened may be for want of that memory.
+        self.whole()?;
         self.executor.failure().map_or(Ok(exit), Err)
     }
 

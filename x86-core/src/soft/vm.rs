@@ -82,7 +82,7 @@ impl<E: Executor> AccelVm for SoftVm<E> {
             eoi_suppression: false,
             phys_addr_bits: accel_api::PHYS_BITS as u8,
         };
-        let host = Arc::new(EoiToBus(bus.clone()));
+        let host = Arc::new(EoiToBus { bus: bus.clone(), vm: self.shared.clone(), id: cfg.id as usize });
         let lapic = Lapic::new(self.apic.clone(), cfg.id as usize, config, host);
         let (true, Some(lapic)) = (free, lapic) else { return Err(AccelError::BadVcpu(cfg.id)) };
         let cpu = Cpu::new(cfg.id, self.shared.clone(), self.spec.model.clone(), bus, lapic);
@@ -90,7 +90,8 @@ impl<E: Executor> AccelVm for SoftVm<E> {
             E::place(cpu).and_then(|mut cpu| E::new(&mut cpu, &self.config).map(|executor| (cpu, executor)));
         let (cpu, executor) =
             made.inspect_err(|_| self.bound[cfg.id as usize].store(false, Ordering::Release))?;
-        Ok(Box::new(SoftVcpu::new(cpu, executor, self.alarm.clone(), self.bound.clone())))
+        let (alarm, bound) = (self.alarm.clone(), self.bound.clone());
+        Ok(Box::new(SoftVcpu::new(cpu, executor, alarm, bound, self.spec.ram.clone())))
     }
 
     fn interrupts(&self) -> Arc<dyn InterruptPort> {
@@ -106,11 +107,20 @@ impl<E: Executor> AccelVm for SoftVm<E> {
 }
 
 #[derive(Debug)]
-struct EoiToBus(Arc<dyn VcpuBus>);
+struct EoiToBus {
+    bus: Arc<dyn VcpuBus>,
+    vm: Arc<VmShared>,
+    id: usize,
+}
 
 impl ApicHost for EoiToBus {
+    /// Called by the vCPU, for which nobody waits meanwhile, as for any access to the bus.
     fn eoi(&self, vector: u8) {
-        self.0.eoi(vector);
+        let present = self.vm.vcpus[self.id].leave();
+        self.bus.eoi(vector);
+        if present {
+            self.vm.enter(self.id, 0);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::cpu::seg;
 use crate::exec::Table;
 use crate::mode::Mode;
 use crate::segment::system_type;
+use crate::shared::request;
 use crate::{Cpu, Exec, Fault};
 
 /// Steps of a repeated instruction before it gives up its turn.
@@ -129,6 +130,10 @@ fn repeat<A: Word>(cpu: &mut Cpu, ins: &Instruction, mut step: impl FnMut(&mut C
         }
         step(cpu)?;
         cpu.set_reg(gpr::RCX, A::from_u64(count - 1));
+        // Behind a kick a device does not make us wait any more: it gets one access, not a turn of them.
+        if cpu.shared.requested() & request::KICK != 0 {
+            break;
+        }
     }
     if cpu.reg::<A>(gpr::RCX).to_u64() != 0 {
         cpu.give_up_turn();

@@ -102,6 +102,8 @@ impl Cpu {
                 }
                 let now = self.now();
                 self.lapic.write_msr(index, value, now).map_err(|_| Fault::GP0)?;
+                // An EOI may have gone to the bus, when nobody waited for us.
+                self.serve_memory_requests();
                 // It may have made an interrupt pending for this vCPU itself.
                 self.leave = true;
             }
