@@ -9,6 +9,7 @@
 //! 4. [`CpuModel`] fixes what the guest sees of its processor (CPUID, MSRs) when the VM is made, so that a switch
 //!    changes nothing the guest could notice.
 //! 5. [`GuestRam`] is one shared mapping for all backends; its [`PageFlags`] are where everything that writes meets.
+//! 6. [`host_time`] is the time that backends and machine share.
 //!
 //! Nothing here names a backend, KVM or an async runtime.
 
@@ -16,6 +17,7 @@ mod accel;
 mod cpuid;
 mod error;
 mod features;
+pub mod host_time;
 mod irq;
 mod lapic_state;
 mod model;

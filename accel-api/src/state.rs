@@ -50,7 +50,8 @@ pub struct CpuState {
     pub mp: MpState,
     /// Local APIC.
     pub lapic: LapicState,
-    /// Guest TSC less host TSC, modulo 2^64. Every backend uses the same host TSC, so a switch copies it.
+    /// Guest TSC less the host's time ([`crate::host_time`]), modulo 2^64. Every backend has the same time, so a switch copies
+    /// it.
     pub tsc_offset: u64,
 }
 

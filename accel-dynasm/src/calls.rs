@@ -207,11 +207,13 @@ fn fill(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
 fn execute(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
     engine.stats.generic_calls += 1;
     let (number, site) = site!(cpu, engine, argument);
-    let SiteKind::Generic(generic) = site.kind else {
+    let (SiteKind::Generic(generic) | SiteKind::Begun(generic)) = site.kind else {
         return engine.slip(cpu, "it asked for an instruction where there is none", None);
     };
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
-    engine.compare_before(cpu, &site, true);
+    if site.kind == SiteKind::Generic(generic) {
+        engine.compare_before(cpu, &site, true);
+    }
     let block = engine.blocks.get(number);
     let generic = &engine.blocks.generics[generic];
     engine.calls.count(&generic.instruction);

@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use accel_api::Segment;
+use accel_api::host_time::Lease;
 use x86_core::{Cpu, DataTable, TLB_ENTRIES, TlbEntry, TlbMode};
 
 use crate::home::{CLASSES, Context, Home, JumpTable};
@@ -18,6 +19,8 @@ pub(crate) struct Places {
     pub system_flags: i32,
     pub kernel_gs_base: i32,
     pub tsc_offset: i32,
+    pub lease_since: i32,
+    pub lease_removed: i32,
     pub tsc_aux: i32,
     pub cr0: i32,
     pub cr2: i32,
@@ -68,6 +71,8 @@ impl Places {
             system_flags: cpu + offset_of!(Cpu, system_flags) as i32,
             kernel_gs_base: cpu + offset_of!(Cpu, msrs.kernel_gs_base) as i32,
             tsc_offset: cpu + offset_of!(Cpu, tsc_offset) as i32,
+            lease_since: cpu + (offset_of!(Cpu, lease) + Lease::SINCE) as i32,
+            lease_removed: cpu + (offset_of!(Cpu, lease) + Lease::REMOVED) as i32,
             tsc_aux: cpu + offset_of!(Cpu, msrs.tsc_aux) as i32,
             cr0: cpu + offset_of!(Cpu, cr0) as i32,
             cr2: cpu + offset_of!(Cpu, cr2) as i32,

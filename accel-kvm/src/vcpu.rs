@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError};
 
+use accel_api::host_time::Lease;
 use accel_api::{
     AccelError, CpuState, DebugPlan, DebugStop, Exit, IoSize, Kick, Msrs, RamError, UnsupportedDetail, Vcpu,
     VcpuBus, VcpuId, VcpuStats, VmSpec,
@@ -43,6 +44,8 @@ pub(crate) struct KvmVcpu {
     pub(crate) msrs: Msrs,
     /// Shut down by a triple fault, which KVM does not remember.
     pub(crate) shutdown: bool,
+    /// Under which KVM's offset of the guest's TSC is right.
+    pub(crate) lease: Lease,
     /// What [`state::lapic`] had to keep back from KVM.
     pub(crate) expired_timer: Option<u32>,
     plan: DebugPlan,
@@ -93,6 +96,7 @@ impl KvmVcpu {
             bus,
             msrs: reset.msrs.clone(),
             shutdown: false,
+            lease: Lease::take(),
             expired_timer: None,
             plan: DebugPlan::default(),
             passing: None,
@@ -109,6 +113,25 @@ impl KvmVcpu {
     /// KVM's vCPU.
     pub(crate) fn fd(&mut self) -> &mut VcpuFd {
         self.fd.as_mut().expect("only drop takes it")
+    }
+
+    /// Takes a new lease of time, if the old one has ended, and has the guest's counter go on where it was to stand.
+    ///
+    /// A signal that stops the process makes KVM_RUN return first, so that this comes before the guest goes on: unless the
+    /// signal comes between this and KVM_RUN. And a guest that runs on while a pulse is late by seconds, as on a core where it
+    /// has priority over all else, may see its counter go back by what that was late.
+    fn keep_time(&mut self) -> Result<(), AccelError> {
+        if self.lease.time(rdtsc()).is_some() {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.lease, Lease::take());
+        match self.lease.removed().wrapping_sub(before.removed()) {
+            0 => Ok(()),
+            stood => {
+                let offset = tsc_offset(self.fd())?;
+                set_tsc_offset(self.fd(), offset.wrapping_sub(stood))
+            }
+        }
     }
 
     /// Enters the guest and does what it asks of its devices, until there is something to return, or to look at.
@@ -387,6 +410,7 @@ impl Vcpu for KvmVcpu {
                     continue;
                 }
             }
+            self.keep_time()?;
             if let Some(exit) = self.step()? {
                 return Ok(exit);
             }

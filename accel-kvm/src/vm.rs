@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use accel_api::host_time::Pulse;
 use accel_api::{
     AccelError, AccelVm, Access, InterruptPort, PageFlags, RamRegion, SlotId, Vcpu, VcpuBus, VcpuConfig,
     VmSpec,
@@ -48,6 +49,8 @@ pub(crate) struct KvmVm {
     bells: Arc<[Arc<Bell>]>,
     seats: Arc<[Seat]>,
     port: Arc<KvmPort>,
+    /// Time goes on while vCPUs sleep.
+    _pulse: Pulse,
 }
 
 impl KvmVm {
@@ -85,7 +88,9 @@ impl KvmVm {
         let fd = Arc::new(fd);
         let bells: Arc<[Arc<Bell>]> = (0..spec.vcpus).map(|_| Arc::default()).collect();
         let port = Arc::new(KvmPort::new(fd.clone(), bells.clone()));
-        Ok(Self { fd, spec: spec.clone(), slots: Slots::default(), bells, seats, port })
+        let pulse = Pulse::start()
+            .map_err(|source| AccelError::Host { what: "no thread for the pulse of time", source })?;
+        Ok(Self { fd, spec: spec.clone(), slots: Slots::default(), bells, seats, port, _pulse: pulse })
     }
 }
 

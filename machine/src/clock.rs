@@ -1,6 +1,7 @@
-//! VM time, derived from the host's TSC.
+//! VM time, derived from the host's.
 //!
-//! 1. Guest TSC = host TSC + offset on every backend, so the guest reads time without an exit.
+//! 1. Guest TSC = [`host_time`] + offset on every backend, so the guest reads time without an exit. The host's time is its
+//!    TSC, less what passed while this process could not run.
 //! 2. The devices' clock is the *same* count, converted to nanoseconds with the *same* frequency that CPUID announces.
 //!    A kernel that measures its TSC against the 8254 or the PM timer therefore finds exactly what CPUID says, however
 //!    slow or noisy the host is: both sides stretch alike.
@@ -9,6 +10,8 @@
 use std::arch::x86_64::__cpuid;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
+
+use accel_api::host_time;
 
 use crate::host;
 
@@ -107,7 +110,7 @@ fn reading() -> (u64, u64) {
 
 #[derive(Clone, Copy, Debug)]
 enum Mode {
-    /// Host TSC at which VM time was 0.
+    /// The host's time at which VM time was 0.
     Running { base: u64 },
     /// Ticks of VM time passed.
     Frozen { ticks: u64 },
@@ -135,7 +138,7 @@ impl VmClock {
     pub fn ticks(&self) -> u64 {
         // Read under the lock: a reading from before a thaw must not meet the base after it.
         match &*self.mode.read().unwrap_or_else(PoisonError::into_inner) {
-            Mode::Running { base } => host::rdtsc().saturating_sub(*base),
+            Mode::Running { base } => host_time::now().saturating_sub(*base),
             Mode::Frozen { ticks } => *ticks,
         }
     }
@@ -144,17 +147,17 @@ impl VmClock {
     pub fn freeze(&self) {
         let mut mode = self.mode.write().unwrap_or_else(PoisonError::into_inner);
         if let Mode::Running { base } = *mode {
-            *mode = Mode::Frozen { ticks: host::rdtsc().saturating_sub(base) };
+            *mode = Mode::Frozen { ticks: host_time::now().saturating_sub(base) };
         }
     }
 
-    /// Lets time go on where it stopped, and gives the TSC offset (guest less host, modulo 2^64) that vCPUs must have
+    /// Lets time go on where it stopped, and gives the TSC offset (guest less the host's time, modulo 2^64) that vCPUs must have
     /// from now on. A running clock is left alone.
     pub fn thaw(&self) -> u64 {
         let mut mode = self.mode.write().unwrap_or_else(PoisonError::into_inner);
         let base = match *mode {
             Mode::Running { base } => base,
-            Mode::Frozen { ticks } => host::rdtsc().wrapping_sub(ticks),
+            Mode::Frozen { ticks } => host_time::now().wrapping_sub(ticks),
         };
         *mode = Mode::Running { base };
         base.wrapping_neg()
@@ -207,7 +210,7 @@ mod tests {
         let clock = VmClock::new(TscFrequency::of_host().khz);
         let offset = clock.thaw();
         let (before, now, after) =
-            (host::rdtsc().wrapping_add(offset), clock.now(), host::rdtsc().wrapping_add(offset));
+            (host_time::now().wrapping_add(offset), clock.now(), host_time::now().wrapping_add(offset));
         assert!((ns_of_ticks(before, clock.khz())..=ns_of_ticks(after, clock.khz())).contains(&now));
     }
 
@@ -224,7 +227,7 @@ mod tests {
         assert_eq!(clock.ticks(), stopped);
         let second = clock.thaw();
         assert_ne!(first, second);
-        let guest = host::rdtsc().wrapping_add(second);
+        let guest = host_time::now().wrapping_add(second);
         assert!(guest >= stopped && guest - stopped < 1_000_000_000, "{stopped} {guest}");
     }
 }

@@ -5,7 +5,7 @@
 //! 2. [`Machine`] runs it. Each vCPU has a thread ([`vcpu_thread`]), which calls into the devices through
 //!    [`bus`]; the timers share one thread; the console's output has another.
 //! 3. Interrupts go from the devices through an [`InterruptCell`] to the accelerator, which can be exchanged behind it.
-//! 4. Time is the host's TSC, for guest and devices alike ([`clock`]).
+//! 4. Time is the host's, for guest and devices alike ([`clock`]).
 //! 5. However the guest ends, it is posted to one cell, and [`Machine::wait`] returns it as [`GuestEnd`].
 //!
 //! ```no_run

@@ -7,6 +7,7 @@
 //! 3. [`rig`] builds a small VM for one guest snippet, [`fake_bus`] is its machine, [`snippet`] assembles the guest.
 //! 4. [`travel`] wraps a backend so that the guest moves to a fresh VM again and again while it runs.
 //! 5. [`hostile`] runs guests that nobody wrote.
+//! 6. [`stopped`] stops the process under a guest.
 
 pub mod asm;
 pub mod conformance;
@@ -17,6 +18,7 @@ pub mod oracle;
 pub mod processor;
 pub mod rig;
 pub mod snippet;
+pub mod stopped;
 pub mod travel;
 
 /// Says that the test `what` is skipped, in the form that `cargo xtask test` counts, and past the test harness, which would

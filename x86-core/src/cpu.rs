@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use accel_api::host_time::Lease;
 use accel_api::{CpuModel, DescriptorTable, InjectedEvent, MpState, Msrs, Segment, VcpuBus, Ymm};
 
 use crate::alu::{ArithFlags, flag};
@@ -105,8 +106,10 @@ pub struct Cpu {
     pub dr6: u64,
     /// DR7.
     pub dr7: u64,
-    /// Guest TSC less host TSC.
+    /// Guest TSC less the host's time.
     pub tsc_offset: u64,
+    /// Under which the host's time is read.
+    pub lease: Lease,
     /// Linear address of the last page fault, until it is delivered.
     pub fault_address: u64,
     /// Running, halted or waiting.
@@ -201,6 +204,7 @@ impl Cpu {
             dr6: 0,
             dr7: 0,
             tsc_offset: 0,
+            lease: Lease::default(),
             fault_address: 0,
             mp: MpState::Running,
             nmi_masked: false,
@@ -311,21 +315,39 @@ impl Cpu {
         }
     }
 
+    /// The host's time, read before or after the loads around it.
+    #[inline(always)]
+    pub fn host_time(&mut self) -> u64 {
+        self.lease.time(host_tsc()).unwrap_or_else(|| self.renew_lease())
+    }
+
+    /// The host's time once all instructions before are done.
+    #[inline(always)]
+    fn host_time_in_order(&mut self) -> u64 {
+        self.lease.time(host_tsc_in_order()).unwrap_or_else(|| self.renew_lease())
+    }
+
+    #[cold]
+    fn renew_lease(&mut self) -> u64 {
+        self.lease = Lease::take();
+        self.lease.beginning()
+    }
+
     /// Guest time-stamp counter, read before or after the loads around it, as RDTSC does.
     #[inline(always)]
-    pub fn tsc(&self) -> u64 {
-        host_tsc().wrapping_add(self.tsc_offset)
+    pub fn tsc(&mut self) -> u64 {
+        self.host_time().wrapping_add(self.tsc_offset)
     }
 
     /// Guest time-stamp counter, read after all instructions before, as RDTSCP does.
     #[inline(always)]
-    pub fn tsc_in_order(&self) -> u64 {
-        host_tsc_in_order().wrapping_add(self.tsc_offset)
+    pub fn tsc_in_order(&mut self) -> u64 {
+        self.host_time_in_order().wrapping_add(self.tsc_offset)
     }
 
-    /// The moment, as the local APIC counts it: nanoseconds by the host's TSC, which the guest cannot set.
-    pub fn now(&self) -> Now {
-        let host = host_tsc();
+    /// The moment, as the local APIC counts it: nanoseconds by the host's time, which the guest cannot set.
+    pub fn now(&mut self) -> Now {
+        let host = self.host_time();
         Now { ns: self.tsc_to_ns(host), tsc: host.wrapping_add(self.tsc_offset) }
     }
 
@@ -335,7 +357,7 @@ impl Cpu {
         (u128::from(tsc) * 1_000_000 / khz) as u64
     }
 
-    /// The host TSC at which a timer of the local APIC is due.
+    /// The host's time at which a timer of the local APIC is due.
     pub fn deadline_tsc(&self, deadline: crate::lapic::TimerDeadline) -> u64 {
         match deadline {
             crate::lapic::TimerDeadline::Tsc(tsc) => tsc.wrapping_sub(self.tsc_offset),

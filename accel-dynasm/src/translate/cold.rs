@@ -81,6 +81,14 @@ impl Emitter<'_> {
                     }
                     self.hand_over(self.places.stubs.generic, site);
                 }
+                Cold::LeaseEnded { label, site, live } => {
+                    dynasm!(self.asm ; .arch x64 ; =>label);
+                    if live {
+                        dynasm!(self.asm ; .arch x64 ; movzx eax, WORD [self.places.temporary()]);
+                        self.restore_flags();
+                    }
+                    self.hand_over(self.places.stubs.generic, site);
+                }
                 Cold::Poll { label, site, live, dirty } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
                     if live {

@@ -92,6 +92,8 @@ pub(crate) enum SiteKind {
     Group { size: u16, write: bool },
     /// An instruction, by its index in [`Output::generics`].
     Generic(u32),
+    /// The same, but the code has already overwritten what the instruction does: its results, and flags that nobody reads.
+    Begun(u32),
     /// Goes to the address in RIP, having moved RSP by so much.
     Indirect { moved: i32 },
     /// Goes to the address in RIP, behind the block's last instruction.
@@ -289,6 +291,8 @@ enum Cold {
     Unknown { label: DynamicLabel, site: u32 },
     /// An instruction that x86-core has to execute after all.
     Generic { label: DynamicLabel, site: u32, live: bool },
+    /// A reading of time is x86-core's; flags are where it puts them.
+    LeaseEnded { label: DynamicLabel, site: u32, live: bool },
     /// Requests have come. `dirty`: which of R10 and R11 memory does not have.
     Poll { label: DynamicLabel, site: u32, live: bool, dirty: [bool; 2] },
 }

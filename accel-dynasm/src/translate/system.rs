@@ -2,6 +2,7 @@
 //!
 //! They are admitted only where they cannot fault: at CPL 0, or with what guards them a part of [`crate::mode::Mode`].
 
+use accel_api::host_time::Lease;
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Register};
 use x86_core::alu::flag;
@@ -72,10 +73,13 @@ impl Emitter<'_> {
         );
     }
 
+    /// Behind the end of the lease time is x86-core's matter, which takes a new one. Both write all of RAX and RDX.
     fn rdtsc(&mut self, step: &Step) {
+        self.spill_all();
         if step.live {
             dynasm!(self.asm ; .arch x64 ; lahf ; seto al ; mov [self.places.temporary()], ax);
         }
+        let label = self.asm.new_dynamic_label();
         if step.ins.code() == Code::Rdtscp {
             // What RDTSCP waits for, RDTSC does not (Intel SDM vol. 2).
             dynasm!(self.asm ; .arch x64 ; lfence);
@@ -85,6 +89,11 @@ impl Emitter<'_> {
             ; rdtsc
             ; shl rdx, 32
             ; or rax, rdx
+            ; mov rdx, rax
+            ; sub rdx, [self.places.lease_since]
+            ; shr rdx, Lease::SHIFT as i8
+            ; jnz =>label
+            ; sub rax, [self.places.lease_removed]
             ; add rax, [self.places.tsc_offset]
             ; mov rdx, rax
             ; shr rdx, 32
@@ -101,6 +110,10 @@ impl Emitter<'_> {
             );
             self.restore_flags();
         }
+        let number = self.generic_number(step);
+        let here = at(self.asm.offset());
+        let site = self.site(SiteKind::Begun(number), here);
+        self.cold.push(Cold::LeaseEnded { label, site, live: step.live });
     }
 
     fn pushf(&mut self, step: &Step) {

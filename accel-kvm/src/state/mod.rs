@@ -33,7 +33,7 @@ pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, AccelError> {
     let fpu = fpu::save(fd)?;
     let kvm_debugregs { db: dr, dr6, dr7, flags: _, reserved: _ } =
         fd.get_debug_regs().map_err(host("KVM_GET_DEBUGREGS"))?;
-    let tsc_offset = tsc_offset(fd)?;
+    let tsc_offset = tsc_offset(fd)?.wrapping_add(vcpu.lease.removed());
     let mut held = vcpu.msrs.clone();
     if vcpu.spec.model.spec_ctrl_bits() != 0 {
         held.spec_ctrl = get_msr(vcpu.fd(), index::SPEC_CTRL)?;
@@ -108,7 +108,8 @@ pub(crate) fn load(vcpu: &mut KvmVcpu, state: &CpuState) -> Result<(), AccelErro
     fd.set_sregs(&sregs).map_err(loading("segments and control registers"))?;
     set_xcr0(fd, control.xcr0)?;
     fpu::load(fd, fpu)?;
-    set_tsc_offset(fd, *tsc_offset)?;
+    let removed = vcpu.lease.removed();
+    set_tsc_offset(vcpu.fd(), tsc_offset.wrapping_sub(removed))?;
     lapic::load(vcpu, lapic)?;
     load_msrs(vcpu.fd(), msrs)?;
     if vcpu.spec.model.spec_ctrl_bits() != 0 {

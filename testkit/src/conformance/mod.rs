@@ -23,6 +23,8 @@ pub mod stall;
 pub mod state;
 pub mod time;
 
+pub(crate) use smp::run_all;
+
 /// `conformance!(name, choose)`: a module `name` with a test for each check, where `choose` is a function from a check's name,
 /// such as `io::ports`, to the `Arc<dyn Accelerator>` it runs on, or to the reason why it is skipped.
 #[macro_export]
@@ -97,7 +99,7 @@ macro_rules! __conformance_checks {
             pcid: spaces_apart global_pages many_spaces stores_between bit_63;
             state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
             slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running code_unmapped;
-            time: one_shot periodic tsc_deadline time_stamp;
+            time: one_shot periodic tsc_deadline time_stamp reading_leaves_the_rest_alone;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 half_remapped half_aliased cross_modifying;
             order: time_stamps serialising;

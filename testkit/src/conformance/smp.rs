@@ -38,7 +38,7 @@ fn wait(a: &mut CodeAssembler, count: u32) -> Asm {
 }
 
 /// Runs vCPU 0 from `state` to the guest's end, and the others from theirs until then.
-pub(super) fn run_all(rig: &Rig, state: &CpuState, others: &[CpuState]) -> (CpuState, Vec<CpuState>) {
+pub(crate) fn run_all(rig: &Rig, state: &CpuState, others: &[CpuState]) -> (CpuState, Vec<CpuState>) {
     std::thread::scope(|s| {
         let threads: Vec<_> = others
             .iter()

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use accel_api::host_time;
 use accel_api::{Accelerator, CpuState, gpr};
 use iced_x86::code_asm::*;
 
@@ -189,13 +190,52 @@ pub fn time_stamp(accel: &Arc<dyn Accelerator>) {
     let mut state = rig.long_mode(0);
     state.tsc_offset = 0x1000_0000_0000;
     state.msrs.tsc_aux = 0x55aa;
-    let before = x86_core::host_tsc();
+    let before = host_time::now();
     let end = rig.run(&state);
-    let after = x86_core::host_tsc();
+    let after = host_time::now();
     assert_eq!(end.gpr[gpr::RBX], 0, "went back");
     let last = rig.read::<u64>(map::DATA) - state.tsc_offset;
     assert!((before..=after).contains(&last), "{before} {last} {after}");
     let [_, aux, written, adjusted] = rig.quads(map::DATA);
     assert_eq!((aux, written >> 4, adjusted >> 4), (0x55aa, 1 << 24, 1 << 23));
     assert_ne!(end.tsc_offset, state.tsc_offset);
+}
+
+/// Readings of the counter, a vCPU's first and later ones, change RAX and RDX, and RDTSCP also RCX, alone (Intel SDM vol. 2).
+pub fn reading_leaves_the_rest_alone(accel: &Arc<dyn Accelerator>) {
+    // SF, OF, AF, PF of 0x7fffffff + 1, and CF.
+    const FLAGS: u32 = 0x895;
+    let rig = Rig::new(accel);
+    rig.code(|a| {
+        let mut top = a.create_label();
+        a.mov(r10, 0x1111_2222_3333_4444_u64)?;
+        a.mov(r11, 0x5555_6666_7777_8888_u64)?;
+        a.mov(r12d, 3)?;
+        a.set_label(&mut top)?;
+        for with_aux in [false, true] {
+            let mut good = a.create_label();
+            a.inc(r10)?;
+            a.mov(eax, 0x7fff_ffff)?;
+            a.add(eax, 1)?;
+            a.stc()?;
+            if with_aux { a.rdtscp() } else { a.rdtsc() }?;
+            a.lea(r11, qword_ptr(r11 + 1))?;
+            a.pushfq()?;
+            a.pop(r9)?;
+            a.and(r9d, 0x8d5)?;
+            a.cmp(r9d, FLAGS)?;
+            a.je(good)?;
+            a.inc(ebx)?;
+            a.set_label(&mut good)?;
+        }
+        a.dec(r12d)?;
+        a.jnz(top)
+    });
+    let state = rig.long_mode(0);
+    let end = rig.run(&state);
+    assert_eq!(end.gpr[gpr::RBX], 0, "other flags");
+    assert_eq!((end.gpr[10], end.gpr[11]), (0x1111_2222_3333_444a, 0x5555_6666_7777_888e));
+    for register in [gpr::RSI, gpr::RDI, gpr::RBP, 8, 13, 14, 15] {
+        assert_eq!(end.gpr[register], state.gpr[register], "register {register}");
+    }
 }

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::host_tsc;
+use accel_api::host_time;
+
 use crate::shared::{VmShared, request};
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
-/// The deadlines of a VM's vCPUs, as host TSC.
+/// The deadlines of a VM's vCPUs, by the host's time.
 #[derive(Debug)]
 pub(super) struct Alarm {
     shared: Arc<Inner>,
@@ -49,7 +50,7 @@ impl Alarm {
         Self { shared: Arc::new(shared), tsc_khz: tsc_khz.max(1) }
     }
 
-    /// Posts [`request::TIMER`] to vCPU `id` once the host's TSC has reached `at`; replaces what was set before.
+    /// Posts [`request::TIMER`] to vCPU `id` once the host's time is `at`; replaces what was set before.
     pub(super) fn set(&self, id: u32, at: u64) {
         let inner = &self.shared;
         let Some(slot) = inner.deadlines.get(id as usize) else { return };
@@ -90,7 +91,7 @@ impl Inner {
     fn run(&self, tsc_khz: u32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !state.over {
-            let now = host_tsc();
+            let now = host_time::now();
             let mut earliest = NEVER;
             for (slot, vcpu) in self.deadlines.iter().zip(&self.vm.vcpus) {
                 let at = slot.load(Ordering::SeqCst);
@@ -111,7 +112,7 @@ impl Inner {
             state = if earliest == NEVER {
                 self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
             } else {
-                let ticks = u128::from(earliest.saturating_sub(host_tsc()));
+                let ticks = u128::from(earliest.saturating_sub(host_time::now()));
                 let ns = u64::try_from(ticks * 1_000_000 / u128::from(tsc_khz)).unwrap_or(u64::MAX);
                 let waited = self.changed.wait_timeout(state, Duration::from_nanos(ns));
                 waited.unwrap_or_else(PoisonError::into_inner).0
@@ -134,8 +135,8 @@ mod tests {
     fn an_earlier_deadline_replaces_the_one_slept_for() {
         let vm = VmShared::new(Arc::new(PageFlags::new(1)), 2);
         let alarm = Alarm::new(vm.clone(), 1_000_000);
-        alarm.set(0, host_tsc() + (1 << 45));
-        alarm.set(1, host_tsc() + 1000);
+        alarm.set(0, host_time::now() + (1 << 45));
+        alarm.set(1, host_time::now() + 1000);
         assert_eq!(wait_for(&vm, 1), request::TIMER);
         assert_eq!(vm.vcpus[0].requested(), 0);
         alarm.set(0, 0);

@@ -16,7 +16,7 @@ use crate::alu::flag;
 use crate::exec::sse::mxcsr;
 use crate::lapic::TimerDeadline;
 use crate::shared::request;
-use crate::{Fault, Shutdown, host_tsc, vector};
+use crate::{Fault, Shutdown, vector};
 
 /// Instructions between looks at requests, timers and interrupts: some microseconds.
 const SLICE: i64 = 2000;
@@ -33,7 +33,7 @@ pub struct SoftVcpu<E: Executor> {
     plan: DebugPlan,
     /// Breakpoint the last run stopped at: going on must pass it.
     passing: Option<u64>,
-    /// The timer deadline last seen, and the host TSC it falls on.
+    /// The timer deadline last seen, and the host's time it falls on.
     deadline: Option<(TimerDeadline, u64)>,
     bound: Arc<[AtomicBool]>,
     ram: Arc<GuestRam>,
@@ -192,7 +192,7 @@ impl<E: Executor> SoftVcpu<E> {
     /// Lets the local APIC's timer interrupt if it is due.
     #[inline]
     fn expire_timer(&mut self) {
-        if self.timer_at().is_some_and(|at| host_tsc() >= at) {
+        if self.timer_at().is_some_and(|at| self.cpu.host_time() >= at) {
             let now = self.cpu.now();
             self.cpu.lapic.expire(now);
             self.deadline = None;
@@ -201,7 +201,7 @@ impl<E: Executor> SoftVcpu<E> {
         }
     }
 
-    /// The host TSC at which the timer is due.
+    /// The host's time at which the timer is due.
     #[inline]
     fn timer_at(&mut self) -> Option<u64> {
         let next = self.cpu.lapic.next_deadline();
@@ -272,7 +272,7 @@ impl<E: Executor> SoftVcpu<E> {
     fn sleep(&mut self) -> bool {
         let cpu = &mut *self.cpu;
         let timeout = self.deadline.map(|(_, at)| {
-            let ticks = at.saturating_sub(host_tsc());
+            let ticks = at.saturating_sub(cpu.host_time());
             Duration::from_nanos(cpu.tsc_to_ns(ticks))
         });
         if timeout.is_some_and(|t| t.is_zero()) {

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use accel_api::host_time::Pulse;
 use accel_api::{
     AccelError, AccelId, AccelVm, Access, InterruptPort, IoapicRoute, MsiMessage, PageFlags, RamRegion,
     SlotId, Vcpu, VcpuBus, VcpuConfig, VcpuId, VmSpec,
@@ -25,6 +26,8 @@ pub struct SoftVm<E: Executor> {
     config: E::Config,
     alarm: Arc<Alarm>,
     executor: PhantomData<fn() -> E>,
+    /// Time goes on while vCPUs sleep.
+    _pulse: Pulse,
 }
 
 impl<E: Executor> SoftVm<E> {
@@ -48,6 +51,8 @@ impl<E: Executor> SoftVm<E> {
                 vm.vcpus[vcpu].post(request::INTERRUPT);
             }
         };
+        let pulse = Pulse::start()
+            .map_err(|source| AccelError::Host { what: "no thread for the pulse of time", source })?;
         Ok(Arc::new(Self {
             spec: spec.clone(),
             alarm: Arc::new(Alarm::new(shared.clone(), spec.model.tsc_khz)),
@@ -56,6 +61,7 @@ impl<E: Executor> SoftVm<E> {
             apic: Arc::new(ApicBus::new(0..spec.vcpus, Arc::new(kick))),
             bound: (0..spec.vcpus).map(|_| AtomicBool::new(false)).collect(),
             executor: PhantomData,
+            _pulse: pulse,
         }))
     }
 }

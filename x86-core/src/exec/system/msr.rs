@@ -7,7 +7,7 @@
 use accel_api::{Feature, gpr};
 use iced_x86::{Code, Instruction};
 
-use crate::cpu::{host_tsc, seg};
+use crate::cpu::seg;
 use crate::exec::Table;
 use crate::lapic::{Lapic, MSR_TSC_DEADLINE};
 use crate::mode::bits::*;
@@ -84,7 +84,7 @@ impl Cpu {
         use index::*;
         match index {
             TSC => {
-                let offset = value.wrapping_sub(host_tsc());
+                let offset = value.wrapping_sub(self.host_time());
                 let change = offset.wrapping_sub(self.tsc_offset);
                 self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(change);
                 self.tsc_offset = offset;
