@@ -4,11 +4,18 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use accel_api::{AccelId, Accelerator, CpuState, MpState, Probe, Quality, Segment, gpr};
+use machine::memory_map::{MIB, MemoryMap};
 use machine::{GuestEnd, Machine, MachineBuilder, MemoryImage, Registry, Source};
 
 #[allow(dead_code, unreachable_pub)] // its `main` has no caller here
 #[path = "../examples/rom.rs"]
 mod rom;
+
+#[allow(dead_code)] // likewise
+#[path = "../examples/xen/multiboot.rs"]
+mod multiboot;
+
+use multiboot::{FLAGS, MAGIC, Module};
 
 #[derive(Clone, Default)]
 struct Console(Arc<Mutex<Vec<u8>>>);
@@ -139,4 +146,68 @@ fn other_vcpus_start_by_sipi() {
         machine.resume().unwrap();
         assert_eq!(machine.wait(), GuestEnd::DebugExit(0x21), "{id}");
     });
+}
+
+/// A 32-bit ELF file of one segment at 2 MiB, entered 4 bytes behind its start.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
+    file.resize(16, 0);
+    let half = |file: &mut Vec<u8>, words: &[u16]| words.iter().for_each(|w| file.extend(w.to_le_bytes()));
+    let word = |file: &mut Vec<u8>, words: &[u32]| words.iter().for_each(|w| file.extend(w.to_le_bytes()));
+    half(&mut file, &[2, 3]);
+    word(&mut file, &[1, 0x20_0004, 52, 0, 0]);
+    half(&mut file, &[52, 32, 1, 0, 0, 0]);
+    let len = code.len() as u32;
+    word(&mut file, &[1, 84, 0x8020_0000, 0x20_0000, len, len, 7, 1]);
+    file.extend_from_slice(code);
+    file
+}
+
+/// What the example `xen` leaves in memory. The kernel prints EAX, the first word of the structure, its command line, that of
+/// the second module, and the module itself; it exits with the memory below 1 MiB that the BIOS data area tells, in units
+/// of 16 KiB.
+#[test]
+fn a_multiboot_kernel_finds_what_the_specification_promises() {
+    let code = [
+        0x90, 0x90, 0x90, 0x90, // not the entry
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xb9, 0x04, 0x00, 0x00, 0x00, // mov ecx, 4
+        0xee, // next: out dx, al
+        0xc1, 0xe8, 0x08, // shr eax, 8
+        0xe2, 0xfa, // loop next
+        0x89, 0xde, // mov esi, ebx
+        0xb1, 0x04, // mov cl, 4
+        0xf3, 0x6e, // rep outsb
+        0x8b, 0x73, 0x10, // mov esi, [ebx + 16]: the command line
+        0xb1, 0x05, // mov cl, 5
+        0xf3, 0x6e, // rep outsb
+        0x8b, 0x7b, 0x18, // mov edi, [ebx + 24]: the modules
+        0x8b, 0x77, 0x18, // mov esi, [edi + 16 + 8]
+        0xb1, 0x04, // mov cl, 4
+        0xf3, 0x6e, // rep outsb
+        0x8b, 0x77, 0x10, // mov esi, [edi + 16]
+        0x8b, 0x4f, 0x14, // mov ecx, [edi + 16 + 4]
+        0x29, 0xf1, // sub ecx, esi
+        0xf3, 0x6e, // rep outsb
+        0x0f, 0xb7, 0x05, 0x13, 0x04, 0x00, 0x00, // movzx eax, word [0x413]
+        0xc1, 0xe8, 0x04, // shr eax, 4
+        0xe6, 0xf4, // out 0xf4, al
+        0xf4, // hlt
+    ];
+    let modules = [Module { bytes: b"first", cmdline: "1" }, Module { bytes: b"second", cmdline: "two" }];
+    let map = MemoryMap::new(8 * MIB).unwrap();
+    let image = multiboot::image(&elf(&code), "line", &modules, &map).unwrap();
+    let expected = [&MAGIC.to_le_bytes()[..], &FLAGS.to_le_bytes(), b"line\0two\0second"].concat();
+    each(|id, accelerator| {
+        let console = Console::default();
+        let machine = machine(accelerator, image.clone()).memory(8 * MIB).console(console.clone());
+        assert_eq!(machine.start().unwrap().wait(), GuestEnd::DebugExit(39), "{id}");
+        assert_eq!(*console.0.lock().unwrap(), expected, "{id}");
+    });
+}
+
+#[test]
+fn a_multiboot_kernel_is_an_elf_file() {
+    let map = MemoryMap::new(8 * MIB).unwrap();
+    assert!(multiboot::image(b"xen.gz", "", &[], &map).is_err());
 }

@@ -31,6 +31,9 @@ enum Task {
         /// Which kernel: cloud, generic or i386
         #[arg(long, default_value = "cloud")]
         flavour: debian::Flavour,
+        /// The Xen hypervisor instead
+        #[arg(long, conflicts_with = "flavour")]
+        xen: bool,
     },
     Guests(guest_files::Arguments),
     KvmLab(kvm_lab::Arguments),
@@ -59,7 +62,12 @@ enum Task {
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 fn main() -> Result<ExitCode> {
     match Arguments::parse().task {
-        Task::Fetch { flavour } => {
+        Task::Fetch { xen: true, .. } => {
+            let xen = debian::fetch_xen(&mut |line| eprintln!("{line}"))?;
+            println!("version {}", xen.version);
+            println!("xen {}", xen.image.display());
+        }
+        Task::Fetch { flavour, .. } => {
             let guest = debian::fetch(flavour, &mut |line| eprintln!("{line}"))?;
             println!("version {}", guest.version);
             for (what, path) in

@@ -111,7 +111,7 @@ fn download(apt: &Apt<'_>, progress: &mut dyn FnMut(&str)) -> Result<(Vec<PathBu
 }
 
 /// The first of these packages that the archive has; the error is that of the last.
-fn show_first(apt: &Apt<'_>, names: &[&str]) -> Result<Package, FetchError> {
+pub(super) fn show_first(apt: &Apt<'_>, names: &[&str]) -> Result<Package, FetchError> {
     let (last, others) = names.split_last().ok_or_else(|| FetchError::NoPackage(String::new()))?;
     others.iter().find_map(|name| apt.show(name).ok()).map_or_else(|| apt.show(last), Ok)
 }

@@ -8,7 +8,7 @@
 //! 3. What is kept lies in the user's cache folder (`$GEARSHIFT_CACHE`, else `$XDG_CACHE_HOME/gearshift`,
 //!    else `~/.cache/gearshift`), with a manifest of SHA-256 sums that is checked at every use: a damaged entry counts
 //!    as absent and is fetched again. Files appear by renaming, under a lock, manifest last.
-//! 4. [`fetch_libraries`] obtains libraries for programs in user space in the same way.
+//! 4. [`fetch_libraries`] obtains libraries for programs in user space in the same way, [`fetch_xen`] the Xen hypervisor.
 //! 5. The initramfs is not kept by the manifest: it is [`crate::initramfs`] around the cached busybox, written anew
 //!    whenever it differs from what this version of the library makes.
 
@@ -17,6 +17,7 @@ mod cache;
 mod deb;
 mod libraries;
 mod modules;
+mod xen;
 
 use crate::initramfs::{Compression, Initramfs};
 use apt::{Apt, Lists, Package};
@@ -25,6 +26,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use libraries::{LIBRARIES, LOADER, Libraries, cached_libraries, fetch_libraries};
+pub use xen::{Xen, fetch_xen};
 
 /// Which of Debian's kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
