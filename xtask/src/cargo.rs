@@ -36,6 +36,13 @@ pub(crate) fn executables(arguments: &[&str]) -> Result<Vec<Executable>> {
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
+/// `gearshift`, as users have it; builds it.
+pub(crate) fn gearshift() -> Result<PathBuf> {
+    let found = executables(&["build", "--release", "--package", "gearshift"])?;
+    let gearshift = found.into_iter().find(|executable| executable.name == "gearshift");
+    Ok(gearshift.context("cargo built no gearshift")?.path)
+}
+
 /// What we read of cargo's messages ("External tools" in its book).
 #[derive(Debug, Deserialize)]
 struct Message {

@@ -1,6 +1,8 @@
 //! Development tasks: `cargo xtask <task>`.
 
 mod cargo;
+mod clocksource;
+mod console;
 mod fuzz;
 mod guest_files;
 mod kvm_lab;
@@ -35,6 +37,7 @@ enum Task {
         #[arg(long, conflicts_with = "flavour")]
         xen: bool,
     },
+    Clocksource(clocksource::Arguments),
     Guests(guest_files::Arguments),
     KvmLab(kvm_lab::Arguments),
     /// Run hostile guests against the interpreter for as long as one wants
@@ -74,6 +77,11 @@ fn main() -> Result<ExitCode> {
                 [("kernel", guest.kernel), ("initrd", guest.initrd), ("busybox", guest.busybox)]
             {
                 println!("{what} {}", path.display());
+            }
+        }
+        Task::Clocksource(arguments) => {
+            if !clocksource::run(&arguments)? {
+                return Ok(ExitCode::FAILURE);
             }
         }
         Task::Guests(arguments) => guest_files::run(&arguments)?,

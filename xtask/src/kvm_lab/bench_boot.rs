@@ -5,7 +5,8 @@
 
 use super::image::Contents;
 use super::machine::{Lab, LabError};
-use super::suite::{self, Scratch};
+use super::suite::Scratch;
+use crate::cargo;
 use anyhow::{Context as _, Result};
 use std::env;
 use std::io;
@@ -29,7 +30,7 @@ pub(super) fn run(lab: &Lab, repeat: u32) -> Result<u8, LabError> {
 
 fn contents(lab: &Lab, scratch: &Scratch) -> Result<Contents> {
     let mut contents = Contents::default();
-    contents.add_as(&scratch.stripped(&suite::gearshift()?)?, "lab/gearshift")?;
+    contents.add_as(&scratch.stripped(&cargo::gearshift()?)?, "lab/gearshift")?;
     let cache = lab.guest().kernel.parent().context("the guest is in a folder")?;
     contents.add_as(cache, "lab/cache/debian/cloud")?;
     contents.add_as(&qemu()?, &format!("bin/{QEMU}"))?;

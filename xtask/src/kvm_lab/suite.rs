@@ -61,7 +61,7 @@ pub(super) fn run(lab: &Lab) -> Result<u8> {
     let start = Instant::now();
     let scratch = Scratch::new()?;
     let tests = tests()?;
-    let gearshift = scratch.stripped(&gearshift()?)?;
+    let gearshift = scratch.stripped(&cargo::gearshift()?)?;
     let mut passed = 0;
     let mut failed = Vec::new();
     let mut count = Count::default();
@@ -101,13 +101,6 @@ fn tests() -> Result<Vec<Executable>> {
     found.retain(|executable| executable.test);
     ensure!(!found.is_empty(), "accel-kvm has no tests");
     Ok(found)
-}
-
-/// The program, as users have it.
-pub(super) fn gearshift() -> Result<PathBuf> {
-    let found = cargo::executables(&["build", "--release", "--package", "gearshift"])?;
-    let gearshift = found.into_iter().find(|executable| executable.name == "gearshift");
-    Ok(gearshift.context("cargo built no gearshift")?.path)
 }
 
 /// All of them in one machine, one after the other.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::console::Ending;
+
 /// Parts of lines in which Linux complains of itself or of what it runs, none of which a sound machine makes it print
 /// under work that only does what it may.
 const COMPLAINTS: [&str; 18] = [
@@ -110,16 +112,6 @@ impl Judge {
         }
         list
     }
-}
-
-/// How gearshift ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    Exit(i32),
-    /// By a signal.
-    Killed(String),
-    /// By us, after this many seconds.
-    TimeLimit(u64),
 }
 
 /// Whether the line tells of something that must not happen.

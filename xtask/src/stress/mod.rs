@@ -9,11 +9,8 @@
 mod judge;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
@@ -23,7 +20,8 @@ use guests::initramfs::{Compression, Initramfs};
 use guests::suite::{self, Program, Suite};
 
 use crate::cargo;
-use judge::{Ending, Judge};
+use crate::console::{self, Ending};
+use judge::Judge;
 
 /// Keep a Linux guest busy with work that checks itself, and compare translated code with the interpreter meanwhile
 #[derive(Debug, Args)]
@@ -84,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     });
     let gearshift = match &arguments.gearshift {
         Some(file) => file.clone(),
-        None => build_gearshift()?,
+        None => cargo::gearshift()?,
     };
     let guest = debian::fetch(Flavour::Cloud, &mut |line| say(line))?;
     let busybox = fs::read(&guest.busybox).with_context(|| guest.busybox.display().to_string())?;
@@ -113,12 +111,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         start.elapsed().as_secs()
     );
     Ok(complaints.is_empty())
-}
-
-fn build_gearshift() -> Result<PathBuf> {
-    let found = cargo::executables(&["build", "--release", "--package", "gearshift"])?;
-    let gearshift = found.into_iter().find(|executable| executable.name == "gearshift");
-    Ok(gearshift.context("cargo built no gearshift")?.path)
 }
 
 /// The initial RAM disk, whose script works for `seconds`.
@@ -174,46 +166,12 @@ fn options(arguments: &Arguments) -> Vec<String> {
 
 /// Runs `command` for `limit` at most; its output, a console, is passed on and judged.
 fn watch(mut command: Command, limit: Duration) -> Result<(Judge, Ending)> {
-    let start = Instant::now();
-    let name = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run {name}"))?;
-    let console = child.stdout.take().context("its output is no pipe")?;
-    let (lines, received) = mpsc::channel();
-    let reader = thread::spawn(move || {
-        for line in BufReader::new(console).split(b'\n') {
-            let Ok(line) = line else { break };
-            if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                break;
-            }
-        }
-    });
     let mut judge = Judge::default();
-    let in_time = loop {
-        match received.recv_timeout(limit.saturating_sub(start.elapsed())) {
-            Ok(line) => {
-                say(line.trim_end());
-                judge.line(&line);
-            }
-            Err(RecvTimeoutError::Timeout) => break false,
-            Err(RecvTimeoutError::Disconnected) => break true,
-        }
-    };
-    if !in_time {
-        child.kill().context("cannot end gearshift")?;
-    }
-    let status = child.wait()?;
-    // The pipe is closed: it ends. If it panicked, lines are missing, which the judge notices.
-    let _ = reader.join();
-    let ending = if in_time { ending(status) } else { Ending::TimeLimit(limit.as_secs()) };
+    let ending = console::watch(&mut command, limit, &mut |line| {
+        say(line.trim_end());
+        judge.line(line);
+    })?;
     Ok((judge, ending))
-}
-
-fn ending(status: ExitStatus) -> Ending {
-    status.code().map_or_else(|| Ending::Killed(status.to_string()), Ending::Exit)
 }
 
 #[cfg(test)]
