@@ -59,7 +59,7 @@ features! {
     Sep = L1Edx 11 "sep"; Mtrr = L1Edx 12 "mtrr"; Pge = L1Edx 13 "pge"; Mca = L1Edx 14 "mca";
     Cmov = L1Edx 15 "cmov"; Pat = L1Edx 16 "pat"; Pse36 = L1Edx 17 "pse36"; Clflush = L1Edx 19 "clflush";
     Mmx = L1Edx 23 "mmx"; Fxsr = L1Edx 24 "fxsr"; Sse = L1Edx 25 "sse"; Sse2 = L1Edx 26 "sse2";
-    Fsgsbase = L7Ebx 0 "fsgsbase"; Bmi1 = L7Ebx 3 "bmi1"; Avx2 = L7Ebx 5 "avx2"; Smep = L7Ebx 7 "smep";
+    Fsgsbase = L7Ebx 0 "fsgsbase"; TscAdjust = L7Ebx 1 "tsc_adjust"; Bmi1 = L7Ebx 3 "bmi1"; Avx2 = L7Ebx 5 "avx2"; Smep = L7Ebx 7 "smep";
     Bmi2 = L7Ebx 8 "bmi2"; Erms = L7Ebx 9 "erms"; Invpcid = L7Ebx 10 "invpcid"; Rdseed = L7Ebx 18 "rdseed";
     Adx = L7Ebx 19 "adx"; Smap = L7Ebx 20 "smap"; Clflushopt = L7Ebx 23 "clflushopt"; Clwb = L7Ebx 24 "clwb";
     Sha = L7Ebx 29 "sha_ni";

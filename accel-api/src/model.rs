@@ -63,6 +63,7 @@ const V2: CpuFeatures = CpuFeatures::of(&[
     Invpcid,
     Prefetchw,
     InvariantTsc,
+    TscAdjust,
 ]);
 
 /// What the psABI's v3 level has beyond v2, all of the XSAVE family, through which kernels carry AVX state, and what
@@ -83,6 +84,7 @@ pub const PLATFORM_FEATURES: CpuFeatures = CpuFeatures::of(&[
     Hypervisor,
     ArchCapabilities,
     InvariantTsc,
+    TscAdjust,
     Mtrr,
     Mce,
     Mca,
@@ -94,7 +96,7 @@ pub const PLATFORM_FEATURES: CpuFeatures = CpuFeatures::of(&[
 /// missing: see [`CpuModel::fit`].
 pub const OPTIONAL_FEATURES: CpuFeatures = CpuFeatures::of(&[
     Fsgsbase, Smep, Smap, Pcid, Invpcid, Erms, Fsrm, Prefetchw, Pdpe1gb, Rdtscp, LahfLm, Xsaveopt, Xsavec,
-    Xgetbv1, Xsaves, Rdrand, Rdseed, Aes, Pclmulqdq,
+    Xgetbv1, Xsaves, Rdrand, Rdseed, Aes, Pclmulqdq, TscAdjust,
 ]);
 
 /// Names that [`CpuModel::named`] takes.
