@@ -4,14 +4,14 @@
 use std::hash::Hasher as _;
 
 use iced_x86::Instruction;
-use x86_core::alu::flag;
 use x86_core::exec::ExecFn;
 use x86_core::{Cpu, KeyHasher, Keyed};
 
+use crate::engine::NOTHING;
 use crate::links::Edge;
 use crate::mode::Mode;
 use crate::regions::{Numbered, region_of};
-use crate::translate::Site;
+use crate::translate::{LazyFlags, MayFault, Site};
 
 /// Place and circumstances of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -71,17 +71,17 @@ pub(crate) struct Block {
     pub retired: u32,
     /// Times that a group's check has failed.
     pub misses: u32,
-    /// The first of the links that lead to it, or [`NOTHING`](crate::engine::NOTHING).
+    /// The first of the links that lead to it, or [`NOTHING`].
     pub incoming: u32,
     /// Times that it was checked, in lockstep.
     pub checked: u8,
     /// Its code must not be entered any more.
     pub dropped: bool,
-    /// Host instructions that may fault, by their distance from `code`, their guest instructions' offsets, and how many behind
-    /// those have been counted already.
-    pub faults: Box<[(u32, u16, u8)]>,
-    /// Where it leads in its page, by offset, and which flags are right there, if not all; for who compares them.
-    pub exits: Box<[(u16, u16)]>,
+    pub faults: Box<[MayFault]>,
+    /// It is for who comes with flags that can be had as this number in [`Blocks::recipes`]; or [`NOTHING`].
+    pub known: u32,
+    /// The flags it is entered with make a difference.
+    pub flags_matter: bool,
     /// What it is shown by, where somebody may want to see it.
     pub listing: Option<Box<Listing>>,
 }
@@ -96,12 +96,6 @@ impl Block {
     pub(crate) fn lines_in(&self, page: usize) -> u64 {
         let first = if page == self.key.ram_page() { self.lines } else { 0 };
         first | if self.second == Some(page) { SECOND_LINES } else { 0 }
-    }
-
-    /// The flags that are right where it leads to `offset` in its page.
-    pub(crate) fn flags_at(&self, offset: u64) -> u64 {
-        let exit = self.exits.iter().find(|(at, _)| u64::from(*at) == offset);
-        exit.map_or(flag::ARITH, |(_, wanted)| u64::from(*wanted))
     }
 }
 
@@ -121,21 +115,43 @@ pub(crate) struct Generic {
     pub relative: bool,
 }
 
+/// Most blocks at one place that are for who comes with known flags.
+const VARIANTS: usize = 4;
+
 /// Where blocks are.
 #[derive(Default)]
 pub(crate) struct Blocks {
     pub list: Numbered<Block>,
     by_key: Keyed<Key, u32>,
+    /// Those for who comes with known flags.
+    variants: Keyed<Key, [u32; VARIANTS]>,
     by_page: Keyed<usize, Vec<u32>>,
     /// With the block each belongs to.
     pub sites: Numbered<(u32, Site)>,
     pub generics: Numbered<Generic>,
+    /// How flags can be had.
+    pub recipes: Numbered<LazyFlags>,
     pub links: Numbered<Edge>,
 }
 
 impl Blocks {
     pub(crate) fn find(&self, key: Key) -> Option<u32> {
         self.by_key.get(&key).copied()
+    }
+
+    /// The blocks for who comes with known flags, with places for more.
+    pub(crate) fn variants(&self, key: Key) -> impl Iterator<Item = Option<u32>> {
+        let numbers = self.variants.get(&key).copied().unwrap_or([NOTHING; VARIANTS]);
+        numbers.into_iter().map(|number| (!self.is_gone(number)).then_some(number))
+    }
+
+    fn is_gone(&self, number: u32) -> bool {
+        self.list.get(number).is_none_or(|block| block.dropped)
+    }
+
+    /// How the flags can be had by who comes to block `number`, if it is for known ones.
+    pub(crate) fn known(&self, number: u32) -> Option<&LazyFlags> {
+        self.recipes.get(self.get(number).known)
     }
 
     pub(crate) fn get(&self, number: u32) -> &Block {
@@ -149,12 +165,17 @@ impl Blocks {
     /// Adds a block whose code lies in `region`.
     pub(crate) fn insert(&mut self, region: usize, block: Block) {
         let number = self.list.next(region);
-        let key = block.key;
+        let (key, known) = (block.key, block.known != NOTHING);
         for page in [Some(key.ram_page()), block.second].into_iter().flatten() {
             self.by_page.entry(page).or_default().push(number);
         }
         self.list.push(region, block);
-        self.by_key.insert(key, number);
+        let place = self.variants(key).position(|variant| variant.is_none());
+        if !known {
+            self.by_key.insert(key, number);
+        } else if let Some(place) = place {
+            self.variants.entry(key).or_insert([NOTHING; VARIANTS])[place] = number;
+        }
     }
 
     /// Takes the blocks of a RAM page that `hit` says so of out of use; their numbers.
@@ -193,12 +214,18 @@ impl Blocks {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.by_key.len()
+        let variants = self.variants.values().flatten();
+        self.by_key.len() + variants.filter(|number| **number != NOTHING).count()
     }
 
     /// Forgets the blocks of a region, from which no link leads anywhere.
     pub(crate) fn clear(&mut self, region: usize) {
         self.by_key.retain(|_, number| region_of(*number) != region);
+        self.variants.retain(|_, numbers| {
+            let gone = numbers.iter_mut().filter(|number| region_of(**number) == region);
+            gone.for_each(|number| *number = NOTHING);
+            *numbers != [NOTHING; VARIANTS]
+        });
         self.by_page.retain(|_, numbers| {
             numbers.retain(|number| region_of(*number) != region);
             !numbers.is_empty()
@@ -206,6 +233,7 @@ impl Blocks {
         self.list.clear(region);
         self.sites.clear(region);
         self.generics.clear(region);
+        self.recipes.clear(region);
         self.links.clear(region);
     }
 }

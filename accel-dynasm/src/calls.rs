@@ -61,9 +61,6 @@ macro_rules! site {
 /// The block at RIP. `argument`: [`NOTHING`]; or the link that wants to lead there; or, with [`INDIRECT`], the site of a
 /// jump that the jump table did not know.
 fn look_up(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
-    if let Some(lockstep) = &mut engine.lockstep {
-        lockstep.at_end = true;
-    }
     match argument {
         NOTHING | RETIRED => {}
         _ if argument & INDIRECT != 0 => {
@@ -75,7 +72,7 @@ fn look_up(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
                 return bad_target(cpu, engine, number, &site, moved);
             }
         }
-        link if engine.blocks.links.get(link).is_some() => {}
+        link if engine.blocks.links.get(link).is_some() => engine.flags_of_link(cpu, link),
         link => return engine.slip(cpu, &format!("it asked for link {link:#x}, which there is not"), None),
     }
     go_on(cpu, engine, argument)
@@ -106,18 +103,24 @@ fn address(block: &Block, site: &Site, cpu: &Cpu) -> u64 {
 /// Where to go on at RIP.
 fn go_on(cpu: &mut Cpu, engine: &mut Engine, mut argument: u32) -> *const u8 {
     if engine.lockstep.as_ref().is_some_and(|l| l.active()) {
+        engine.arrive(cpu, argument);
         return LEAVE;
     }
     loop {
         engine.stats.lookups += 1;
         engine.take_stale_code(cpu);
+        if cpu.leave {
+            // An instruction may have been executed on its own since, or may be now.
+            argument = NOTHING;
+        }
         if cpu.leave && !settle(cpu, engine) || cpu.shared.requested() != 0 {
             return LEAVE;
         }
         let evictions = engine.stats.evictions;
-        match engine.find(cpu) {
+        match engine.find_for(cpu, engine.known_at(argument)) {
             Ok(Found::Code(code)) => {
                 if engine.is_due(code) {
+                    engine.arrive(cpu, argument);
                     return LEAVE;
                 }
                 if evictions != engine.stats.evictions {
@@ -167,10 +170,13 @@ fn settle(cpu: &mut Cpu, engine: &mut Engine) -> bool {
 /// The soft TLB does not know the address of an access.
 fn fill(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
     let (number, site) = site!(cpu, engine, argument);
+    // Tried again, the check saves them again if it has saved them; else it has no need of them.
+    cpu.flags.0 = engine.context().flags as u16;
     if site.kind == SiteKind::Refill {
         if engine.refilled(cpu, number, &site) {
             return resume(engine, number, site.retry);
         }
+        engine.take_flags(cpu, site.flags);
         engine.count(-1 - i64::from(site.rest));
         return go_on(cpu, engine, NOTHING);
     }
@@ -190,6 +196,7 @@ fn fill(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
     if filled && ea ^ tag <= 4096 - u64::from(size) {
         return resume(engine, number, site.retry);
     }
+    engine.take_flags(cpu, site.flags);
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
     if group {
         engine.stats.group_misses += 1;
@@ -198,7 +205,7 @@ fn fill(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
         return go_on(cpu, engine, NOTHING);
     }
     engine.stats.slow_accesses += 1;
-    engine.compare_before(cpu, &site, false);
+    engine.compare_before(cpu, &site);
     let done = cpu.execute_one().map(|ins| ins.next_ip());
     executed(cpu, engine, number, &site, done)
 }
@@ -210,9 +217,10 @@ fn execute(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
     let (SiteKind::Generic(generic) | SiteKind::Begun(generic)) = site.kind else {
         return engine.slip(cpu, "it asked for an instruction where there is none", None);
     };
+    engine.take_flags(cpu, site.flags);
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
     if site.kind == SiteKind::Generic(generic) {
-        engine.compare_before(cpu, &site, true);
+        engine.compare_before(cpu, &site);
     }
     let block = engine.blocks.get(number);
     let generic = &engine.blocks.generics[generic];
@@ -247,6 +255,9 @@ fn executed(cpu: &mut Cpu, engine: &mut Engine, number: u32, site: &Site, done: 
         engine.count(-i64::from(site.rest));
         return go_on(cpu, engine, NOTHING);
     }
+    if matches!(site.kind, SiteKind::Generic(_) | SiteKind::Begun(_)) {
+        engine.context().flags = cpu.flags.0.into();
+    }
     resume(engine, number, site.next)
 }
 
@@ -261,6 +272,7 @@ fn resume(engine: &mut Engine, number: u32, at: u32) -> *const u8 {
 /// Something is requested.
 fn leave_for_request(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *const u8 {
     let (number, site) = site!(cpu, engine, argument);
+    engine.take_flags(cpu, site.flags);
     cpu.rip = address(engine.blocks.get(number), &site, cpu);
     engine.count(-1 - i64::from(site.rest));
     LEAVE
@@ -270,12 +282,13 @@ fn leave_for_request(cpu: &mut Cpu, engine: &mut Engine, argument: u32) -> *cons
 fn find_fault(cpu: &mut Cpu, engine: &mut Engine, _: u32) -> *const u8 {
     engine.stats.host_faults += 1;
     let (pc, signal) = (engine.context().fault_pc, engine.context().fault_signal);
-    let Some((block, offset, rest)) = engine.at_fault(pc) else {
+    let Some((block, fault)) = engine.at_fault(pc) else {
         let what = format!("it raised {}", signal_name(signal));
         return engine.slip(cpu, &what, Some(pc));
     };
-    cpu.rip = block.page_now(cpu) + u64::from(offset);
-    engine.count(-1 - i64::from(rest));
+    cpu.rip = block.page_now(cpu) + u64::from(fault.offset);
+    engine.take_flags(cpu, fault.flags);
+    engine.count(-1 - i64::from(fault.rest));
     if let Err(fault) = engine.single(cpu) {
         return raise(engine, fault);
     }

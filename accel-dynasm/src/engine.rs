@@ -27,7 +27,7 @@ use crate::slips;
 use crate::stats::{Calls, Stats};
 use crate::stubs::{self, Enter};
 use crate::translate::admit::Admission;
-use crate::translate::{Bases, MAX_INSTRUCTIONS, Outcome, Source, Translator};
+use crate::translate::{Bases, LazyFlags, MAX_INSTRUCTIONS, MayFault, Outcome, Source, Translator};
 use crate::{calls, signals};
 
 /// Arguments of the stub that looks up: nothing to remember; with this bit, a site that found nothing in its jump table;
@@ -79,6 +79,8 @@ pub struct Engine {
     pub(crate) calls: Calls,
     /// Translated code is checked.
     pub(crate) lockstep: Option<Box<Lockstep>>,
+    /// See [`Engine::arrive`].
+    pub(crate) arriving: Option<(u64, LazyFlags)>,
     /// In the middle of an excluded block: where, and how many of its instructions are left.
     pub(crate) stepping: Option<(u64, u16)>,
     /// Why it must not go on.
@@ -105,6 +107,12 @@ pub(crate) enum Found {
 impl Engine {
     /// The block at RIP, translated if need be; sets [`Cpu::code_page`].
     pub(crate) fn find(&mut self, cpu: &mut Cpu) -> Exec<Found> {
+        let known = self.arrived(cpu);
+        self.find_for(cpu, known)
+    }
+
+    /// Likewise, for who comes with flags `known` if there is to be such a block.
+    pub(crate) fn find_for(&mut self, cpu: &mut Cpu, known: Option<LazyFlags>) -> Exec<Found> {
         if cpu.mode != CpuMode::Long || cpu.strict || !matches!(cpu.cpl, 0 | 3) {
             return Ok(Found::Interpret);
         }
@@ -116,8 +124,8 @@ impl Engine {
         cpu.code_page = rip & !(PAGE_SIZE - 1);
         let recent = &self.recent[recent_index(rip)];
         let now = Mode::of(cpu, self.vectors);
-        if recent.address == rip && recent.mode == now && recent.holds(self.stamp, &cpu.tlb) && !self.separate
-        {
+        let holds = recent.address == rip && recent.mode == now && recent.holds(self.stamp, &cpu.tlb);
+        if holds && !self.separate && self.suits(recent.block, known) {
             // SAFETY: our home lives as long as we do, and no code runs.
             unsafe { (*self.home).context.vectors = now.vectors().into() };
             return Ok(Found::Code(recent.block));
@@ -130,8 +138,8 @@ impl Engine {
                 mode = mode.separate();
             }
             let key = Key::new(page.index, rip, mode);
-            let known = self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped);
-            let number = match known.filter(|number| self.is_whole(cpu, *number)) {
+            let (found, known) = self.best_for(key, known.filter(|_| !separate));
+            let number = match found.filter(|number| self.is_whole(cpu, *number)) {
                 Some(number) => number,
                 None if self.watch(cpu, page.index)? => {
                     self.separate = separate;
@@ -139,14 +147,14 @@ impl Engine {
                 }
                 None if self.restless.is(key) => return Ok(Found::Restless),
                 None => {
-                    let mut outcome = self.translate(cpu, key, mode, page.host, None);
+                    let mut outcome = self.translate(cpu, key, mode, page.host, known, None);
                     if outcome.0 == Outcome::Crosses {
                         let Some(second) = self.second_page(cpu) else { return Ok(Found::Single) };
                         if self.watch(cpu, second.index)? {
                             self.separate = separate;
                             return Ok(Found::Again);
                         }
-                        outcome = self.translate(cpu, key, mode, page.host, Some(second));
+                        outcome = self.translate(cpu, key, mode, page.host, None, Some(second));
                     }
                     match outcome {
                         (Outcome::Done, number) => number,
@@ -180,7 +188,8 @@ impl Engine {
         unsafe { &mut (*self.home).context }
     }
 
-    /// Translates the block with `key`, whose page is at `host`; with a `second` page, the instruction that crosses into it.
+    /// Translates the block with `key`, whose page is at `host`, for who comes with flags `known`; with a `second` page, the
+    /// instruction that crosses into it.
     #[cold]
     fn translate(
         &mut self,
@@ -188,6 +197,7 @@ impl Engine {
         key: Key,
         mode: Mode,
         host: *const u8,
+        known: Option<LazyFlags>,
         second: Option<CodePage>,
     ) -> (Outcome, u32) {
         let separate = mode.is_separate() || self.ungrouped.contains(&key);
@@ -216,12 +226,14 @@ impl Engine {
                 mode,
                 separate,
                 roaming: self.roaming.of(key.ram_page()),
+                known,
             };
             let region = self.cache.current();
             let bases = Bases {
                 site: self.blocks.sites.next(region),
                 link: self.blocks.links.next(region),
                 generic: self.blocks.generics.next(region),
+                recipe: self.blocks.recipes.next(region),
                 code: self.cache.cursor(),
             };
             let outcome = self.translator.translate(&source, &admission, &self.places, bases, limit);
@@ -250,15 +262,17 @@ impl Engine {
             if cpu.vm.code_writes.load(Ordering::SeqCst) == writes {
                 let guest = &bytes[start..start + usize::from(self.translator.output.length)];
                 let second = second.map(|second| second.index);
-                return (Outcome::Done, self.insert(key, second, mode, cpu.code_page, guest, code));
+                return (Outcome::Done, self.insert(key, known, second, mode, cpu.code_page, guest, code));
             }
         }
         (Outcome::NoInstruction, 0)
     }
 
+    #[allow(clippy::too_many_arguments)] // what a block is of
     fn insert(
         &mut self,
         key: Key,
+        known: Option<LazyFlags>,
         second: Option<usize>,
         mode: Mode,
         page: u64,
@@ -287,6 +301,12 @@ impl Engine {
                 || instruction.flow_control() != iced_x86::FlowControl::Next,
         });
         self.blocks.generics.extend(region, generics);
+        let mut number_of_known = NOTHING;
+        if let Some(known) = known.filter(|_| out.flags_matter) {
+            number_of_known = self.blocks.recipes.next(region) + out.recipes.len() as u32;
+            out.recipes.push(known);
+        }
+        self.blocks.recipes.extend(region, out.recipes.iter().copied());
         self.blocks.links.extend(region, out.links.iter().map(|link| Edge::new(number, *link)));
         let block = Block {
             key,
@@ -306,7 +326,8 @@ impl Engine {
             checked: 0,
             dropped: false,
             faults: out.faults.as_slice().into(),
-            exits: if self.lockstep.is_some() { out.exits.as_slice().into() } else { Box::default() },
+            known: number_of_known,
+            flags_matter: out.flags_matter,
             listing: self
                 .config
                 .keeps_listings()
@@ -388,13 +409,12 @@ impl Engine {
         cpu.lapic.next_deadline() != self.deadline
     }
 
-    /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, its block, the page offset
-    /// of the guest's, and how many behind that have been counted already.
-    pub(crate) fn at_fault(&self, pc: u64) -> Option<(&Block, u16, u8)> {
+    /// Whether the host instruction at address `pc` may raise an exception for the guest's; if so, its block.
+    pub(crate) fn at_fault(&self, pc: u64) -> Option<(&Block, MayFault)> {
         let block = self.block_at(pc)?;
         let distance = self.cache.offset(pc)? as u32 - block.code;
-        let &(_, offset, rest) = block.faults.iter().find(|(host, ..)| *host == distance)?;
-        Some((block, offset, rest))
+        let fault = block.faults.iter().find(|fault| fault.at == distance)?;
+        Some((block, *fault))
     }
 
     /// The block that the host instruction at address `pc` belongs to.
@@ -477,6 +497,7 @@ impl Executor for Engine {
             calls: Calls::default(),
             lockstep: config.verify.map(|every| Box::new(Lockstep::new(every))),
             stepping: None,
+            arriving: None,
             failure: None,
             guest_features: cpu.model.features.intersection(&config.host.features),
             registered,

@@ -13,6 +13,8 @@ use accel_api::AccelError;
 use x86_core::Cpu;
 use x86_core::soft::CpuHome;
 
+use crate::translate::KEPT;
+
 /// Jump tables: one for each kind of code that can be jumped to without a change of mode.
 pub(crate) const CLASSES: usize = 6;
 /// Entries of a jump table: by the low 16 bits of the address.
@@ -33,6 +35,7 @@ pub(crate) struct JumpTable {
 
 /// State that translated code and the functions it calls share.
 #[repr(C, align(64))]
+#[derive(Default)]
 pub(crate) struct Context {
     /// RSP of the host while translated code runs.
     pub host_rsp: u64,
@@ -63,6 +66,10 @@ pub(crate) struct Context {
     pub was_user: u64,
     /// Times that anchors may be filled before Rust is asked.
     pub refills: i64,
+    /// Arithmetic flags that checks would have changed, as [`x86_core::alu::ArithFlags`].
+    pub flags: u64,
+    /// Operands of the instruction that has set them, which no register has any more.
+    pub kept: [u64; KEPT],
     /// Addends of groups of accesses.
     pub slots: [u64; SLOTS],
 }

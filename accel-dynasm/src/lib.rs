@@ -26,6 +26,7 @@ mod home;
 mod host;
 mod jitdump;
 mod jumps;
+mod known;
 mod links;
 mod lockstep;
 mod mode;

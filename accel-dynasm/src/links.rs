@@ -24,6 +24,10 @@ impl Edge {
     pub(crate) fn new(from: u32, link: Link) -> Self {
         Self { from, link, to: NOTHING, previous: NOTHING, next: NOTHING, noted: false }
     }
+
+    pub(crate) fn link(&self) -> Link {
+        self.link
+    }
 }
 
 impl Blocks {
@@ -71,7 +75,13 @@ impl Engine {
         }
         debug_assert_eq!(to, NOTHING, "a link that asks leads nowhere");
         self.stats.links += 1;
-        self.cache.link((from.code + record.field) as usize, target.entry as usize);
+        let mut to = target.entry;
+        if !record.host_flags && target.known == NOTHING && target.flags_matter {
+            let (load, field) = record.load;
+            self.cache.link((from.code + field) as usize, to as usize);
+            to = from.code + load;
+        }
+        self.cache.link((from.code + record.field) as usize, to as usize);
         self.blocks.attach(link, number);
         if (record.far || two_pages) && !std::mem::replace(&mut self.blocks.links[link].noted, true) {
             self.far.push(link);
@@ -136,7 +146,8 @@ impl Engine {
                 let field = (from.code + edge.link.field) as usize;
                 let distance: [u8; 4] = self.cache.bytes(field..field + 4).try_into().expect("4 bytes");
                 let leads = (field as i64 + 4 + i64::from(i32::from_le_bytes(distance))) as u32;
-                assert!(leads == self.blocks.get(number).entry || from.dropped, "link {at:#x}");
+                let loads = !edge.link.host_flags && leads == from.code + edge.link.load.0;
+                assert!(leads == self.blocks.get(number).entry || loads || from.dropped, "link {at:#x}");
                 (at, previous, listed) = (edge.next, at, listed + 1);
             }
         }

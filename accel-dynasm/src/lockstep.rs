@@ -5,8 +5,7 @@
 //!    ([`x86_core::Rehearsal`]): its registers behind each are kept, its stores are taken back. So nobody else may store to
 //!    RAM: there is one vCPU, and devices do so only when the guest asks them, which ends a trial.
 //! 3. Behind the block, wherever it was left, its registers and all bytes stored are compared with those behind as many
-//!    instructions. Flags are compared at the ends of blocks, but for those that nobody reads from there; in the middle, they
-//!    need not be right.
+//!    instructions.
 //! 4. Where a trial ends before the block does (a device, an instruction that gives something else each time), what came
 //!    before is compared when the block hands that instruction over.
 
@@ -31,15 +30,6 @@ pub(crate) struct Difference {
     pub executed: usize,
 }
 
-/// What need not be right in the middle of a block.
-#[derive(Clone, Copy, Debug)]
-struct Ignored {
-    /// Of the arithmetic flags.
-    flags: u64,
-    /// Whether interrupts wait for one more instruction.
-    shadow: bool,
-}
-
 /// The state of checking, of one vCPU.
 #[derive(Debug, Default)]
 pub(crate) struct Lockstep {
@@ -52,8 +42,6 @@ pub(crate) struct Lockstep {
     active: bool,
     /// It has raised the fault that was due.
     faulted: bool,
-    /// It came to its end, not to somewhere in the middle.
-    pub at_end: bool,
     /// Instructions counted before it.
     pub start: u64,
     pub rehearsal: Rehearsal,
@@ -99,25 +87,23 @@ impl Lockstep {
     /// Executes up to `limit` instructions on trial; `start` have been counted.
     pub(crate) fn begin(&mut self, cpu: &mut Cpu, limit: usize, start: u64) {
         self.pending = None;
-        (self.at_end, self.faulted) = (false, false);
+        self.faulted = false;
         self.start = start;
         cpu.rehearse(limit, &mut self.rehearsal);
         self.active = true;
     }
 
-    /// The block has handed over an instruction, `counted` before it: the last look at a trial that ended there. `flags`: they
-    /// must be right.
-    pub(crate) fn hand_over(&mut self, cpu: &mut Cpu, counted: u64, flags: bool) {
+    /// The block has handed over an instruction, `counted` before it: the last look at a trial that ended there.
+    pub(crate) fn hand_over(&mut self, cpu: &mut Cpu, counted: u64) {
         let executed = counted.wrapping_sub(self.start) as usize;
         if self.rehearsal.end == TrialEnd::Barred && executed + 1 == self.rehearsal.states.len() {
             // Behind STI nobody looks before this instruction is over: the shadow needs no other record.
-            let ignored = Ignored { flags: if flags { 0 } else { flag::ARITH }, shadow: true };
-            self.compare(cpu, executed, ignored);
+            self.compare(cpu, executed, true);
         }
     }
 
-    /// The block is over, and has raised `fault`. `flags`: those that are right at its end.
-    pub(crate) fn finish(&mut self, cpu: &mut Cpu, counted: u64, fault: Option<Fault>, flags: u64) {
+    /// The block is over, and has raised `fault`.
+    pub(crate) fn finish(&mut self, cpu: &mut Cpu, counted: u64, fault: Option<Fault>) {
         self.active = false;
         if self.difference.is_some() {
             return;
@@ -157,8 +143,7 @@ impl Lockstep {
             }
             self.faulted = true;
         }
-        let right = if self.at_end { flags } else { 0 };
-        self.compare(cpu, executed, Ignored { flags: flag::ARITH & !right, shadow: false });
+        self.compare(cpu, executed, false);
     }
 
     /// What should be behind `executed` instructions, and how many may have stored.
@@ -169,14 +154,14 @@ impl Lockstep {
         }
     }
 
-    fn compare(&mut self, cpu: &mut Cpu, executed: usize, ignore: Ignored) {
+    /// `held`: whether interrupts wait for one more instruction need not be right.
+    fn compare(&mut self, cpu: &mut Cpu, executed: usize, held: bool) {
         self.compared += 1;
         let mut found = cpu.registers();
         let (expected, steps) = self.expected(executed);
         // RF says that an instruction is resumed, which only the run loop knows.
-        let ignored = flag::RF | ignore.flags;
-        found.rflags = found.rflags & !ignored | expected.rflags & ignored;
-        if ignore.shadow {
+        found.rflags = found.rflags & !flag::RF | expected.rflags & flag::RF;
+        if held {
             found.shadow = expected.shadow;
         }
         let bytes = self.rehearsal.journal().map(|j| j.wrong_bytes(steps)).unwrap_or_default();
@@ -208,10 +193,10 @@ impl Engine {
     }
 
     /// x86-core is about to execute the instruction of `site`, which a trial may not have gone beyond.
-    pub(crate) fn compare_before(&mut self, cpu: &mut Cpu, site: &Site, flags: bool) {
+    pub(crate) fn compare_before(&mut self, cpu: &mut Cpu, site: &Site) {
         let counted = self.counted();
         if let Some(lockstep) = self.lockstep.as_mut().filter(|l| l.active()) {
-            lockstep.hand_over(cpu, counted - 1 - u64::from(site.rest), flags);
+            lockstep.hand_over(cpu, counted - 1 - u64::from(site.rest));
         }
     }
 
@@ -222,12 +207,10 @@ impl Engine {
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.begin(cpu, limit, start);
         }
-        let page = self.blocks.get(number).page_now(cpu);
         self.enter(cpu, number);
         let (counted, fault) = (self.counted(), self.fault);
-        let flags = self.blocks.get(number).flags_at(cpu.rip.wrapping_sub(page));
         let Some(lockstep) = &mut self.lockstep else { return };
-        lockstep.finish(cpu, counted, fault, flags);
+        lockstep.finish(cpu, counted, fault);
         if let Some(difference) = lockstep.difference.take() {
             self.report(cpu, number, &difference);
         }

@@ -113,6 +113,14 @@ impl Places {
         self.context + (offset_of!(Context, slots) + 8 * index as usize) as i32
     }
 
+    pub(crate) fn saved_flags(&self) -> i32 {
+        self.context + offset_of!(Context, flags) as i32
+    }
+
+    pub(crate) fn kept(&self, index: u8) -> i32 {
+        self.context + (offset_of!(Context, kept) + 8 * index as usize) as i32
+    }
+
     /// The table of the soft TLB with this index.
     pub(crate) fn tlb(&self, mode: usize) -> i32 {
         self.tlb[mode.min(2)]

@@ -421,5 +421,6 @@ fn what_is_known_of_blocks_is_bounded() {
 }
 
 mod anchors;
+mod flags;
 mod string;
 mod transfer;

@@ -10,9 +10,10 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
 use super::admit::Action;
-use super::emit::{Emitter, Held};
+use super::emit::Emitter;
 use super::encode::{self, Memory};
 use super::plan::{Access, Base, Group, Step};
+use super::scratch::Held;
 use super::{Cold, SiteKind, at};
 use crate::places::entry;
 
@@ -35,15 +36,6 @@ impl Emitter<'_> {
         self.places.tlb(self.source.mode.tlb()) + entry::ADDEND
     }
 
-    /// Keeps the arithmetic flags in AX.
-    pub(super) fn save_flags(&mut self) {
-        dynasm!(self.asm ; .arch x64 ; mov [self.places.rax()], rax ; lahf ; seto al);
-    }
-
-    pub(super) fn restore_flags(&mut self) {
-        dynasm!(self.asm ; .arch x64 ; add al, 0x7f ; sahf ; mov rax, [self.places.rax()]);
-    }
-
     /// The linear address if it is known now, and its displacement can be in an instruction.
     fn known(&self, base: Base, disp: i32) -> Option<u64> {
         let page = (!self.pic()).then_some(self.source.page);
@@ -61,35 +53,22 @@ impl Emitter<'_> {
     }
 
     /// Checks the access to `size` bytes at the address in R10 and leaves the addend in R11.
-    fn check(&mut self, size: u16, write: bool, kind: SiteKind, retry: u32, live: bool, keep: Keep) {
+    fn check(&mut self, size: u16, write: bool, kind: SiteKind, retry: u32, keep: Keep) {
         let (tag, addend) = (self.tag(write), self.addend());
-        if live {
-            self.save_flags();
-        }
+        self.lose_flags(11);
         let label = self.asm.new_dynamic_label();
         self.look_up(write);
         dynasm!(self.asm ; .arch x64 ; cmp r10, PAGE - i32::from(size) ; ja =>label);
         if keep == Keep::Address {
             dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]);
         }
-        if live {
-            self.restore_flags();
-        }
         dynasm!(self.asm ; .arch x64 ; mov r11, [r11 + addend]);
         let site = self.site(kind, retry);
-        self.cold.push(Cold::Miss { label, site, address: None, tag, live });
+        self.cold.push(Cold::Miss { label, site, address: None, tag });
     }
 
     /// Checks the access to `size` bytes at a known address and leaves the addend in `r`. False if it has no short form.
-    fn check_known(
-        &mut self,
-        r: u8,
-        address: u64,
-        size: u16,
-        write: bool,
-        kind: SiteKind,
-        live: bool,
-    ) -> bool {
+    fn check_known(&mut self, r: u8, address: u64, size: u16, write: bool, kind: SiteKind) -> bool {
         let Ok(page) = i32::try_from((address & !0xfff) as i64) else { return false };
         if (address & 0xfff) as i32 + i32::from(size) > PAGE {
             return false;
@@ -97,30 +76,25 @@ impl Emitter<'_> {
         let retry = at(self.asm.offset());
         let index = (x86_core::tlb_index(address) << entry::SHIFT) as i32;
         let (tag, addend) = (self.tag(write) + index, self.addend() + index);
-        if live {
-            self.save_flags();
-        }
+        self.lose_flags(r);
         let label = self.asm.new_dynamic_label();
         dynasm!(self.asm ; .arch x64 ; cmp QWORD [tag], page ; jne =>label);
-        if live {
-            self.restore_flags();
-        }
         dynasm!(self.asm ; .arch x64 ; mov Rq(r), [addend]);
         let site = self.site(kind, retry);
-        self.cold.push(Cold::Miss { label, site, address: Some(address as i64), tag, live });
+        self.cold.push(Cold::Miss { label, site, address: Some(address as i64), tag });
         true
     }
 
     /// Checks a whole group. The addend, to which the address of the page is added where that is the base, is then in
     /// R11 and in the group's slot.
-    pub(super) fn check_group(&mut self, id: u8, group: &Group, step: &Step) {
+    pub(super) fn check_group(&mut self, id: u8, group: &Group) {
         let kind = SiteKind::Group { size: group.size, write: group.write };
         self.spill_all();
         let known = self.known(group.base, group.low);
         let short = match known {
             Some(address) => {
                 self.held[1] = Held::Nothing;
-                self.check_known(11, address, group.size, group.write, kind, step.live)
+                self.check_known(11, address, group.size, group.write, kind)
             }
             None => false,
         };
@@ -136,7 +110,7 @@ impl Emitter<'_> {
                 Base::None => self.constant(10, i64::from(group.low) as u64),
             }
             self.held = [Held::Nothing; 2];
-            self.check(group.size, group.write, kind, retry, step.live, Keep::Nothing);
+            self.check(group.size, group.write, kind, retry, Keep::Nothing);
         }
         if group.base == Base::Page {
             let page = i32::try_from(self.source.page as i64);
@@ -150,9 +124,7 @@ impl Emitter<'_> {
             }
         }
         self.held[1] = Held::Addend(id);
-        if group.more {
-            dynasm!(self.asm ; .arch x64 ; mov [self.places.slot(id)], r11);
-        }
+        dynasm!(self.asm ; .arch x64 ; mov [self.places.slot(id)], r11);
     }
 
     /// Leads `access` to host memory: the operand with which the host's instruction does it. Those of R10 and R11 that
@@ -213,7 +185,7 @@ impl Emitter<'_> {
             let r = super::plan::SCRATCH[n];
             self.held[n] = Held::Nothing;
             if let Ok(disp) = i32::try_from(address as i64)
-                && self.check_known(r, address, access.size, access.write, kind, step.live)
+                && self.check_known(r, address, access.size, access.write, kind)
             {
                 return Memory { base: Some(r), index: None, disp };
             }
@@ -237,8 +209,8 @@ impl Emitter<'_> {
             && registers.into_iter().flatten().all(|r| Self::scratch(r).is_none());
         let keep = if direct.is_some() || again { Keep::Nothing } else { Keep::Address };
         match anchor {
-            Some(anchor) => self.check_anchor(anchor, access, retry, step.live, keep),
-            None => self.check(access.size, access.write, kind, retry, step.live, keep),
+            Some(anchor) => self.check_anchor(anchor, access, retry, keep),
+            None => self.check(access.size, access.write, kind, retry, keep),
         }
         if again && direct.is_none() {
             self.address(access);
@@ -273,10 +245,8 @@ impl Emitter<'_> {
     }
 
     /// Checks the access to the address in R10 by an anchor and leaves the addend in R11.
-    fn check_anchor(&mut self, anchor: (i32, i32), access: &Access, retry: u32, live: bool, keep: Keep) {
-        if live {
-            self.save_flags();
-        }
+    fn check_anchor(&mut self, anchor: (i32, i32), access: &Access, retry: u32, keep: Keep) {
+        self.lose_flags(11);
         let (label, back) = (self.asm.new_dynamic_label(), self.asm.new_dynamic_label());
         dynasm!(self.asm
             ; .arch x64
@@ -288,13 +258,10 @@ impl Emitter<'_> {
         if keep == Keep::Address {
             dynasm!(self.asm ; .arch x64 ; xor r10, [anchor.0]);
         }
-        if live {
-            self.restore_flags();
-        }
         dynasm!(self.asm ; .arch x64 ; mov r11, [anchor.1]);
         let site = self.site(SiteKind::Access { size: access.size, write: access.write }, retry);
         let full = self.site(SiteKind::Refill, retry);
-        self.cold.push(Cold::Refill { label, back, site, full, anchor, access: *access, live });
+        self.cold.push(Cold::Refill { label, back, site, full, anchor, access: *access });
         self.anchored = true;
     }
 
@@ -322,14 +289,12 @@ impl Emitter<'_> {
     }
 
     /// Looks whether something is requested.
-    pub(super) fn poll(&mut self, step: &Step) {
+    pub(super) fn poll(&mut self) {
         let near = i32::try_from(self.places.requests);
-        if near.is_err() {
+        if near.is_err() || self.flags.is_complete() && self.flags.lazy.is_none() {
             self.release(1);
         }
-        if step.live {
-            self.save_flags();
-        }
+        self.lose_flags(11);
         let label = self.asm.new_dynamic_label();
         match near {
             Ok(word) => dynasm!(self.asm ; .arch x64 ; cmp DWORD [word], 0),
@@ -340,11 +305,8 @@ impl Emitter<'_> {
             ),
         }
         dynasm!(self.asm ; .arch x64 ; jne =>label);
-        if step.live {
-            self.restore_flags();
-        }
         let site = self.site(SiteKind::Poll, 0);
         let dirty = self.held.map(|held| held == Held::Guest { dirty: true });
-        self.cold.push(Cold::Poll { label, site, live: step.live, dirty });
+        self.cold.push(Cold::Poll { label, site, dirty });
     }
 }

@@ -52,11 +52,6 @@ impl Action {
                 | Self::GenericEnd
         )
     }
-
-    /// May be handed to x86-core, for which all arithmetic flags must be right.
-    pub(crate) fn wants_flags(self) -> bool {
-        matches!(self, Self::String | Self::Transfer | Self::Generic | Self::GenericEnd)
-    }
 }
 
 /// What instructions may use: the guest must have it, and the host too.

@@ -7,15 +7,19 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::OpKind;
 
 use super::admit::Action;
-use super::emit::{Emitter, Held};
+use super::emit::Emitter;
 use super::encode;
+use super::flags::ARITH;
 use super::plan::{RSP, Step};
+use super::scratch::Held;
 use super::{Cold, SiteKind};
 use crate::engine::NOTHING;
 
 impl Emitter<'_> {
     pub(super) fn branch(&mut self, step: &Step) {
-        if !self.turns(step) {
+        self.need_flags(self.required, [true; 2]);
+        self.turning = self.turns(step);
+        if !self.turning {
             self.spill_all();
         }
         match step.action {
@@ -28,7 +32,9 @@ impl Emitter<'_> {
             Action::Call => self.call(step),
             Action::CallIndirect => self.call_indirect(step),
             Action::JumpIndirect => {
+                self.prepare_flags_for_one();
                 self.load_target(step);
+                self.need_flags(ARITH, [false, true]);
                 self.indirect(0);
             }
             Action::Return => self.ret(step),
@@ -54,6 +60,7 @@ impl Emitter<'_> {
         let delta = self.delta(target);
         let near = self.is_near(delta);
         if !near && self.pic() {
+            self.need_flags(ARITH, [true; 2]);
             self.page_relative(10, delta);
             let site = self.site(kind, 0);
             self.jump_table(site);
@@ -61,8 +68,8 @@ impl Emitter<'_> {
         }
         let label = self.asm.new_dynamic_label();
         dynasm!(self.asm ; .arch x64 ; jmp =>label);
-        let link = self.link(!near);
-        self.cold.push(Cold::Ask { label, link, delta });
+        let (link, flags) = (self.link(!near), self.flags_now());
+        self.cold.push(Cold::Ask { label, link, delta, flags });
     }
 
     fn jump_if(&mut self, condition: u8, target: u64) {
@@ -92,11 +99,11 @@ impl Emitter<'_> {
             return;
         }
         if near || !self.pic() {
-            let link = self.link(!near);
-            self.cold.push(Cold::Ask { label, link, delta });
+            let (link, flags) = (self.link(!near), self.flags_now());
+            self.cold.push(Cold::Ask { label, link, delta, flags });
         } else {
-            let site = self.site(SiteKind::Indirect { moved: 0 }, 0);
-            self.cold.push(Cold::Far { label, delta, site });
+            let (site, flags) = (self.site(SiteKind::Indirect { moved: 0 }, 0), self.flags_now());
+            self.cold.push(Cold::Far { label, delta, site, flags });
         }
     }
 
@@ -119,6 +126,7 @@ impl Emitter<'_> {
             }
         }
         self.move_rsp(-8);
+        self.done = true;
     }
 
     fn call(&mut self, step: &Step) {
@@ -135,6 +143,7 @@ impl Emitter<'_> {
             dynasm!(self.asm ; .arch x64 ; mov [self.places.temporary()], r10);
         }
         self.push_return(step);
+        self.need_flags(ARITH, [true; 2]);
         match register {
             Some(r) => dynasm!(self.asm ; .arch x64 ; mov r10, Rq(r)),
             None => dynasm!(self.asm ; .arch x64 ; mov r10, [self.places.temporary()]),
@@ -160,10 +169,14 @@ impl Emitter<'_> {
 
     fn ret(&mut self, step: &Step) {
         let Some(stack) = step.stack else { return };
+        self.prepare_flags_for_one();
         let memory = self.access(&stack, [false, false], step);
         self.put(encode::load(10, memory));
         let release = if step.ins.op_count() > 0 { i32::from(step.ins.immediate16()) } else { 0 };
         self.move_rsp(8 + release);
+        self.done = true;
+        self.held[0] = Held::Nothing;
+        self.need_flags(ARITH, [false, true]);
         self.indirect(-8 - release);
     }
 

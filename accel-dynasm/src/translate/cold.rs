@@ -5,6 +5,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use super::access::PAGE;
 use super::emit::Emitter;
 use super::plan::SCRATCH;
+use super::scratch::Held;
 use super::{Cold, at};
 
 impl Emitter<'_> {
@@ -13,20 +14,17 @@ impl Emitter<'_> {
         let cold = std::mem::take(&mut self.cold);
         for item in cold {
             match item {
-                Cold::Miss { label, site, address, tag, live } => {
+                Cold::Miss { label, site, address, tag } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
                     match address {
                         // What the check has made of it is taken back.
                         None => dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]),
                         Some(address) => dynasm!(self.asm ; .arch x64 ; mov r10, QWORD address),
                     }
-                    if live {
-                        self.restore_flags();
-                    }
                     dynasm!(self.asm ; .arch x64 ; mov [self.places.ea()], r10);
                     self.hand_over(self.places.stubs.miss, site);
                 }
-                Cold::Refill { label, back, site, full, anchor, access, live } => {
+                Cold::Refill { label, back, site, full, anchor, access } => {
                     let (write, size) = (access.write, i32::from(access.size));
                     let (full_label, miss) = (self.asm.new_dynamic_label(), self.asm.new_dynamic_label());
                     dynasm!(self.asm
@@ -52,20 +50,28 @@ impl Emitter<'_> {
                         ; jmp =>back
                         ; =>full_label
                     );
-                    if live {
-                        self.restore_flags();
-                    }
                     self.hand_over(self.places.stubs.miss, full);
-                    self.cold.push(Cold::Miss { label: miss, site, address: None, tag, live });
+                    self.cold.push(Cold::Miss { label: miss, site, address: None, tag });
                 }
-                Cold::Ask { label, link, delta } => {
+                Cold::Ask { label, link, delta, flags } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
                     self.out.links[link].ask = at(self.asm.offset());
                     self.set_rip(delta);
                     self.hand_over(self.places.stubs.lookup, self.bases.link + link as u32);
+                    if let Some(flags) = flags {
+                        let load = at(self.asm.offset());
+                        self.held = [Held::Nothing; 2];
+                        self.load_flags(flags, [true; 2]);
+                        dynasm!(self.asm ; .arch x64 ; jmp =>label);
+                        self.out.links[link].load = (load, at(self.asm.offset()) - 4);
+                    }
                 }
-                Cold::Far { label, delta, site } => {
+                Cold::Far { label, delta, site, flags } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
+                    self.held = [Held::Nothing; 2];
+                    if let Some(flags) = flags {
+                        self.load_flags(flags, [true; 2]);
+                    }
                     self.page_relative(10, delta);
                     self.jump_table(site);
                 }
@@ -74,26 +80,12 @@ impl Emitter<'_> {
                     dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov DWORD [self.places.site()], argument as i32);
                     self.jump_to(self.places.stubs.displaced[self.source.mode.class()]);
                 }
-                Cold::Generic { label, site, live } => {
+                Cold::Generic { label, site } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
-                    if live {
-                        self.restore_flags();
-                    }
                     self.hand_over(self.places.stubs.generic, site);
                 }
-                Cold::LeaseEnded { label, site, live } => {
+                Cold::Poll { label, site, dirty } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
-                    if live {
-                        dynasm!(self.asm ; .arch x64 ; movzx eax, WORD [self.places.temporary()]);
-                        self.restore_flags();
-                    }
-                    self.hand_over(self.places.stubs.generic, site);
-                }
-                Cold::Poll { label, site, live, dirty } => {
-                    dynasm!(self.asm ; .arch x64 ; =>label);
-                    if live {
-                        self.restore_flags();
-                    }
                     for (r, _) in SCRATCH.into_iter().zip(dirty).filter(|(_, dirty)| *dirty) {
                         dynasm!(self.asm ; .arch x64 ; mov [self.places.gpr(r)], Rq(r));
                     }

@@ -5,21 +5,13 @@ use iced_x86::{Mnemonic, OpKind, Register};
 
 use super::admit::Action;
 use super::encode::{self, Bytes, Memory};
+use super::flag_code::FlagState;
+use super::lazy::{Known, Recipe, Replay};
 use super::plan::{Base, Plan, RSP, SCRATCH, Step};
-use super::{Assembler, Bases, Cold, Link, Output, Site, SiteKind, Source, at};
+use super::scratch::Held;
+use super::values::Value;
+use super::{Assembler, Bases, Cold, Link, MayFault, Output, Site, SiteKind, Source, at};
 use crate::places::Places;
-
-/// What one of R10 and R11 holds in the host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Held {
-    Nothing,
-    /// The guest's value; memory has it too unless it is dirty.
-    Guest {
-        dirty: bool,
-    },
-    /// Of a group.
-    Addend(u8),
-}
 
 /// The start of a block that jumps back to it.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +44,22 @@ pub(super) struct Emitter<'a> {
     pub loops: bool,
     /// The access at hand is checked by an anchor.
     pub anchored: bool,
+    /// Where the guest's arithmetic flags are.
+    pub flags: FlagState,
+    /// They are those that the block has begun with.
+    pub at_entry: bool,
+    /// Those that have to be in the host's for the instruction at hand.
+    pub required: u8,
+    /// What gives the flags behind it, and how they can be had there.
+    pub replay: Option<Replay<Known>>,
+    pub next_flags: Option<Recipe>,
+    /// Where its operand in memory is to be kept.
+    pub fetch: Option<u8>,
+    /// The step at hand has changed the registers.
+    pub done: bool,
     turn: Option<Turn>,
+    /// The branch at hand begins another turn.
+    pub turning: bool,
 }
 
 impl<'a> Emitter<'a> {
@@ -85,7 +92,15 @@ impl<'a> Emitter<'a> {
             counted: 0,
             loops: plan.steps.iter().any(|step| step.turns_to(first)),
             anchored: false,
+            flags: FlagState::of(source.known),
+            at_entry: true,
+            required: 0,
+            replay: None,
+            next_flags: None,
+            fetch: None,
+            done: false,
             turn: None,
+            turning: false,
         }
     }
 
@@ -100,18 +115,21 @@ impl<'a> Emitter<'a> {
         self.count_from(0);
         let plan = self.plan;
         for (n, step) in plan.steps.iter().enumerate() {
-            self.now = n;
+            (self.now, self.done) = (n, false);
             self.out.starts.push((at(self.asm.offset()), step.offset));
             if plan.poll == Some(n) {
-                self.poll(step);
+                self.poll();
             }
             for (id, group) in plan.groups.iter().enumerate() {
                 if group.at == n {
-                    self.check_group(id as u8, group, step);
+                    self.check_group(id as u8, group);
                 }
             }
+            self.begin_flags(step);
             self.step(step);
+            self.flags_behind(step);
         }
+        self.done = true;
         if let Some(last) = plan.steps.last()
             && !last.action.ends_block()
         {
@@ -156,16 +174,21 @@ impl<'a> Emitter<'a> {
 
     /// Where a jump to `target` goes that begins another turn of the block; R10 and R11 are as they have to be there.
     pub(super) fn next_turn(&mut self, target: u64) -> Option<DynamicLabel> {
-        let turn = self.turn.filter(|turn| turn.first == target)?;
+        let turn = self.turn.filter(|turn| self.turning && turn.first == target)?;
         for n in (0..2).filter(|n| turn.used[*n]) {
             self.need(n);
         }
         Some(turn.label)
     }
 
-    /// Whether `step` only begins another turn.
-    pub(super) fn turns(&self, step: &Step) -> bool {
-        self.turn.is_some_and(|turn| step.turns_to(turn.first))
+    /// Whether `step` only begins another turn: the flags must be known as they were at the first, if that matters.
+    pub(super) fn turns(&mut self, step: &Step) -> bool {
+        if !self.turn.is_some_and(|turn| step.turns_to(turn.first)) {
+            return false;
+        }
+        !self.out.flags_matter && !self.at_entry
+            || self.known_flags() == self.source.known
+                && (self.flags.is_complete() || self.source.known.is_some())
     }
 
     /// Code works wherever its page is mapped, by [`x86_core::Cpu::code_page`].
@@ -191,8 +214,14 @@ impl<'a> Emitter<'a> {
     pub(super) fn site(&mut self, kind: SiteKind, retry: u32) -> u32 {
         let step = &self.plan.steps[self.now];
         let rest = self.rest();
-        self.out.sites.push(Site { kind, offset: step.offset, rest, retry, next: 0 });
+        let flags = self.flags_number();
+        self.out.sites.push(Site { kind, offset: step.offset, rest, retry, next: 0, flags });
         self.bases.site + self.out.sites.len() as u32 - 1
+    }
+
+    /// What registers hold now.
+    pub(super) fn values(&self) -> &'a [Value; 18] {
+        &self.plan.values[self.now + usize::from(self.done)]
     }
 
     /// Instructions behind the one at hand that have been counted already.
@@ -204,7 +233,10 @@ impl<'a> Emitter<'a> {
     fn ends_here(&mut self, first: usize) {
         let here = at(self.asm.offset());
         let sites = &mut self.out.sites[first..];
-        sites.iter_mut().for_each(|s| s.next = here);
+        // Where Rust has executed it, nobody has kept its operand.
+        if self.fetch.is_none() {
+            sites.iter_mut().for_each(|s| s.next = here);
+        }
         if !sites.is_empty() {
             // Coming back from Rust loads both registers with the guest's values.
             for held in &mut self.held {
@@ -235,65 +267,10 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    // ---- R10 and R11 ----
-
-    /// Stores the guest's value if memory does not have it.
-    pub(super) fn spill(&mut self, n: usize) {
-        if self.held[n] == (Held::Guest { dirty: true }) {
-            let r = SCRATCH[n];
-            dynasm!(self.asm ; .arch x64 ; mov [self.places.gpr(r)], Rq(r));
-            self.held[n] = Held::Guest { dirty: false };
-        }
-    }
-
-    pub(super) fn spill_all(&mut self) {
-        self.spill(0);
-        self.spill(1);
-    }
-
-    /// Makes the register free.
-    pub(super) fn release(&mut self, n: usize) {
-        self.spill(n);
-        self.held[n] = Held::Nothing;
-    }
-
-    /// Makes sure the register has the guest's value.
-    pub(super) fn need(&mut self, n: usize) {
-        if !matches!(self.held[n], Held::Guest { .. }) {
-            let r = SCRATCH[n];
-            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.gpr(r)]);
-            self.held[n] = Held::Guest { dirty: false };
-        }
-    }
-
-    /// Which of the two `r` is.
-    pub(super) fn scratch(r: u8) -> Option<usize> {
-        SCRATCH.iter().position(|s| *s == r)
-    }
-
-    /// `r` as an operand that is read.
-    pub(super) fn need_register(&mut self, r: u8) {
-        if let Some(n) = Self::scratch(r) {
-            self.need(n);
-        }
-    }
-
-    pub(super) fn wrote(&mut self, step: &Step) {
-        for n in 0..2 {
-            if step.uses[n].write {
-                self.held[n] = Held::Guest { dirty: true };
-            }
-        }
-    }
-
-    // ---- Instructions ----
-
     fn step(&mut self, step: &Step) {
         let first = self.out.sites.len();
         match step.action {
             Action::Nop => {}
-            // Other prefixes before it.
-            _ if step.ignores_prefix && self.bytes(step).len() == step.ins.len() => self.generic(step),
             Action::Copy => self.copy(step),
             Action::Memory => self.memory(step),
             Action::Lea => self.lea(step),
@@ -322,6 +299,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn copy(&mut self, step: &Step) {
+        self.need_flags(self.required, [true; 2]);
         for n in 0..2 {
             if step.uses[n].read {
                 self.need(n);
@@ -345,12 +323,18 @@ impl<'a> Emitter<'a> {
     /// The host instruction that comes next may fault as the guest's would: what memory has must be right.
     fn may_fault(&mut self, step: &Step) {
         self.spill_all();
-        let rest = self.rest();
-        self.out.faults.push((at(self.asm.offset()), step.offset, rest));
+        let (here, rest, flags) = (at(self.asm.offset()), self.rest(), self.flags_number());
+        self.out.faults.push(MayFault { at: here, offset: step.offset, rest, flags });
     }
 
     fn memory(&mut self, step: &Step) {
         let Some(access) = step.operand else { return };
+        if self.required != 0 {
+            match step.checks {
+                true => self.prepare_flags(),
+                false => self.need_flags(self.required, [true; 2]),
+            }
+        }
         let avoid = [step.uses[0].read, step.uses[1].read];
         self.anchored = false;
         let memory = self.access(&access, avoid, step);
@@ -360,8 +344,14 @@ impl<'a> Emitter<'a> {
                 self.need(n);
             }
         }
+        if step.checks {
+            self.need_flags(self.required, [false; 2]);
+        }
         if may_fault(step) || anchored {
             self.may_fault(step);
+        }
+        if let Some(n) = self.fetch {
+            return self.compare_fetched(step, memory, avoid, n);
         }
         match encode::with_memory(self.bytes(step), memory, names_high_byte(&step.ins)) {
             Some(bytes) => {
@@ -507,7 +497,9 @@ impl<'a> Emitter<'a> {
     /// A direct jump, to be linked.
     pub(super) fn link(&mut self, far: bool) -> usize {
         let field = at(self.asm.offset()) - 4;
-        self.out.links.push(Link { field, ask: 0, far });
+        let known = self.known_flags();
+        let (host_flags, known) = (self.flags.is_complete(), self.number(known));
+        self.out.links.push(Link { field, ask: 0, far, host_flags, known, load: (0, 0) });
         self.out.links.len() - 1
     }
 
@@ -523,7 +515,7 @@ impl<'a> Emitter<'a> {
 }
 
 /// Whether the host raises an exception for what the guest is to be told, or for what x86-core has to do in its place.
-fn may_fault(step: &Step) -> bool {
+pub(super) fn may_fault(step: &Step) -> bool {
     let wide = step.operand.is_some_and(|o| o.size >= 16);
     // Some hosts refuse locked accesses across lines (ADR 15).
     let locked =

@@ -90,6 +90,20 @@ pub(crate) fn load(to: u8, memory: Memory) -> Bytes {
     with_rex_w(0x8b, to, memory)
 }
 
+/// `MOV` or `MOVZX` of `size` bytes of memory to a register whose others are zero behind it.
+pub(crate) fn load_zero_extended(to: u8, memory: Memory, size: u8) -> Bytes {
+    let wide = if size == 8 { 8 } else { 0 };
+    let mut out = Bytes::default();
+    out.push(0x40 | wide | to >> 3 << 2 | memory.rex_x() << 1 | memory.rex_b());
+    match size {
+        1 => out.extend(&[0x0f, 0xb6]),
+        2 => out.extend(&[0x0f, 0xb7]),
+        _ => out.push(0x8b),
+    }
+    memory.put(&mut out, to);
+    out
+}
+
 /// `MOV memory, r64`.
 pub(crate) fn store(memory: Memory, from: u8) -> Bytes {
     with_rex_w(0x89, from, memory)
@@ -297,6 +311,9 @@ mod tests {
             let ins = Decoder::new(64, code.as_slice(), 0).decode();
             assert_eq!((ins.memory_base().number(), ins.len()), (base as usize, code.as_slice().len()));
         }
+        let loads = [1, 2, 4, 8].map(|size| text(load_zero_extended(11, R11, size).as_slice()));
+        let registers = ["movzx r11d,byte", "movzx r11d,word", "mov r11d,", "mov r11,"];
+        assert!(loads.iter().zip(registers).all(|(text, start)| text.starts_with(start)), "{loads:?}");
         let code = store(Memory { base: None, index: Some((11, 3)), disp: 0x1000 }, 2);
         assert_eq!(text(code.as_slice()), "mov [r11*8+1000h],rdx");
         let code = store(Memory { base: None, index: None, disp: 0x1000 }, 2);

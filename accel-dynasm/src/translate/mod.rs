@@ -1,11 +1,12 @@
 //! From guest code to host code.
 //!
-//! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole, `flags.rs`
-//!    at what becomes of the flags.
-//! 2. `emit.rs` goes through the instructions, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
+//! 1. `admit.rs` decides what the host executes in the guest's place, `plan.rs` looks at the block as a whole, `values.rs` at
+//!    what registers hold in it, `flags.rs` and `flag_plan.rs` at what becomes of the flags.
+//! 2. `emit.rs` goes through the instructions, `scratch.rs` knows what R10 and R11 hold, `access.rs` leads memory operands to the host's memory, `branch.rs` leaves the
 //!    block, `cold.rs` has what is rare.
 //! 3. `system.rs` has what kernels do to the vCPU's other state, `transfer.rs` changes of privilege, `string.rs` MOVS and STOS.
-//! 4. `encode.rs` takes machine code apart and puts it together.
+//! 4. `lazy.rs` has the flags as operations that can be done again, `flag_code.rs` does them where the block needs them.
+//! 5. `encode.rs` takes machine code apart and puts it together.
 
 mod access;
 pub(crate) mod admit;
@@ -13,11 +14,16 @@ mod branch;
 mod cold;
 mod emit;
 mod encode;
+mod flag_code;
+mod flag_plan;
 mod flags;
+mod lazy;
 mod plan;
+mod scratch;
 mod string;
 mod system;
 mod transfer;
+mod values;
 
 use dynasmrt::{AssemblyOffset, DynamicLabel, VecAssembler, x64::X64Relocation};
 use iced_x86::{Decoder, DecoderError, Instruction, InstructionInfoFactory};
@@ -25,7 +31,7 @@ use x86_core::{DECODER_OPTIONS, MAX_INSTRUCTION, lines};
 
 use self::admit::{Action, Admission};
 use self::emit::Emitter;
-use self::flags::Ahead;
+pub(crate) use self::lazy::{KEPT, LazyFlags};
 use self::plan::Plan;
 use crate::mode::Mode;
 use crate::places::Places;
@@ -51,6 +57,8 @@ pub(crate) struct Source<'a> {
     pub separate: bool,
     /// Offsets in the page of instructions that are to have no anchors.
     pub roaming: &'a [u16],
+    /// How the flags can be had at its start; else they are in the host's.
+    pub known: Option<LazyFlags>,
 }
 
 impl<'a> Source<'a> {
@@ -76,9 +84,13 @@ pub(crate) struct Site {
     pub offset: u16,
     /// Instructions behind it that have been counted already.
     pub rest: u8,
-    /// Where the access is tried again, and where the next instruction begins; from the start of the block.
+    /// Where the access is tried again, and where the next instruction begins, if Rust may go back there; from the start of the
+    /// block.
     pub retry: u32,
     pub next: u32,
+    /// How the guest's flags can be had, as number in [`Output::recipes`]; or
+    /// [`NOTHING`](crate::engine::NOTHING), where they are in the host's.
+    pub flags: u32,
 }
 
 /// See [`Site`].
@@ -92,7 +104,7 @@ pub(crate) enum SiteKind {
     Group { size: u16, write: bool },
     /// An instruction, by its index in [`Output::generics`].
     Generic(u32),
-    /// The same, but the code has already overwritten what the instruction does: its results, and flags that nobody reads.
+    /// The same, but the code has already overwritten the instruction's results.
     Begun(u32),
     /// Goes to the address in RIP, having moved RSP by so much.
     Indirect { moved: i32 },
@@ -111,6 +123,25 @@ pub(crate) struct Link {
     pub ask: u32,
     /// To another page.
     pub far: bool,
+    /// The guest's flags are in the host's.
+    pub host_flags: bool,
+    /// How they can be had, as in [`Site`], if they can.
+    pub known: u32,
+    /// Code that has them in the host's and jumps on, and the distance of that jump; from the start of the block.
+    pub load: (u32, u32),
+}
+
+/// A host instruction that may fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MayFault {
+    /// From the start of the block.
+    pub at: u32,
+    /// Of the guest's instruction in its page.
+    pub offset: u16,
+    /// Instructions behind it that have been counted already.
+    pub rest: u8,
+    /// As in [`Site`].
+    pub flags: u32,
 }
 
 /// What a translation consists of besides code. Sites and links have the numbers that code hands over.
@@ -119,9 +150,8 @@ pub(crate) struct Output {
     pub sites: Vec<Site>,
     pub links: Vec<Link>,
     pub generics: Vec<Instruction>,
-    /// Host instructions that may fault, by where they end up in the block, their guest instructions, and how many behind
-    /// those have been counted already.
-    pub faults: Vec<(u32, u16, u8)>,
+    pub recipes: Vec<LazyFlags>,
+    pub faults: Vec<MayFault>,
     /// Where it is entered from its page, and from elsewhere with the address in R10.
     pub entry: u32,
     pub far_entry: u32,
@@ -132,8 +162,8 @@ pub(crate) struct Output {
     pub length: u16,
     /// Lines of the page that it depends on.
     pub lines: u64,
-    /// Where it leads in its page, by offset, and which flags are right there, if not all.
-    pub exits: Vec<(u16, u16)>,
+    /// It makes a difference how the flags at its start can be had, and that they are right.
+    pub flags_matter: bool,
     /// Where the code of each instruction begins.
     pub starts: Vec<(u32, u16)>,
 }
@@ -143,8 +173,10 @@ impl Output {
         self.sites.clear();
         self.links.clear();
         self.generics.clear();
+        self.recipes.clear();
         self.faults.clear();
         self.starts.clear();
+        self.flags_matter = false;
     }
 }
 
@@ -166,6 +198,7 @@ pub(crate) struct Bases {
     pub site: u32,
     pub link: u32,
     pub generic: u32,
+    pub recipe: u32,
     /// Offset in the code cache at which the block is going to lie.
     pub code: usize,
 }
@@ -217,7 +250,9 @@ impl Translator {
             if ins.is_invalid() {
                 break;
             }
-            let goes_on = self.plan.add(ins, source.page, admission, &mut self.info);
+            let at = decoder.position() - ins.len();
+            let bytes = &bytes[at..at + ins.len()];
+            let goes_on = self.plan.add(ins, bytes, source.page, admission, &mut self.info);
             let last = self.plan.steps.last();
             if last.is_some_and(|s| s.vector) && !source.mode.vectors() {
                 self.plan.pop();
@@ -237,10 +272,8 @@ impl Translator {
         };
         self.output.instructions = self.plan.steps.len() as u32;
         self.output.length = last.next_offset() - source.offset;
-        let mut ahead = Ahead::new(source.first_page(), source.page, admission);
-        self.plan.finish(source.separate, &mut ahead);
-        self.output.lines = ahead.lines | lines(source.offset.into(), self.output.length.into());
-        self.output.exits.clone_from(&self.plan.exits);
+        self.plan.finish(source.separate, source.known.is_some());
+        self.output.lines = lines(source.offset.into(), self.output.length.into());
         Emitter::new(
             &mut self.asm,
             &self.plan,
@@ -270,7 +303,7 @@ fn at(offset: AssemblyOffset) -> u32 {
 #[derive(Clone, Copy, Debug)]
 enum Cold {
     /// An access the soft TLB does not know. `address`: R10 and R11 are the check's; else R10 is to be loaded with it.
-    Miss { label: DynamicLabel, site: u32, address: Option<i64>, tag: i32, live: bool },
+    Miss { label: DynamicLabel, site: u32, address: Option<i64>, tag: i32 },
     /// An access that its anchor does not know.
     Refill {
         label: DynamicLabel,
@@ -281,20 +314,17 @@ enum Cold {
         /// Where its tag and addend are.
         anchor: (i32, i32),
         access: plan::Access,
-        live: bool,
     },
     /// A direct jump that is not linked.
-    Ask { label: DynamicLabel, link: usize, delta: i64 },
+    Ask { label: DynamicLabel, link: usize, delta: i64, flags: Option<LazyFlags> },
     /// A jump to another page whose place can change.
-    Far { label: DynamicLabel, delta: i64, site: u32 },
+    Far { label: DynamicLabel, delta: i64, site: u32, flags: Option<LazyFlags> },
     /// No entry in the jump table.
     Unknown { label: DynamicLabel, site: u32 },
     /// An instruction that x86-core has to execute after all.
-    Generic { label: DynamicLabel, site: u32, live: bool },
-    /// A reading of time is x86-core's; flags are where it puts them.
-    LeaseEnded { label: DynamicLabel, site: u32, live: bool },
+    Generic { label: DynamicLabel, site: u32 },
     /// Requests have come. `dirty`: which of R10 and R11 memory does not have.
-    Poll { label: DynamicLabel, site: u32, live: bool, dirty: [bool; 2] },
+    Poll { label: DynamicLabel, site: u32, dirty: [bool; 2] },
 }
 
 impl Action {

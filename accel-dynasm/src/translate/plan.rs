@@ -1,24 +1,34 @@
 //! What is to be done for each instruction of a block, before any code is emitted.
 //!
-//! 1. Which arithmetic flags are wanted where ([`super::flags`]).
+//! 1. Which arithmetic flags are wanted where ([`super::flag_plan`]).
 //! 2. Which accesses lie near one another: registers are followed through additions of constants, pushes and pops, and
 //!    accesses at known distances from one value make a *group*, which is checked as a whole, once. If the check fails the
 //!    block is left for its *separate* form, in which each access is checked on its own.
 
-use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
 use x86_core::segment_index;
 
 use super::admit::{Action, Admission, uses_vectors};
-use super::flags::{ARITH, Ahead, Effect};
+use super::emit::names_high_byte;
+use super::encode::{self, Memory};
+use super::flag_plan::Costs;
+use super::flags::Effect;
+use super::values::{Value, first_values, follow};
 use crate::home::SLOTS;
 
 /// Most bytes that one group spans: the more, the likelier it crosses into another page.
 const MAX_SPAN: i64 = 1024;
+/// What it costs an access on its own to be checked elsewhere, in instructions.
+const ALONE: u32 = 2;
 
+pub(super) const RCX: u8 = 1;
 pub(crate) const RSP: u8 = 4;
-const RBP: u8 = 5;
+pub(super) const RBP: u8 = 5;
 /// The two registers that are not the guest's.
 pub(crate) const SCRATCH: [u8; 2] = [10, 11];
+
+/// An operand in the host's memory than which none is longer.
+const LONGEST: Memory = Memory { base: Some(13), index: Some((11, 0)), disp: i32::MAX };
 
 /// What an address is relative to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,8 +79,16 @@ pub(crate) struct Step {
     /// Of its first byte in the page.
     pub offset: u16,
     pub action: Action,
-    /// Some arithmetic flag is wanted before it.
+    /// What it does to the arithmetic flags.
+    pub effect: Effect,
+    /// Some are read behind here, before they are set anew.
     pub live: bool,
+    /// Its code changes the host's where the guest's instruction does not.
+    pub checks: bool,
+    /// Somebody may see the flags that are behind it.
+    pub seen_behind: bool,
+    /// A check changes the host's by then.
+    pub lost_behind: bool,
     /// R10 and R11 as operands; in addresses they count by themselves.
     pub uses: [Use; 2],
     /// The operand in memory.
@@ -103,8 +121,6 @@ pub(crate) struct Group {
     pub low: i32,
     pub size: u16,
     pub write: bool,
-    /// Accesses behind the first.
-    pub more: bool,
 }
 
 /// A block to be.
@@ -114,16 +130,9 @@ pub(crate) struct Plan {
     pub groups: Vec<Group>,
     /// Before which step requests are looked for, if the block may be part of a loop.
     pub poll: Option<usize>,
-    /// Where it leads in its page, by offset, and which flags are wanted there, if not all.
-    pub exits: Vec<(u16, u16)>,
-    values: Vec<[Value; 18]>,
-}
-
-/// A value that is not known, plus a constant.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Value {
-    unknown: u32,
-    plus: i32,
+    /// What registers hold before each step, and at the end.
+    pub values: Vec<[Value; 18]>,
+    pub costs: Costs,
 }
 
 impl Plan {
@@ -131,7 +140,6 @@ impl Plan {
         self.steps.clear();
         self.groups.clear();
         self.values.clear();
-        self.exits.clear();
         self.poll = None;
     }
 
@@ -145,6 +153,7 @@ impl Plan {
     pub(crate) fn add(
         &mut self,
         ins: Instruction,
+        bytes: &[u8],
         page: u64,
         admission: &Admission,
         info: &mut InstructionInfoFactory,
@@ -155,29 +164,39 @@ impl Plan {
             ins,
             offset,
             action,
+            effect: Effect::default(),
             live: true,
+            checks: false,
+            seen_behind: true,
+            lost_behind: true,
             uses: [Use::default(); 2],
             operand: None,
             stack: None,
             vector: matches!(action, Action::Copy | Action::Memory) && uses_vectors(&ins),
             ignores_prefix: admission.ignores_prefix(&ins),
         };
-        let mut values = self.values.last().copied().unwrap_or_else(first_values);
-        if let Some(last) = self.steps.last() {
-            follow(&mut values, last, self.steps.len() as u32, info);
-        }
         step.uses = operands(&ins, info);
         describe(&mut step, page, info);
         if needs_both_scratch(&step) || !reaches(&step, page, admission.mode.user()) {
             action = if action.is_branch() { Action::GenericEnd } else { Action::Generic };
             (step.action, step.operand, step.stack, step.vector) = (action, None, None, false);
         }
-        if step.operand.is_some_and(|o| o.size == 0) {
+        // Of what ignores its prefix, one behind others cannot be left out.
+        let code = if step.ignores_prefix { bytes.strip_prefix(&[0xf3]) } else { Some(bytes) };
+        let memory = step.action == Action::Memory;
+        let works = |code| !memory || encode::with_memory(code, LONGEST, names_high_byte(&ins)).is_some();
+        if step.operand.is_some_and(|o| o.size == 0) || !code.is_some_and(works) {
             step.action = if action.ends_block() { Action::GenericEnd } else { Action::Generic };
             (step.operand, step.stack, step.vector) = (None, None, false);
         }
-        let goes_on = !step.action.ends_block();
+        step.effect = Effect::of(&ins, step.action, step.ignores_prefix);
+        if self.values.is_empty() {
+            self.values.push(first_values());
+        }
+        let mut values = self.values[self.steps.len()];
+        follow(&mut values, &step, self.steps.len() as u32 + 1, info);
         self.values.push(values);
+        let goes_on = !step.action.ends_block();
         self.steps.push(step);
         goes_on
     }
@@ -187,45 +206,38 @@ impl Plan {
         self.steps.last().is_some_and(|s| s.action == Action::System && s.ins.code() == Code::Sti)
     }
 
-    /// Looks at the block as a whole.
-    pub(super) fn finish(&mut self, separate: bool, ahead: &mut Ahead<'_>) {
+    /// Looks at the block as a whole; `known`: the flags can be had at its start without having been saved.
+    pub(super) fn finish(&mut self, separate: bool, known: bool) {
         if self.holds_interrupts()
             && let Some(last) = self.steps.last_mut()
         {
             last.action = Action::Generic;
+            last.effect = Effect::of(&last.ins, last.action, last.ignores_prefix);
         }
-        let Some(last) = self.steps.last() else { return };
-        let mut wanted = if last.action.ends_block() { ARITH } else { self.exit(last.ins.next_ip(), ahead) };
-        for n in (0..self.steps.len()).rev() {
-            let step = &self.steps[n];
-            let target = step.ins.near_branch64();
-            match step.action {
-                Action::Jump | Action::Call => wanted = self.exit(target, ahead),
-                Action::Jcc => wanted |= self.exit(target, ahead),
-                _ => {}
-            }
-            let step = &mut self.steps[n];
-            wanted = Effect::of(&step.ins, step.action, step.ignores_prefix).before(wanted);
-            step.live = wanted != 0;
-        }
+        self.want_flags(known);
         if !separate {
             self.group();
         }
         if let Some(first) = self.steps.iter().position(may_loop) {
             // Not behind it: a loop may never come there. And not between STI and the instruction it shields.
             let shielded = |n: usize| n > 0 && self.steps[n - 1].ins.code() == Code::Sti;
-            let good = |n: &usize| !self.steps[*n].live && !shielded(*n);
-            self.poll = Some((0..=first).find(good).unwrap_or(0));
+            let places = (0..=first).filter(|n| !shielded(*n));
+            self.poll = self.cheapest(places).or(Some(0));
         }
+        self.place_flags();
     }
 
-    /// The flags wanted at `target`, where the block may go on.
-    fn exit(&mut self, target: u64, ahead: &mut Ahead<'_>) -> u32 {
-        let wanted = ahead.wanted(target);
-        if wanted != ARITH {
-            self.exits.push((target.wrapping_sub(ahead.page) as u16, wanted as u16));
-        }
-        wanted
+    /// What a check costs before step `at`.
+    fn cost(&self, at: usize) -> u32 {
+        self.costs.of(at, self.steps[at].live)
+    }
+
+    /// The first of the steps before which a check costs least.
+    fn cheapest(&self, mut steps: impl Iterator<Item = usize> + Clone) -> Option<usize> {
+        steps
+            .clone()
+            .find(|at| self.cost(*at) == 0)
+            .or_else(|| steps.by_ref().min_by_key(|at| self.cost(*at)))
     }
 
     fn group(&mut self) {
@@ -272,30 +284,30 @@ impl Plan {
         for cluster in open {
             let (first, _) = cluster.members[0];
             let more = cluster.members.len() > 1;
-            // On its own an access is better off with a check that can be repeated; unless that would have to keep flags.
-            if self.groups.len() >= SLOTS || !(more || self.steps[first].live) {
+            if self.groups.len() >= SLOTS {
                 continue;
             }
             let slot = cluster.base.slot();
-            let usable =
-                |at: &usize| !self.steps[*at].live && self.values[*at][slot].unknown == cluster.unknown;
             // What closes a loop mostly leads back: what lies behind it is not worth a check in each turn.
             let turns = |at: usize| self.steps[at].action == Action::Jcc && may_loop(&self.steps[at]);
             let known = (0..=first).rev().take_while(|at| {
                 self.values[*at][slot].unknown == cluster.unknown && (*at == first || !turns(*at))
             });
-            let at = known.clone().find(usable);
-            let Some(at) = at.or(more.then_some(first)) else { continue };
+            let Some(at) = self.cheapest(known) else { continue };
+            // On its own an access is better off with a check that can be repeated; unless that costs more.
+            if !more && self.cost(at) + ALONE >= self.cost(first) {
+                continue;
+            }
             let id = self.groups.len() as u8;
             let low = cluster.low - i64::from(self.values[at][slot].plus);
             let Ok(low) = i32::try_from(low) else { continue };
+            self.costs.place(at);
             self.groups.push(Group {
                 at,
                 base: cluster.base,
                 low,
                 size: (cluster.high - cluster.low) as u16,
                 write: cluster.write,
-                more: more || at != first,
             });
             for (at, stack) in cluster.members {
                 let step = &mut self.steps[at];
@@ -315,10 +327,6 @@ struct Cluster {
     write: bool,
     base: Base,
     members: Vec<(usize, bool)>,
-}
-
-fn first_values() -> [Value; 18] {
-    std::array::from_fn(|n| Value { unknown: n as u32, plus: 0 })
 }
 
 /// A branch that could lead back here without anybody looking for requests.
@@ -362,7 +370,7 @@ fn operands(ins: &Instruction, info: &mut InstructionInfoFactory) -> [Use; 2] {
 }
 
 /// Number of the 64-bit register that a general register is part of.
-fn full(register: Register) -> u8 {
+pub(super) fn full(register: Register) -> u8 {
     register.full_register().number() as u8
 }
 
@@ -448,66 +456,4 @@ fn fits(target: u64, page: u64) -> bool {
 /// Both scratch registers are operands that are read: none is left for the address.
 fn needs_both_scratch(step: &Step) -> bool {
     step.operand.is_some() && step.uses.iter().all(|u| u.read)
-}
-
-/// What the registers hold behind `step`.
-fn follow(values: &mut [Value; 18], step: &Step, fresh: u32, info: &mut InstructionInfoFactory) {
-    let ins = &step.ins;
-    let add = |value: &mut Value, n: i64, fresh: u32| match i32::try_from(i64::from(value.plus) + n) {
-        Ok(plus) => value.plus = plus,
-        Err(_) => *value = Value { unknown: 32 + fresh * 20 + 19, plus: 0 },
-    };
-    let rsp = RSP as usize;
-    match step.action {
-        Action::Push => return add(&mut values[rsp], -8, fresh),
-        Action::System if ins.code() == Code::Pushfq => return add(&mut values[rsp], -8, fresh),
-        Action::Pop => {
-            add(&mut values[rsp], 8, fresh);
-            let to = full(ins.op0_register());
-            values[to as usize] = Value { unknown: 32 + fresh * 20 + u32::from(to), plus: 0 };
-            return;
-        }
-        Action::Leave => {
-            values[rsp] = values[RBP as usize];
-            values[RBP as usize] = Value { unknown: 32 + fresh * 20 + u32::from(RBP), plus: 0 };
-            return add(&mut values[rsp], 8, fresh);
-        }
-        Action::Copy => {
-            let (to, wide) = (ins.op0_register(), ins.op0_register().is_gpr64());
-            let n = to.number();
-            match ins.mnemonic() {
-                Mnemonic::Lea if wide && ins.memory_index() == Register::None && ins.memory_base() == to => {
-                    return add(&mut values[n], ins.memory_displacement64() as i64, fresh);
-                }
-                Mnemonic::Lea
-                    if wide && ins.memory_index() == Register::None && ins.memory_base().is_gpr64() =>
-                {
-                    values[n] = values[ins.memory_base().number()];
-                    return add(&mut values[n], ins.memory_displacement64() as i64, fresh);
-                }
-                Mnemonic::Add if wide && ins.op1_kind() != OpKind::Register => {
-                    return add(&mut values[n], ins.immediate(1) as i64, fresh);
-                }
-                Mnemonic::Sub if wide && ins.op1_kind() != OpKind::Register => {
-                    return add(&mut values[n], (ins.immediate(1) as i64).wrapping_neg(), fresh);
-                }
-                Mnemonic::Mov if wide && ins.op1_register().is_gpr64() => {
-                    values[n] = values[ins.op1_register().number()];
-                    return;
-                }
-                Mnemonic::Cmp | Mnemonic::Test => return,
-                _ => {}
-            }
-        }
-        _ => {}
-    }
-    let info = info.info(ins);
-    for used in info.used_registers() {
-        let register = used.register();
-        if register.is_gpr() && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
-        {
-            let n = full(register);
-            values[n as usize] = Value { unknown: 32 + fresh * 20 + u32::from(n), plus: 0 };
-        }
-    }
 }

@@ -8,8 +8,9 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind, Register};
 use x86_core::alu::flag;
 
-use super::emit::{Emitter, Held};
+use super::emit::Emitter;
 use super::plan::Step;
+use super::scratch::Held;
 use super::{Cold, SiteKind, at};
 
 const PAGE: i32 = 4096;
@@ -59,7 +60,7 @@ impl Emitter<'_> {
         self.spill_all();
         self.held = [Held::Nothing; 2];
         let label = self.asm.new_dynamic_label();
-        self.save_flags();
+        self.lose_flags(11);
         dynasm!(self.asm
             ; .arch x64
             ; test DWORD [self.places.system_flags], flag::DF as i32
@@ -70,7 +71,7 @@ impl Emitter<'_> {
         }
         let here = at(self.asm.offset());
         let site = self.site(SiteKind::Generic(number), here);
-        self.cold.push(Cold::Generic { label, site, live: true });
+        self.cold.push(Cold::Generic { label, site });
         let ends_in_page = |e: &mut Self, register: u8, write: bool| {
             dynasm!(e.asm ; .arch x64 ; mov r10, Rq(register));
             e.look_up(write);
@@ -92,8 +93,6 @@ impl Emitter<'_> {
         ends_in_page(self, RDI, true);
         if strings.source {
             dynasm!(self.asm ; .arch x64 ; mov r10, [temporary] ; add rsi, r10);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; movzx r10d, ax ; mov rax, [self.places.rax()]);
         }
         dynasm!(self.asm ; .arch x64 ; add rdi, r11);
         let bytes = [0xf3, 0x66, 0x48, strings.opcode];
@@ -102,9 +101,6 @@ impl Emitter<'_> {
         dynasm!(self.asm ; .arch x64 ; sub rdi, r11);
         if strings.source {
             dynasm!(self.asm ; .arch x64 ; sub rsi, r10);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; mov eax, r10d);
         }
-        self.restore_flags();
     }
 }

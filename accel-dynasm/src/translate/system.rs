@@ -8,16 +8,20 @@ use iced_x86::{Code, Register};
 use x86_core::alu::flag;
 use x86_core::{seg, segment_index};
 
-use super::emit::{Emitter, Held};
+use super::emit::Emitter;
 use super::encode;
+use super::flag_code::FlagState;
+use super::flags::ARITH;
+use super::lazy::Recipe;
 use super::plan::Step;
+use super::scratch::Held;
 use super::{Cold, SiteKind, at};
 
 impl Emitter<'_> {
     pub(super) fn system(&mut self, step: &Step) {
         match step.ins.code() {
-            Code::Cli => self.clear_system_flag(step, flag::IF),
-            Code::Cld => self.clear_system_flag(step, flag::DF),
+            Code::Cli => self.clear_system_flag(flag::IF),
+            Code::Cld => self.clear_system_flag(flag::DF),
             Code::Sti => self.sti(step),
             Code::Swapgs => self.swapgs(),
             Code::Rdtsc | Code::Rdtscp => self.rdtsc(step),
@@ -26,14 +30,10 @@ impl Emitter<'_> {
         }
     }
 
-    fn clear_system_flag(&mut self, step: &Step, bit: u64) {
-        if step.live {
-            self.save_flags();
-        }
+    fn clear_system_flag(&mut self, bit: u64) {
+        self.release(1);
+        self.lose_flags(11);
         dynasm!(self.asm ; .arch x64 ; and DWORD [self.places.system_flags], !(bit as i32));
-        if step.live {
-            self.restore_flags();
-        }
     }
 
     /// No look at requests follows before the next instruction is over; an interrupt that waits already takes the long
@@ -41,9 +41,7 @@ impl Emitter<'_> {
     fn sti(&mut self, step: &Step) {
         self.spill_all();
         self.held = [Held::Nothing; 2];
-        if step.live {
-            self.save_flags();
-        }
+        self.lose_flags(11);
         let label = self.asm.new_dynamic_label();
         dynasm!(self.asm
             ; .arch x64
@@ -51,13 +49,10 @@ impl Emitter<'_> {
             ; jne =>label
             ; or DWORD [self.places.system_flags], flag::IF as i32
         );
-        if step.live {
-            self.restore_flags();
-        }
         let number = self.generic_number(step);
         let here = at(self.asm.offset());
         let site = self.site(SiteKind::Generic(number), here);
-        self.cold.push(Cold::Generic { label, site, live: step.live });
+        self.cold.push(Cold::Generic { label, site });
     }
 
     fn swapgs(&mut self) {
@@ -76,9 +71,8 @@ impl Emitter<'_> {
     /// Behind the end of the lease time is x86-core's matter, which takes a new one. Both write all of RAX and RDX.
     fn rdtsc(&mut self, step: &Step) {
         self.spill_all();
-        if step.live {
-            dynasm!(self.asm ; .arch x64 ; lahf ; seto al ; mov [self.places.temporary()], ax);
-        }
+        self.release(1);
+        self.lose_flags(11);
         let label = self.asm.new_dynamic_label();
         if step.ins.code() == Code::Rdtscp {
             // What RDTSCP waits for, RDTSC does not (Intel SDM vol. 2).
@@ -102,18 +96,12 @@ impl Emitter<'_> {
         if step.ins.code() == Code::Rdtscp {
             dynasm!(self.asm ; .arch x64 ; mov ecx, [self.places.tsc_aux]);
         }
-        if step.live {
-            dynasm!(self.asm
-                ; .arch x64
-                ; mov [self.places.rax()], rax
-                ; movzx eax, WORD [self.places.temporary()]
-            );
-            self.restore_flags();
-        }
+        // What is overwritten by then holds no operand of the flags any more.
+        self.done = true;
         let number = self.generic_number(step);
         let here = at(self.asm.offset());
         let site = self.site(SiteKind::Begun(number), here);
-        self.cold.push(Cold::LeaseEnded { label, site, live: step.live });
+        self.cold.push(Cold::Generic { label, site });
     }
 
     fn pushf(&mut self, step: &Step) {
@@ -123,24 +111,29 @@ impl Emitter<'_> {
         if matches!(self.held[1], Held::Guest { .. }) {
             self.held[1] = Held::Nothing;
         }
+        self.prepare_flags_for_one();
         let memory = self.access(&stack, [true, false], step);
-        // RFLAGS from where its parts are: what LAHF and SETO give, and the vCPU's own. RF and VM are clear.
         self.held[0] = Held::Nothing;
-        self.save_flags();
-        let temporary = self.places.temporary();
+        self.need_flags(ARITH, [true, false]);
+        // RFLAGS from where its parts are: what LAHF and SETO give, and the vCPU's own. RF and VM are clear. AX is as it is
+        // saved, so that the flags can be had back.
+        let saved = self.places.saved_flags();
         dynasm!(self.asm
             ; .arch x64
-            ; mov [temporary], ax
+            ; mov [self.places.rax()], rax
+            ; lahf
+            ; seto al
+            ; mov [saved], ax
             ; movzx r10d, al
             ; shl r10d, 11
-            ; mov al, [temporary + 1]
+            ; mov al, [saved + 1]
             ; and eax, 0xd5
             ; or r10d, eax
             ; or r10, [self.places.system_flags]
             ; or r10d, 2
-            ; movzx eax, WORD [temporary]
+            ; mov rax, [self.places.rax()]
         );
-        self.restore_flags();
+        self.flags = FlagState { host: 0, lazy: Some(Recipe::SAVED) };
         self.put(encode::store(memory, 10));
         self.move_rsp(-8);
     }

@@ -5,10 +5,12 @@ use x86_core::TlbMode;
 
 use super::SiteKind;
 use super::emit::Emitter;
+use super::flags::ARITH;
 use super::plan::Step;
 
 impl Emitter<'_> {
     pub(super) fn transfer(&mut self, step: &Step) {
+        self.need_flags(ARITH, [true; 2]);
         self.spill_all();
         let number = self.generic_number(step);
         let site = self.site(SiteKind::Generic(number), 0);
