@@ -12,9 +12,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+use state::{RestoreError, Section, StateUnit};
 
-use crate::seams::{Clock, IrqLine, MachineControl, PioDevice, Snapshot, TimedDevice, TimerHost};
+use crate::saved::acpi_pm::{SavedAcpiPm, SavedResetControl};
+use crate::seams::{Clock, IrqLine, MachineControl, PioDevice, TimedDevice, TimerHost};
 use crate::util::{lock, ns_of_tick, read_bytes, ticks_at, write_bytes};
 
 /// PM timer frequency in Hz (4.8.3.3).
@@ -43,20 +44,24 @@ const SLPBTN: u16 = 1 << 9;
 const RTC: u16 = 1 << 10;
 const WAK: u16 = 1 << 15;
 const BM: u16 = 1 << 4;
-const STATUS_BITS: u16 = TMR | BM | GBL | PWRBTN | SLPBTN | RTC | WAK;
-const ENABLE_BITS: u16 = TMR | GBL | PWRBTN | SLPBTN | RTC;
+pub(crate) const STATUS_BITS: u16 = TMR | BM | GBL | PWRBTN | SLPBTN | RTC | WAK;
+pub(crate) const ENABLE_BITS: u16 = TMR | GBL | PWRBTN | SLPBTN | RTC;
 
 const SCI_EN: u16 = 1 << 0;
 const BM_RLD: u16 = 1 << 1;
 const SLP_TYP: u16 = 7 << 10;
 const SLP_EN: u16 = 1 << 13;
+/// Bits of PM1 control that are kept.
+pub(crate) const CONTROL_BITS: u16 = BM_RLD | SLP_TYP;
+/// Bits of the reset control register.
+pub(crate) const RESET_BITS: u8 = 0x0e;
 
 /// Ticks from one carry (change of bit 31) to the next.
 const CARRY: u64 = 1 << 31;
 
-/// Saved state.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AcpiPmState {
+/// The state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AcpiPmState {
     /// PM1 status.
     pub status: u16,
     /// PM1 enable.
@@ -104,7 +109,7 @@ impl AcpiPmState {
             0..2 => self.status &= !bits,
             2..4 => self.enable = (self.enable & keep | bits) & ENABLE_BITS,
             4..6 => {
-                self.control = (self.control & keep | bits) & (BM_RLD | SLP_TYP);
+                self.control = (self.control & keep | bits) & CONTROL_BITS;
                 // GBL_RLS would raise an SMI for the firmware; there is none to answer.
                 return bits & SLP_EN != 0 && self.control & SLP_TYP == u16::from(SLP_TYP_S5) << 10;
             }
@@ -190,23 +195,24 @@ impl TimedDevice for AcpiPm {
     }
 }
 
-impl Snapshot for AcpiPm {
-    type State = AcpiPmState;
-
-    fn save(&self) -> AcpiPmState {
-        lock(&self.state).clone()
+impl StateUnit for AcpiPm {
+    fn name(&self) -> &str {
+        "acpi_pm"
     }
 
-    fn restore(&self, saved: &AcpiPmState) {
+    fn save(&self) -> Section {
+        Section::of(&SavedAcpiPm::from(&*lock(&self.state)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = AcpiPmState::try_from(section.open::<SavedAcpiPm>()?)?;
         {
             let mut state = lock(&self.state);
-            *state = saved.clone();
-            state.status &= STATUS_BITS;
-            state.enable &= ENABLE_BITS;
-            state.control &= BM_RLD | SLP_TYP;
+            *state = restored;
             self.sci.set(state.sci());
         }
         self.timers.rearm();
+        Ok(())
     }
 
     /// Clears the registers; the timer runs on.
@@ -224,9 +230,9 @@ pub struct ResetControl {
     control: Arc<dyn MachineControl>,
 }
 
-/// Saved state of [`ResetControl`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResetControlState {
+/// State of [`ResetControl`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ResetControlState {
     /// The register: SYS_RST, RST_CPU, FULL_RST.
     pub value: u8,
 }
@@ -248,7 +254,7 @@ impl PioDevice for ResetControl {
         let mut reset = false;
         write_bytes(port, size, value, |p, v| {
             if p == RESET_PORT {
-                let old = std::mem::replace(&mut lock(&self.state).value, v & 0x0e);
+                let old = std::mem::replace(&mut lock(&self.state).value, v & RESET_BITS);
                 reset = v & !old & 0x04 != 0;
             }
         });
@@ -258,15 +264,19 @@ impl PioDevice for ResetControl {
     }
 }
 
-impl Snapshot for ResetControl {
-    type State = ResetControlState;
-
-    fn save(&self) -> ResetControlState {
-        lock(&self.state).clone()
+impl StateUnit for ResetControl {
+    fn name(&self) -> &str {
+        "reset_control"
     }
 
-    fn restore(&self, saved: &ResetControlState) {
-        lock(&self.state).value = saved.value & 0x0e;
+    fn save(&self) -> Section {
+        Section::of(&SavedResetControl::from(&*lock(&self.state)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = ResetControlState::try_from(section.open::<SavedResetControl>()?)?;
+        *lock(&self.state) = restored;
+        Ok(())
     }
 
     fn reset(&self) {

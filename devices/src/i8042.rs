@@ -13,9 +13,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+use state::{RestoreError, Section, StateUnit};
 
-use crate::seams::{IrqLine, MachineControl, PioDevice, Snapshot};
+use crate::saved::i8042::{SavedI8042, SavedPort92};
+use crate::seams::{IrqLine, MachineControl, PioDevice};
 use crate::util::{lock, read_bytes, write_bytes};
 
 /// Port of data; status and command are at `I8042_DATA_PORT + 4`.
@@ -41,13 +42,13 @@ const CTR_TRANSLATE: u8 = 0x40;
 const OUT_NO_RESET: u8 = 0x01;
 const OUT_A20: u8 = 0x02;
 
-const QUEUE: usize = 16;
+pub(crate) const QUEUE: usize = 16;
 const ACK: u8 = 0xfa;
 const RESEND: u8 = 0xfe;
 
-/// Saved state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct I8042State {
+/// The state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct I8042State {
     /// Command byte, RAM byte 0.
     pub ctr: u8,
     /// RAM bytes 1..=31.
@@ -243,20 +244,19 @@ impl PioDevice for I8042 {
     }
 }
 
-impl Snapshot for I8042 {
-    type State = I8042State;
-
-    fn save(&self) -> I8042State {
-        lock(&self.state).clone()
+impl StateUnit for I8042 {
+    fn name(&self) -> &str {
+        "i8042"
     }
 
-    fn restore(&self, saved: &I8042State) {
-        self.with(|s| {
-            *s = saved.clone();
-            s.ctr &= 0x7f;
-            s.scancode_set = s.scancode_set.clamp(1, 3);
-            s.queue.truncate(QUEUE);
-        });
+    fn save(&self) -> Section {
+        Section::of(&SavedI8042::from(&*lock(&self.state)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = I8042State::try_from(section.open::<SavedI8042>()?)?;
+        self.with(|s| *s = restored);
+        Ok(())
     }
 
     fn reset(&self) {
@@ -271,9 +271,9 @@ pub struct Port92 {
     control: Arc<dyn MachineControl>,
 }
 
-/// Saved state of [`Port92`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Port92State {
+/// State of [`Port92`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Port92State {
     /// The register.
     pub value: u8,
 }
@@ -311,15 +311,19 @@ impl PioDevice for Port92 {
     }
 }
 
-impl Snapshot for Port92 {
-    type State = Port92State;
-
-    fn save(&self) -> Port92State {
-        lock(&self.state).clone()
+impl StateUnit for Port92 {
+    fn name(&self) -> &str {
+        "port_92"
     }
 
-    fn restore(&self, saved: &Port92State) {
-        lock(&self.state).value = saved.value & 0x03;
+    fn save(&self) -> Section {
+        Section::of(&SavedPort92::from(&*lock(&self.state)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = Port92State::try_from(section.open::<SavedPort92>()?)?;
+        *lock(&self.state) = restored;
+        Ok(())
     }
 
     fn reset(&self) {

@@ -12,9 +12,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+use state::{RestoreError, Section, StateUnit};
 
-use crate::seams::{IoapicHost, IoapicRoute, IrqLine, MmioDevice, Snapshot};
+use crate::saved::ioapic::SavedIoapic;
+use crate::seams::{IoapicHost, IoapicRoute, IrqLine, MmioDevice};
 use crate::util::lock;
 
 /// Guest-physical address of the register window.
@@ -24,7 +25,7 @@ pub const IOAPIC_LEN: u64 = 0x1000;
 /// Number of pins.
 pub const IOAPIC_PINS: u8 = 24;
 
-const PINS: usize = IOAPIC_PINS as usize;
+pub(crate) const PINS: usize = IOAPIC_PINS as usize;
 
 const IOREGSEL: u64 = 0x00;
 const IOWIN: u64 = 0x10;
@@ -33,11 +34,11 @@ const IOEOIR: u64 = 0x40;
 const VECTOR: u64 = 0xff;
 const DEST_LOGICAL: u64 = 1 << 11;
 const DELIVERY_STATUS: u64 = 1 << 12;
-const REMOTE_IRR: u64 = 1 << 14;
+pub(crate) const REMOTE_IRR: u64 = 1 << 14;
 const LEVEL: u64 = 1 << 15;
 const MASKED: u64 = 1 << 16;
 const DEST: u64 = 0xff << 56;
-const WRITABLE: u64 = DEST | 0x1_ffff & !(DELIVERY_STATUS | REMOTE_IRR);
+pub(crate) const WRITABLE: u64 = DEST | 0x1_ffff & !(DELIVERY_STATUS | REMOTE_IRR);
 
 /// Which I/O APIC the version register names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +49,9 @@ pub enum IoapicVersion {
     V20,
 }
 
-/// Saved state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IoapicState {
+/// The state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IoapicState {
     /// IOREGSEL.
     pub select: u8,
     /// APIC ID, 4 bits.
@@ -72,7 +73,7 @@ fn delivery_mode(entry: u64) -> u64 {
 }
 
 /// Only fixed and lowest-priority interrupts can be level-triggered (82093AA 3.2.4, bits 10:8).
-fn is_level(entry: u64) -> bool {
+pub(crate) fn is_level(entry: u64) -> bool {
     entry & LEVEL != 0 && delivery_mode(entry) <= 1
 }
 
@@ -232,27 +233,23 @@ impl MmioDevice for Ioapic {
     }
 }
 
-impl Snapshot for Ioapic {
-    type State = IoapicState;
+impl StateUnit for Ioapic {
+    fn name(&self) -> &str {
+        "ioapic"
+    }
 
-    fn save(&self) -> IoapicState {
-        lock(&self.state).clone()
+    fn save(&self) -> Section {
+        Section::of(&SavedIoapic::from(&*lock(&self.state)))
     }
 
     /// Reports every route. Nothing is sent: what was asserted and not yet delivered is in the local APIC's state
     /// or in Remote IRR.
-    fn restore(&self, saved: &IoapicState) {
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = IoapicState::try_from(section.open::<SavedIoapic>()?)?;
         let mut state = lock(&self.state);
-        *state = saved.clone();
-        state.id &= 0xf;
-        state.lines &= (1 << PINS) - 1;
-        for entry in &mut state.entries {
-            *entry &= WRITABLE | REMOTE_IRR;
-            if !is_level(*entry) {
-                *entry &= !REMOTE_IRR;
-            }
-        }
+        *state = restored;
         self.tell_all_routes(&state);
+        Ok(())
     }
 
     /// Masks every pin and reports every route. Devices keep driving their lines; so the levels are kept.
@@ -503,7 +500,7 @@ mod tests {
         io.reset();
         assert!(io.routes()[5].masked);
         assert_eq!(host.routes().len(), 24);
-        io.restore(&saved);
+        io.restore(&saved).unwrap();
         assert_eq!(host.routes()[5], (5, route));
         assert_eq!(host.sent(), []);
     }

@@ -9,7 +9,8 @@
 //! 3. **Time is derived, not counted.** A counter is a function of [`Clock::now`] and the moment it was loaded, in
 //!    integer arithmetic from the VM's start, so that it neither drifts nor depends on when a thread was woken.
 //!    Only interrupts need a thread: a [`TimedDevice`] says when it next wants to be called.
-//! 4. **State is plain data.** [`Snapshot`] gives every device `save`, `restore` and `reset` over a serde struct.
+//! 4. **State is plain data.** Every device that has any is a [`state::StateUnit`]; what its sections hold is in the folder
+//!    `saved`, apart from the types that the devices run on.
 //! 5. **Guests are hostile.** No access panics; what the hardware would ignore is ignored, reads of nothing give
 //!    all ones.
 
@@ -23,6 +24,7 @@ pub mod pic;
 pub mod pit;
 pub mod post;
 pub mod rtc;
+mod saved;
 pub mod seams;
 pub mod uart;
 pub mod waiting;
@@ -32,6 +34,6 @@ mod testing;
 mod util;
 
 pub use seams::{
-    Clock, IoapicHost, IoapicRoute, IrqFanout, IrqLine, MachineControl, MmioDevice, PioDevice, Snapshot,
-    TimedDevice, TimerHost,
+    Clock, IoapicHost, IoapicRoute, IrqFanout, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice,
+    TimerHost,
 };

@@ -15,9 +15,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use state::{RestoreError, Section, StateUnit};
 
-use crate::seams::Snapshot;
+use crate::saved::output::SavedOutput;
 use crate::util::lock;
 use crate::waiting::{WaitList, Waiter, wait_for};
 
@@ -32,13 +32,6 @@ const BATCH: usize = 4 << 10;
 const DROP_PATIENCE: Duration = Duration::from_millis(500);
 /// How often a sink that reports `WouldBlock` is tried again.
 const RETRY: Duration = Duration::from_millis(1);
-
-/// Saved state.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutputState {
-    /// Bytes that the sink has not taken, oldest first.
-    pub bytes: Vec<u8>,
-}
 
 /// What the writer has taken out of the queue.
 #[derive(Default)]
@@ -203,21 +196,40 @@ impl Drop for OutputQueue {
     }
 }
 
-impl Snapshot for OutputQueue {
-    type State = OutputState;
+/// A queue as part of a machine: what the sink has not taken goes along with the machine's state.
+#[derive(Debug)]
+pub struct OutputUnit {
+    name: &'static str,
+    queue: Arc<OutputQueue>,
+}
 
-    fn save(&self) -> OutputState {
-        let queue = lock(&self.shared.queue);
-        OutputState { bytes: [queue.batch.rest(), &queue.bytes].concat() }
+impl OutputUnit {
+    /// The unit called `name` of `queue`.
+    pub fn new(name: &'static str, queue: Arc<OutputQueue>) -> Arc<Self> {
+        Arc::new(Self { name, queue })
+    }
+}
+
+impl StateUnit for OutputUnit {
+    fn name(&self) -> &str {
+        self.name
     }
 
-    /// What the writer has in hand is written all the same.
-    fn restore(&self, saved: &OutputState) {
-        let mut queue = lock(&self.shared.queue);
-        queue.bytes.clone_from(&saved.bytes);
+    fn save(&self) -> Section {
+        let queue = lock(&self.queue.shared.queue);
+        Section::of(&SavedOutput { bytes: [queue.batch.rest(), &queue.bytes].concat() })
+    }
+
+    /// What the writer has in hand is written all the same: it is not queued once more.
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let bytes = section.open::<SavedOutput>()?.checked()?;
+        let mut queue = lock(&self.queue.shared.queue);
+        let in_hand = bytes.starts_with(queue.batch.rest()).then_some(queue.batch.rest().len());
+        queue.bytes = bytes.get(in_hand.unwrap_or(0)..).unwrap_or_default().to_vec();
         queue.urgent = true;
         queue.waiting.wake();
-        self.shared.work.notify_one();
+        self.queue.shared.work.notify_one();
+        Ok(())
     }
 
     /// What was sent is on the line, and stays there.
@@ -401,6 +413,42 @@ pub(crate) mod tests {
         assert_eq!(rx.iter().collect::<Vec<_>>(), [1, 1, 1]);
     }
 
+    fn unit(queue: &Arc<OutputQueue>) -> Arc<OutputUnit> {
+        OutputUnit::new("output", queue.clone())
+    }
+
+    /// The bytes in the saved state.
+    fn saved(queue: &Arc<OutputQueue>) -> Vec<u8> {
+        unit(queue).save().open::<SavedOutput>().unwrap().bytes
+    }
+
+    /// A unit whose sink takes nothing.
+    struct Blocked {
+        /// Dropped first, so that the writer ends.
+        _release: mpsc::Sender<()>,
+        unit: Arc<OutputUnit>,
+    }
+
+    impl state::testing::UnitRig for Blocked {
+        const RESET_FORGETS: bool = false; // the bytes are on the line
+
+        fn new() -> Self {
+            let (_release, gate) = mpsc::channel();
+            Self { _release, unit: unit(&OutputQueue::new("out", Gate(gate)).unwrap()) }
+        }
+        fn another(&self) -> Self {
+            Self::new()
+        }
+        fn unit(&self) -> &dyn StateUnit {
+            &*self.unit
+        }
+        fn disturb(&self, seed: u64) {
+            (0..seed).for_each(|n| self.unit.queue.push((seed + n) as u8));
+        }
+    }
+
+    state::unit_tests!(Blocked);
+
     /// A sink that takes nothing until it is released.
     struct Gate(mpsc::Receiver<()>);
 
@@ -502,21 +550,22 @@ pub(crate) mod tests {
             }
             assert_eq!(full(&queue), before + 4 * accesses);
         }
-        let saved = queue.save();
+        let section = unit(&queue).save();
+        let bytes = saved(&queue);
         let text = [b"\n", text(len).as_slice()].concat();
         assert!(sink.bytes().is_empty());
-        assert!(saved.bytes.len() > CAPACITY && saved.bytes == text[..saved.bytes.len()]);
+        assert!(bytes.len() > CAPACITY && bytes == text[..bytes.len()]);
         (0..text.len()).for_each(|_| release.send(()).unwrap());
         finished.recv_timeout(LONG).expect("room frees the pusher");
         assert!(queue.flush(LONG));
         assert!(sink.bytes() == text);
-        assert_eq!(queue.save(), OutputState::default());
+        assert!(saved(&queue).is_empty());
 
         let sink = SharedSink::default();
         let other = OutputQueue::new("out", sink.clone()).unwrap();
-        other.restore(&saved);
+        unit(&other).restore(&section).unwrap();
         assert!(other.flush(LONG));
-        assert!(sink.bytes() == saved.bytes);
+        assert!(sink.bytes() == bytes);
     }
 
     /// What a sink has taken of a batch is not saved.
@@ -529,12 +578,12 @@ pub(crate) mod tests {
         finished.recv_timeout(LONG).unwrap();
         release.send(()).unwrap();
         let end = Instant::now() + LONG;
-        while queue.save().bytes.len() == 3 * BATCH {
+        while saved(&queue).len() == 3 * BATCH {
             assert!(Instant::now() < end);
             thread::yield_now();
         }
         let taken = sink.bytes().len();
-        assert_eq!((taken > 0, queue.save().bytes.len() + taken), (true, 3 * BATCH));
+        assert_eq!((taken > 0, saved(&queue).len() + taken), (true, 3 * BATCH));
         (0..3 * BATCH).for_each(|_| release.send(()).unwrap());
         assert!(queue.flush(LONG));
     }

@@ -5,14 +5,15 @@
 
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+use state::{RestoreError, Section, StateUnit};
 
-use crate::seams::{PioDevice, Snapshot};
+use crate::saved::post::SavedPost;
+use crate::seams::PioDevice;
 use crate::util::{lock, read_bytes, write_bytes};
 
-/// Saved state: the bytes at ports 0x80..=0x8f.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PostState {
+/// The state: the bytes at ports 0x80..=0x8f.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PostState {
     /// Byte n is port 0x80 + n.
     pub bytes: [u8; 16],
 }
@@ -53,15 +54,19 @@ impl PioDevice for Post {
     }
 }
 
-impl Snapshot for Post {
-    type State = PostState;
-
-    fn save(&self) -> PostState {
-        lock(&self.0).clone()
+impl StateUnit for Post {
+    fn name(&self) -> &str {
+        "post"
     }
 
-    fn restore(&self, state: &PostState) {
-        *lock(&self.0) = state.clone();
+    fn save(&self) -> Section {
+        Section::of(&SavedPost::from(&*lock(&self.0)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = PostState::try_from(section.open::<SavedPost>()?)?;
+        *lock(&self.0) = restored;
+        Ok(())
     }
 
     fn reset(&self) {

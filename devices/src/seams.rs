@@ -27,8 +27,6 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-
 use crate::waiting::Waiter;
 
 /// A wire into an interrupt controller (or the INTR wire to the processors).
@@ -60,7 +58,7 @@ impl IrqLine for IrqFanout {
 }
 
 /// Where an IOAPIC pin leads, as the MSI it would send (Intel SDM vol. 3, 11.11).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoapicRoute {
     /// MSI address, `0xfee0_0000` with destination and destination mode.
     pub address: u64,
@@ -144,20 +142,4 @@ pub trait MmioDevice: Send + Sync + Debug {
     fn throttle(&self, waiter: &Arc<Waiter>) {
         let _ = waiter;
     }
-}
-
-/// Save, restore and reset, the same for every device.
-pub trait Snapshot {
-    /// All that the guest can observe, as plain data. Times in it are ns or ticks of VM time.
-    type State: Clone + PartialEq + Debug + Serialize + DeserializeOwned;
-
-    /// Copies the state out.
-    fn save(&self) -> Self::State;
-
-    /// Takes `state` over and drives the device's outputs accordingly. Values no device could have saved (a
-    /// damaged file) are brought into range; they never panic later.
-    fn restore(&self, state: &Self::State);
-
-    /// Platform reset: what the RESET pin does. Outputs are driven to their reset level.
-    fn reset(&self);
 }

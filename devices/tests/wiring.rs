@@ -99,7 +99,7 @@ fn chipset() -> Chipset {
     let pit = Pit::new(clock.clone(), line(PIT_IRQ), timers.clone());
     let config = CmosConfig { ram_below_4g: 1 << 28, ram_above_4g: 0, cpus: 2 };
     let rtc = Rtc::new(&config, Duration::ZERO, clock.clone(), line(RTC_IRQ), timers.clone());
-    let uart = Uart::new(COM1_PORT, line(COM1_IRQ), OutputQueue::new("out", io::sink()).unwrap());
+    let uart = Uart::new("uart0", COM1_PORT, line(COM1_IRQ), OutputQueue::new("out", io::sink()).unwrap());
     timers.devices.lock().unwrap().extend([pit.clone() as Arc<dyn TimedDevice>, rtc.clone()]);
     let mut bus = PioBusBuilder::new();
     for port in Pic::PORTS {

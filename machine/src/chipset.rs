@@ -106,7 +106,7 @@ impl Chipset {
         let sink = WatchedSink { sink: console, control: control.clone() };
         let output =
             OutputQueue::new(host::thread_name("console", name), sink).map_err(ChipsetError::Console)?;
-        let uart = Uart::new(COM1_PORT, line(COM1_IRQ), output);
+        let uart = Uart::new("uart0", COM1_PORT, line(COM1_IRQ), output);
         let pit = Pit::new(clock.clone(), line(PIT_IRQ), timers.clone());
         let cmos = CmosConfig {
             ram_below_4g: map.low_end(),

@@ -14,14 +14,15 @@
 
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+use state::{RestoreError, Section, StateUnit};
 
-use crate::seams::{IrqLine, PioDevice, Snapshot};
+use crate::saved::pic::SavedPic;
+use crate::seams::{IrqLine, PioDevice};
 use crate::util::{lock, read_bytes, write_bytes};
 
 /// Inputs that may be made level-triggered, master and slave (ICH9 13.4.10): not the timer, keyboard, cascade,
 /// RTC and FPU.
-const ELCR_WRITABLE: [u8; 2] = [0xf8, 0xde];
+pub(crate) const ELCR_WRITABLE: [u8; 2] = [0xf8, 0xde];
 const CASCADE: u8 = 2;
 
 const ICW1: u8 = 0x10;
@@ -32,8 +33,8 @@ const ICW4_SFNM: u8 = 0x10;
 const OCW3: u8 = 0x08;
 
 /// Which word the next write to the odd port is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum InitStep {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum InitStep {
     /// Never initialised: INTR stays low.
     #[default]
     Reset,
@@ -48,8 +49,8 @@ pub enum InitStep {
 }
 
 /// One 8259A.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChipState {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ChipState {
     /// Inputs as they are driven now.
     pub lines: u8,
     /// Edges latched and not yet served.
@@ -229,17 +230,11 @@ impl ChipState {
             InitStep::Reset | InitStep::Ready => self.imr = value,
         }
     }
-
-    fn sanitise(&mut self, chip: usize) {
-        self.lowest &= 7;
-        self.base &= 0xf8;
-        self.elcr &= ELCR_WRITABLE[chip];
-    }
 }
 
 /// State of both chips.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PicState {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PicState {
     /// IRQ 0..7.
     pub master: ChipState,
     /// IRQ 8..15.
@@ -391,19 +386,19 @@ impl PioDevice for Pic {
     }
 }
 
-impl Snapshot for Pic {
-    type State = PicState;
-
-    fn save(&self) -> PicState {
-        lock(&self.state).clone()
+impl StateUnit for Pic {
+    fn name(&self) -> &str {
+        "pic"
     }
 
-    fn restore(&self, saved: &PicState) {
-        self.with(|s| {
-            *s = saved.clone();
-            s.master.sanitise(0);
-            s.slave.sanitise(1);
-        });
+    fn save(&self) -> Section {
+        Section::of(&SavedPic::from(&*lock(&self.state)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = PicState::try_from(section.open::<SavedPic>()?)?;
+        self.with(|s| *s = restored);
+        Ok(())
     }
 
     /// Devices keep driving their lines through a reset of the controller; so the levels are kept.

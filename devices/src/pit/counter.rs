@@ -4,19 +4,17 @@
 //! any later tick follow from the difference ("Mode Definitions" of the datasheet, modes 0 to 5). As on the chip,
 //! a count written at tick *t* is loaded at *t* + 1.
 
-use serde::{Deserialize, Serialize};
-
 /// Access modes of the control word, bits 5:4.
 const ACCESS_LOW: u8 = 1;
 const ACCESS_HIGH: u8 = 2;
 const ACCESS_BOTH: u8 = 3;
 
 /// Ticks no state may lie beyond: more than a thousand years.
-const FAR: i64 = 1 << 56;
+pub(crate) const FAR: i64 = 1 << 56;
 
 /// A count that waits for the end of the running (half-)cycle of mode 2 or 3, or for the trigger of mode 1 or 5.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NextCount {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NextCount {
     /// Initial count, 1..=65536.
     pub count: u32,
     /// Tick at which it is loaded; `None`: at the next trigger.
@@ -24,8 +22,8 @@ pub struct NextCount {
 }
 
 /// State of one counter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counter {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Counter {
     /// Mode, 0..=5.
     pub mode: u8,
     /// Counts in BCD.
@@ -73,18 +71,6 @@ impl Counter {
             status_latch: None,
             edges_taken: 0,
             edges_left: 0,
-        }
-    }
-
-    pub(super) fn sanitise(&mut self) {
-        self.mode = self.mode.min(5);
-        self.access = self.access.clamp(ACCESS_LOW, ACCESS_BOTH);
-        self.initial = self.initial.clamp(1, 0x1_0000);
-        self.loaded = self.loaded.map(|t| t.clamp(-FAR, FAR));
-        self.held = self.held.map(|t| t.min(FAR as u64));
-        if let Some(next) = &mut self.next {
-            next.count = next.count.clamp(1, 0x1_0000);
-            next.at = next.at.map(|t| t.clamp(-FAR, FAR));
         }
     }
 

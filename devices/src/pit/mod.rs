@@ -20,11 +20,12 @@ mod tests;
 
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+pub(crate) use counter::{Counter, FAR, NextCount};
 
-pub use counter::{Counter, NextCount};
+use state::{RestoreError, Section, StateUnit};
 
-use crate::seams::{Clock, IrqLine, PioDevice, Snapshot, TimedDevice, TimerHost};
+use crate::saved::pit::SavedPit;
+use crate::seams::{Clock, IrqLine, PioDevice, TimedDevice, TimerHost};
 use crate::util::{lock, ns_of_tick, read_bytes, ticks_at, write_bytes};
 
 /// Input clock in Hz.
@@ -43,9 +44,9 @@ pub const MIN_GAP: u64 = 100_000;
 /// Counter 1 refreshed the memory of the first PCs every 18 ticks; port 0x61 still shows it.
 const REFRESH_TICKS: u64 = 18;
 
-/// Saved state. Ticks count from the VM's start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PitState {
+/// The state. Ticks count from the VM's start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PitState {
     /// Counters 0 to 2.
     pub counters: [Counter; 3],
     /// Writable bits 3:0 of port 0x61.
@@ -230,23 +231,24 @@ impl TimedDevice for Pit {
     }
 }
 
-impl Snapshot for Pit {
-    type State = PitState;
-
-    fn save(&self) -> PitState {
-        lock(&self.state).clone()
+impl StateUnit for Pit {
+    fn name(&self) -> &str {
+        "pit"
     }
 
-    fn restore(&self, saved: &PitState) {
+    fn save(&self) -> Section {
+        Section::of(&SavedPit::from(&*lock(&self.state)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = PitState::try_from(section.open::<SavedPit>()?)?;
         {
             let mut state = lock(&self.state);
-            *state = saved.clone();
-            state.counters.iter_mut().for_each(Counter::sanitise);
-            state.port_61 &= 0x0f;
-            state.owed = state.owed.min(MAX_OWED);
+            *state = restored;
             self.irq.set(state.line);
         }
         self.timers.rearm();
+        Ok(())
     }
 
     fn reset(&self) {

@@ -14,6 +14,9 @@ impl Timer {
     fn at_tick_zero() -> Self {
         Self::new(TestClock::at(0))
     }
+    fn owed(&self) -> u64 {
+        lock(&self.pit.state).owed
+    }
     fn out(&self, port: u16, v: u8) {
         self.pit.pio_write(port, 1, v.into());
     }
@@ -83,7 +86,7 @@ impl Rig for Timer {
     }
     fn access(&self, rng: &mut Rng) -> u64 {
         if let Some(deadline) = self.pit.deadline() {
-            let before = self.pit.save().owed;
+            let before = self.owed();
             assert!(before > 0 || deadline > self.clock.now(), "nothing is owed, yet it is late");
         }
         let seen = pio_access(&*self.pit, &[0x40, 0x41, 0x42, 0x43, 0x43, 0x61], rng);
@@ -325,9 +328,9 @@ fn debt_is_bounded() {
     t.program_0(2, 11_932);
     t.clock.set(3_600_000_000_000);
     t.pit.expire(t.clock.now());
-    assert_eq!(t.pit.save().owed, 98, "one second's worth, one of it paid");
+    assert_eq!(t.owed(), 98, "one second's worth, one of it paid");
     t.out(0x43, 0x34);
-    assert_eq!((t.pit.save().owed, t.pit.deadline()), (0, None), "a new program owes nothing");
+    assert_eq!((t.owed(), t.pit.deadline()), (0, None), "a new program owes nothing");
 }
 
 #[test]
@@ -376,31 +379,48 @@ fn linux_shutdown_lowers_the_line() {
     assert!(!t.irq.level());
 }
 
+/// The state of `timer` with a change.
+fn changed(timer: &Timer, change: impl FnOnce(&mut PitState)) -> Section {
+    let mut state = lock(&timer.pit.state).clone();
+    change(&mut state);
+    Section::of(&SavedPit::from(&state))
+}
+
 #[test]
-fn damaged_state_is_harmless() {
+fn the_farthest_states_are_harmless() {
     let t = Timer::at_tick_zero();
-    let mut state = t.pit.save();
-    for counter in &mut state.counters {
-        counter.mode = 200;
-        counter.access = 0;
-        counter.initial = 0;
-        counter.loaded = Some(i64::MIN);
-        counter.held = Some(u64::MAX);
-        counter.next = Some(NextCount { count: 0, at: Some(i64::MAX) });
-        counter.edges_taken = u64::MAX;
-        counter.edges_left = u64::MAX;
-    }
-    state.owed = u64::MAX;
-    state.last_tick = Some(u64::MAX);
-    for mode in [0, 1, 2, 3, 4, 5] {
-        state.counters.iter_mut().for_each(|c| c.mode = mode);
-        for held in [None, Some(u64::MAX)] {
-            state.counters[0].held = held;
-            t.pit.restore(&state);
+    for mode in 0..6 {
+        for (at, held) in [(-FAR, None), (FAR, None), (FAR, Some(FAR as u64)), (0, Some(0))] {
+            let section = changed(&t, |state| {
+                for counter in &mut state.counters {
+                    counter.mode = mode;
+                    (counter.loaded, counter.held) = (Some(at), held);
+                    counter.next = Some(NextCount { count: 1, at: Some(at) });
+                    (counter.edges_taken, counter.edges_left) = (u64::MAX, u64::MAX);
+                }
+                (state.owed, state.last_tick) = (MAX_OWED, Some(u64::MAX));
+            });
+            t.pit.restore(&section).unwrap();
             let mut rng = Rng::new(mode.into());
             for _ in 0..200 {
                 crate::testing::step(&t, &t.clock, &mut rng);
             }
         }
     }
+}
+
+#[test]
+fn impossible_states_are_refused_by_field() {
+    let t = Timer::at_tick_zero();
+    let refused = |change: fn(&mut PitState)| t.pit.restore(&changed(&t, change)).unwrap_err().to_string();
+    assert_eq!(refused(|s| s.counters[2].mode = 6), "mode is 6, which must be 0 to 5");
+    assert_eq!(refused(|s| s.counters[0].access = 0), "access is 0, which must be 1 to 3");
+    assert_eq!(refused(|s| s.counters[1].initial = 0), "initial is 0, which must be 1 to 65536");
+    assert!(refused(|s| s.counters[0].loaded = Some(i64::MIN)).starts_with("tick is -9223372036854775808"));
+    assert!(refused(|s| s.counters[0].held = Some(u64::MAX)).starts_with("held is"));
+    assert!(
+        refused(|s| s.counters[0].next = Some(NextCount { count: 0, at: None }))
+            .starts_with("next.count is 0")
+    );
+    assert!(refused(|s| s.owed = MAX_OWED + 1).starts_with("owed is 1001"));
 }

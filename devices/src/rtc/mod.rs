@@ -18,9 +18,10 @@ mod tests;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use state::{RestoreError, Section, StateUnit, check};
 
-use crate::seams::{Clock, IrqLine, PioDevice, Snapshot, TimedDevice, TimerHost};
+use crate::saved::rtc::SavedRtc;
+use crate::seams::{Clock, IrqLine, PioDevice, TimedDevice, TimerHost};
 use crate::util::{NS, lock, ns_of_tick, read_bytes, ticks_at, write_bytes};
 use calendar::{B_24H, Moment};
 
@@ -63,6 +64,9 @@ const B_SQWE: u8 = 0x08;
 const C_IRQF: u8 = 0x80;
 const D_VRT: u8 = 0x80;
 
+/// Bytes of memory.
+pub(crate) const CMOS: usize = 128;
+
 const CRYSTAL_HZ: u64 = 32_768;
 const UIP_NS: u64 = 244_000;
 
@@ -77,9 +81,9 @@ pub struct CmosConfig {
     pub cpus: u8,
 }
 
-/// Saved state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RtcState {
+/// The state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RtcState {
     /// Index register, 0..=127.
     pub index: u8,
     /// The 128 bytes. Those of the time are current only while `halted`.
@@ -98,7 +102,7 @@ pub struct RtcState {
 
 impl RtcState {
     fn new(config: &CmosConfig, utc: Duration, now: u64) -> Self {
-        let mut cmos = vec![0; 128];
+        let mut cmos = vec![0; CMOS];
         cmos[REG_A] = A_DIVIDER_ON | 6;
         cmos[REG_B] = B_24H;
         cmos[REG_D] = D_VRT;
@@ -129,6 +133,19 @@ impl RtcState {
         };
         state.set_utc(utc, now);
         state
+    }
+
+    /// Whether no value contradicts another.
+    ///
+    /// # Errors
+    /// One does.
+    pub(crate) fn consistent(&self) -> Result<(), RestoreError> {
+        let [a, b, c, d] = [REG_A, REG_B, REG_C, REG_D].map(|register| self.cmos[register]);
+        check(a & A_UIP == 0, "register A", a, "without UIP")?;
+        check(d == D_VRT, "register D", d, D_VRT)?;
+        check(self.halted == self.held(), "halted", self.halted, "as registers A and B say")?;
+        let irqf = if c & b & FLAGS != 0 { C_IRQF } else { 0 };
+        check(c & !FLAGS == irqf, "register C", c, "as its flags and register B say")
     }
 
     fn set_utc(&mut self, utc: Duration, now: u64) {
@@ -429,29 +446,24 @@ impl TimedDevice for Rtc {
     }
 }
 
-impl Snapshot for Rtc {
-    type State = RtcState;
-
-    fn save(&self) -> RtcState {
-        lock(&self.state).clone()
+impl StateUnit for Rtc {
+    fn name(&self) -> &str {
+        "rtc"
     }
 
-    fn restore(&self, saved: &RtcState) {
+    fn save(&self) -> Section {
+        Section::of(&SavedRtc::from(&*lock(&self.state)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = RtcState::try_from(section.open::<SavedRtc>()?)?;
         {
             let mut state = lock(&self.state);
-            *state = saved.clone();
-            state.index &= 0x7f;
-            state.cmos.resize(128, 0);
-            state.cmos[REG_A] &= !A_UIP;
-            state.cmos[REG_D] = D_VRT;
-            state.offset_seconds = state.offset_seconds.clamp(-(1 << 50), 1 << 50);
-            state.offset_nanos %= NS as u32;
-            state.weekday_shift %= 7;
-            state.halted = state.held();
-            state.update_irqf();
+            *state = restored;
             self.irq.set(state.irq());
         }
         self.timers.rearm();
+        Ok(())
     }
 
     /// MC146818 "RESET": clears the interrupt enables and flags. Time and memory are on the battery; so the

@@ -316,23 +316,43 @@ fn calendar_is_its_own_inverse() {
     assert_eq!((m.year, m.month, m.day), (2000, 2, 29));
 }
 
+/// The state of `clock` with a change.
+fn changed(clock: &Clockwork, change: impl FnOnce(&mut RtcState)) -> Section {
+    let mut state = lock(&clock.rtc.state).clone();
+    change(&mut state);
+    Section::of(&SavedRtc::from(&state))
+}
+
 #[test]
-fn damaged_state_is_harmless() {
+fn the_farthest_states_are_harmless() {
     let c = Clockwork::start();
-    let mut state = c.rtc.save();
     for fill in [0x00, 0x7f, 0x99, 0xff] {
-        for seconds in [i64::MIN, i64::MAX] {
-            state.cmos = vec![fill; 3];
-            state.index = 0xff;
-            state.offset_seconds = seconds;
-            state.offset_nanos = u32::MAX;
-            state.weekday_shift = 255;
-            state.looked = u64::MAX;
-            c.rtc.restore(&state);
+        for seconds in [-1 << 50, 1 << 50] {
+            let section = changed(&c, |state| {
+                let registers = [REG_A, REG_B, REG_C, REG_D];
+                (0..CMOS).filter(|n| !registers.contains(n)).for_each(|n| state.cmos[n] = fill);
+                (state.index, state.offset_seconds, state.offset_nanos) = (0x7f, seconds, NS as u32 - 1);
+                (state.weekday_shift, state.looked) = (6, u64::MAX);
+            });
+            c.rtc.restore(&section).unwrap();
             let mut rng = Rng::new(fill.into());
             for _ in 0..300 {
                 crate::testing::step(&c, &c.clock, &mut rng);
             }
         }
     }
+}
+
+#[test]
+fn impossible_states_are_refused_by_field() {
+    let c = Clockwork::start();
+    let refused = |change: fn(&mut RtcState)| c.rtc.restore(&changed(&c, change)).unwrap_err().to_string();
+    assert_eq!(refused(|s| s.index = 0x80), "index is 128, which must be 0 to 127");
+    assert_eq!(refused(|s| s.cmos.truncate(3)), "cmos is 3, which must be 128 bytes");
+    assert!(refused(|s| s.offset_seconds = i64::MIN).starts_with("offset_seconds is"));
+    assert!(refused(|s| s.offset_nanos = u32::MAX).starts_with("offset_nanos is"));
+    assert!(refused(|s| s.weekday_shift = 7).starts_with("weekday_shift is 7"));
+    assert!(refused(|s| s.halted = true).starts_with("halted is true"));
+    assert!(refused(|s| s.cmos[REG_C] = C_IRQF).starts_with("register C is 128"));
+    assert!(refused(|s| s.cmos[REG_D] = 0).starts_with("register D is 0"));
 }

@@ -21,10 +21,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 
-use serde::{Deserialize, Serialize};
+use state::{RestoreError, Section, StateUnit};
 
 use crate::output::OutputQueue;
-use crate::seams::{IrqLine, PioDevice, Snapshot};
+use crate::saved::uart::SavedUart;
+use crate::seams::{IrqLine, PioDevice};
 use crate::util::{lock, read_bytes, write_bytes};
 use crate::waiting::Waiter;
 
@@ -37,7 +38,7 @@ pub const UART_PORTS: u16 = 8;
 /// Bytes of host input that may wait for the guest.
 pub const BACKLOG: usize = 4096;
 
-const FIFO: usize = 16;
+pub(crate) const FIFO: usize = 16;
 
 const IER_RDI: u8 = 0x01;
 const IER_THRI: u8 = 0x02;
@@ -54,7 +55,7 @@ const IIR_FIFO: u8 = 0xc0;
 
 const FCR_ENABLE: u8 = 0x01;
 const FCR_CLEAR_RX: u8 = 0x02;
-const FCR_KEPT: u8 = 0xc9;
+pub(crate) const FCR_KEPT: u8 = 0xc9;
 
 const LCR_DLAB: u8 = 0x80;
 
@@ -75,9 +76,9 @@ const MSR_DSR: u8 = 0x20;
 const MSR_RI: u8 = 0x40;
 const MSR_DCD: u8 = 0x80;
 
-/// Saved state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UartState {
+/// The state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UartState {
     /// Divisor latch.
     pub divisor: u16,
     /// Interrupt enable register.
@@ -283,6 +284,7 @@ impl UartState {
 /// A 16550A at eight consecutive ports.
 #[derive(Debug)]
 pub struct Uart {
+    name: &'static str,
     base: u16,
     state: Mutex<UartState>,
     /// The backlog has room, or input was closed.
@@ -293,9 +295,10 @@ pub struct Uart {
 }
 
 impl Uart {
-    /// A port at `base` after reset, interrupting through `irq`, transmitting to `output`.
-    pub fn new(base: u16, irq: Arc<dyn IrqLine>, output: Arc<OutputQueue>) -> Arc<Self> {
+    /// The port called `name` at `base` after reset, interrupting through `irq`, transmitting to `output`.
+    pub fn new(name: &'static str, base: u16, irq: Arc<dyn IrqLine>, output: Arc<OutputQueue>) -> Arc<Self> {
         Arc::new(Self {
+            name,
             base,
             state: Mutex::new(UartState::new()),
             room: Condvar::new(),
@@ -384,22 +387,19 @@ impl PioDevice for Uart {
     }
 }
 
-impl Snapshot for Uart {
-    type State = UartState;
-
-    fn save(&self) -> UartState {
-        lock(&self.state).clone()
+impl StateUnit for Uart {
+    fn name(&self) -> &str {
+        self.name
     }
 
-    fn restore(&self, saved: &UartState) {
-        self.with(|s| {
-            *s = saved.clone();
-            s.ier &= 0x0f;
-            s.mcr &= 0x1f;
-            s.fcr &= FCR_KEPT;
-            s.rx.truncate(FIFO);
-            s.backlog.truncate(BACKLOG + FIFO);
-        });
+    fn save(&self) -> Section {
+        Section::of(&SavedUart::from(&*lock(&self.state)))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let restored = UartState::try_from(section.open::<SavedUart>()?)?;
+        self.with(|s| *s = restored);
+        Ok(())
     }
 
     /// Input that the guest has not read yet stays: it belongs to the user, not to the port.

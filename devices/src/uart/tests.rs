@@ -17,7 +17,7 @@ impl Com {
     fn com1() -> Self {
         let (irq, sink) = (Arc::new(TestLine::default()), SharedSink::default());
         let output = OutputQueue::new("out", sink.clone()).unwrap();
-        Self { uart: Uart::new(COM1_PORT, irq.clone(), output), irq, sink }
+        Self { uart: Uart::new("uart0", COM1_PORT, irq.clone(), output), irq, sink }
     }
     fn read(&self, register: u16) -> u8 {
         self.uart.pio_read(COM1_PORT + register, 1) as u8
@@ -239,7 +239,7 @@ fn fifo_control() {
     let com = Com::com1();
     com.open();
     com.uart.offer(&[b'x'; 20]);
-    assert_eq!(com.uart.save().rx.len(), 16);
+    assert_eq!(lock(&com.uart.state).rx.len(), 16);
     com.write(2, 0x83); // clear receive FIFO
     assert_eq!(com.drain(), b"xxxx", "what had not entered the FIFO follows");
     com.uart.offer(b"yyyy");
@@ -253,7 +253,7 @@ fn divisor_latch_hides_data_and_ier() {
     com.write(3, 0x83);
     com.write(0, 0x01);
     com.write(1, 0x02);
-    assert_eq!((com.read(0), com.read(1), com.uart.save().divisor), (1, 2, 0x201));
+    assert_eq!((com.read(0), com.read(1), lock(&com.uart.state).divisor), (1, 2, 0x201));
     com.write(3, 0x03);
     assert_eq!((com.read(1), com.read(3)), (0, 3));
     assert_eq!(com.sent(), b"");
@@ -286,7 +286,7 @@ fn closing_input_frees_the_feeder() {
         let uart = com.uart.clone();
         move || uart.feed(&[0; 2 * BACKLOG])
     });
-    while com.uart.save().backlog.len() < BACKLOG {
+    while lock(&com.uart.state).backlog.len() < BACKLOG {
         thread::yield_now();
     }
     com.uart.close_input();
@@ -305,7 +305,7 @@ fn failing_output_does_not_disturb_the_guest() {
         }
     }
     let irq = Arc::new(TestLine::default());
-    let uart = Uart::new(COM1_PORT, irq.clone(), OutputQueue::new("out", Broken).unwrap());
+    let uart = Uart::new("uart0", COM1_PORT, irq.clone(), OutputQueue::new("out", Broken).unwrap());
     uart.pio_write(COM1_PORT + 1, 1, 2);
     assert!(uart.output_error().is_none());
     for _ in 0..100_000 {
