@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use guests::debian::Flavour;
 
 use crate::exit_code::ExitCode;
@@ -159,6 +159,19 @@ pub(crate) struct RunArgs {
     #[arg(long, alias = "append", value_name = "STRING", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
 
+    /// What happens when the guest resets the machine: `end` (exit code 16) or `restart`
+    ///
+    /// `restart` starts it again with the kernel, the initial RAM disk and the command line of the first start, as often as
+    /// it wants.
+    #[arg(long, value_name = "THEN", default_value = "end")]
+    pub(crate) on_reset: Then,
+
+    /// What happens when a vCPU shuts down by a triple fault: `end` (exit code 14, with a dump) or `restart`
+    ///
+    /// Some kernels reset the machine by one.
+    #[arg(long, value_name = "THEN", default_value = "end")]
+    pub(crate) on_triple_fault: Then,
+
     /// Write what the guest sends to port 0xe9 to standard error
     #[arg(long)]
     pub(crate) debug_console: bool,
@@ -174,6 +187,24 @@ pub(crate) struct RunArgs {
 
     #[command(flatten, next_help_heading = "Translator (jit)")]
     pub(crate) translator: TranslatorArgs,
+}
+
+/// What happens to a machine that is reset.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Then {
+    /// The run is over.
+    End,
+    /// The machine starts again.
+    Restart,
+}
+
+impl From<Then> for machine::OnReset {
+    fn from(then: Then) -> Self {
+        match then {
+            Then::End => Self::End,
+            Then::Restart => Self::Restart,
+        }
+    }
 }
 
 fn exit_codes() -> String {

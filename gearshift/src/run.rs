@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use machine::{AccelChoice, GuestEnd, Machine, Needs};
+use machine::{AccelChoice, GuestEnd, Machine, Needs, Phase};
 
 use crate::cli::RunArgs;
 use crate::default_guest::{self, CMDLINE, Guest};
@@ -40,6 +40,13 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         .cpus(args.cpus)
         .memory(args.mem)
         .cpu_model(&args.cpu)
+        .on_reset(args.on_reset.into())
+        .on_triple_fault(args.on_triple_fault.into())
+        .on_phase(|phase| {
+            if phase == Phase::Resetting {
+                say("the guest resets the machine; it starts again");
+            }
+        })
         .console(Heard::new(output, &silence));
     if args.debug_console {
         builder = builder.debug_console(Heard::new(io::stderr(), &silence));

@@ -3,20 +3,18 @@
 use std::io;
 use std::sync::Arc;
 
-use accel_api::{
-    AccelCaps, AccelError, AccelId, Accelerator, Access, CpuModel, CpuState, GuestRam, RamError, Vendor,
-    VmSpec,
-};
-use vm_memory::{Bytes, GuestAddress};
+use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, CpuModel, GuestRam, Vendor, VmSpec};
 
-use crate::boot::{self, BootError, BootSpec, MemoryImage, OpenImage, Source};
-use crate::chipset::{ACPI_HARDWARE, Chipset, ChipsetSpec, Sink};
+use crate::MAX_VCPUS;
+use crate::boot::{MemoryImage, Source};
+use crate::boot_source::{Boot, BootSource};
+use crate::chipset::{Chipset, ChipsetSpec, Sink};
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::Control;
-use crate::memory_map::{self, ACPI_AREA, MIB, MemoryMap};
+use crate::lifecycle::{OnReset, Phase, PhaseListener};
+use crate::memory_map::{self, MIB, MemoryMap};
 use crate::timers::Timers;
 use crate::vm::{Machine, MachineError, Parts};
-use crate::{MAX_VCPUS, acpi, host};
 
 /// The CPU model a machine has unless told otherwise: what the host and its backends have. The named ones are for guests that
 /// are to move to other hosts.
@@ -36,19 +34,9 @@ pub struct MachineBuilder {
     cmdline: String,
     console: Sink,
     debug_console: Option<Sink>,
-}
-
-/// What a machine starts with.
-#[derive(Debug)]
-enum Boot {
-    Kernel(Source),
-    Image(MemoryImage),
-}
-
-/// The same with files opened.
-enum OpenBoot<'a> {
-    Kernel(BootSpec<'a>),
-    Image(OpenImage<'a>),
+    on_reset: OnReset,
+    on_triple_fault: OnReset,
+    listener: Option<PhaseListener>,
 }
 
 impl Default for MachineBuilder {
@@ -65,6 +53,9 @@ impl Default for MachineBuilder {
             cmdline: String::new(),
             console: Box::new(io::sink()),
             debug_console: None,
+            on_reset: OnReset::End,
+            on_triple_fault: OnReset::End,
+            listener: None,
         }
     }
 }
@@ -145,6 +136,24 @@ impl MachineBuilder {
         self
     }
 
+    /// What happens when the guest asks for a reset of the machine. Unless told, it ends.
+    pub fn on_reset(mut self, then: OnReset) -> Self {
+        self.on_reset = then;
+        self
+    }
+
+    /// What happens when a vCPU shuts down by a triple fault, as some kernels do to reset the machine. Unless told, it ends.
+    pub fn on_triple_fault(mut self, then: OnReset) -> Self {
+        self.on_triple_fault = then;
+        self
+    }
+
+    /// Tells `listener` of each phase of the machine's life as it begins.
+    pub fn on_phase(mut self, listener: impl Fn(Phase) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Box::new(listener));
+        self
+    }
+
     /// Checks all of the description but its files: memory, accelerator, vCPUs, CPU model.
     ///
     /// # Errors
@@ -163,24 +172,6 @@ impl MachineBuilder {
         Ok((map, accelerator, model))
     }
 
-    /// What to start with, its files opened.
-    fn open(&self, map: &MemoryMap, model: &CpuModel) -> Result<OpenBoot<'_>, MachineError> {
-        match self.boot.as_ref().ok_or(MachineError::NoKernel)? {
-            Boot::Kernel(kernel) => Ok(OpenBoot::Kernel(BootSpec {
-                kernel,
-                initrd: self.initrd.as_ref(),
-                cmdline: &self.cmdline,
-                rsdp: ACPI_AREA,
-                seed: host::random(),
-                // Linux reads it from CPUID on Intel's processors only.
-                tsc_khz: (model.vendor() == Vendor::Amd).then_some(model.tsc_khz),
-            })),
-            Boot::Image(_) if self.initrd.is_some() => Err(MachineError::NotForImage("initrd")),
-            Boot::Image(_) if !self.cmdline.is_empty() => Err(MachineError::NotForImage("command line")),
-            Boot::Image(image) => Ok(OpenBoot::Image(image.open(map)?)),
-        }
-    }
-
     /// Builds the machine: memory, devices, kernel, vCPUs. Nothing runs until [`Machine::resume`].
     ///
     /// # Errors
@@ -190,39 +181,18 @@ impl MachineBuilder {
         let tsc = TscFrequency::of_host();
         let (map, accelerator, model) = self.plan(tsc.khz)?;
         let model = Arc::new(model);
-        let boot = self.open(&map, &model)?;
-
-        let mut regions: Vec<_> =
-            map.ram_regions().into_iter().map(|(gpa, len)| (gpa, len, Access::ReadWrite)).collect();
-        if let OpenBoot::Image(image) = &boot {
-            regions.extend(image.roms().map(|(gpa, len)| (gpa, len, Access::ReadOnly)));
-        }
-        regions.sort_by_key(|&(gpa, ..)| gpa);
+        // Linux reads it from CPUID on Intel's processors only.
+        let tsc_khz = (model.vendor() == Vendor::Amd).then_some(model.tsc_khz);
+        let boot = BootSource::open(self.boot, self.initrd, self.cmdline, map, self.cpus, tsc_khz)?;
+        let regions = boot.regions()?;
         let layout: Vec<_> = regions.iter().map(|&(gpa, len, _)| (gpa, len)).collect();
         let ram = Arc::new(GuestRam::new(&layout)?);
-        // First, since an image may have contents of its own there.
-        let tables = acpi::tables(ACPI_AREA, self.cpus, &ACPI_HARDWARE);
-        ram.memory()
-            .write_slice(&tables, GuestAddress(ACPI_AREA))
-            .map_err(|_| BootError::NoRam { gpa: ACPI_AREA })?;
-        let first = match boot {
-            OpenBoot::Kernel(spec) => boot::load(&ram, &map, &spec)?,
-            OpenBoot::Image(image) => image.load(&ram)?,
-        };
-        if let Some(gpa) = ram.loss() {
-            return Err(RamError::Lost { gpa }.into());
-        }
-        // Memory types are the same on all processors (Intel SDM vol. 3, 12.11.8).
-        let others = (1..self.cpus).map(|id| {
-            let mut state = CpuState::reset(id);
-            state.msrs.mtrr = first.msrs.mtrr.clone();
-            state
-        });
-        let states = [first.clone()].into_iter().chain(others).collect();
+        let states = boot.load(&ram)?;
 
         let clock = Arc::new(VmClock::new(tsc.khz));
         let timers = Timers::new(clock.clone());
-        let control = Arc::new(Control::default());
+        let control = Control::new(self.on_reset, self.on_triple_fault).with_listener(self.listener);
+        let control = Arc::new(control);
         let chipset = Chipset::build(ChipsetSpec {
             name: &self.name,
             map: &map,
@@ -247,6 +217,7 @@ impl MachineBuilder {
             control,
             ram,
             access,
+            boot,
             tsc,
             states,
         })

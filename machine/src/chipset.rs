@@ -20,13 +20,14 @@ use devices::bus::{BusError, MmioBusBuilder, PioBusBuilder};
 use devices::debug_port::{DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DebugConsole, DebugExit};
 use devices::i8042::{I8042, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_IRQ, PORT_92, Port92};
 use devices::ioapic::{IOAPIC_BASE, IOAPIC_LEN, Ioapic, IoapicVersion};
-use devices::output::OutputQueue;
+use devices::output::{OutputQueue, OutputUnit};
 use devices::pic::Pic;
 use devices::pit::{PIT_IRQ, PIT_PORT, PORT_61, Pit};
 use devices::post::Post;
 use devices::rtc::{CmosConfig, RTC_CENTURY, RTC_IRQ, RTC_PORT, Rtc};
 use devices::uart::{COM1_IRQ, COM1_PORT, UART_PORTS, Uart};
 use devices::{IrqFanout, IrqLine, TimedDevice};
+use state::StateUnit;
 
 use crate::acpi::AcpiHardware;
 use crate::bus::{LogLimit, MachineBus};
@@ -79,6 +80,8 @@ pub(crate) struct Chipset {
     pub(crate) pm: Arc<AcpiPm>,
     pub(crate) timed: Vec<Arc<dyn TimedDevice>>,
     pub(crate) debug_output: Option<Arc<OutputQueue>>,
+    /// All that have state, in the order in which they are restored: controllers before the devices that drive them.
+    pub(crate) units: Vec<Arc<dyn StateUnit>>,
 }
 
 /// Why the chipset could not be built.
@@ -118,6 +121,22 @@ impl Chipset {
         let rtc = Rtc::new(&cmos, utc, clock.clone(), line(RTC_IRQ), timers.clone());
         let pm = AcpiPm::new(ACPI_PM_PORT, clock.clone(), line(SCI_IRQ), timers, control.clone());
         let i8042 = I8042::new(line(I8042_IRQ), control.clone());
+        let (post, port_92) = (Post::new(), Port92::new(control.clone()));
+        let reset_control = ResetControl::new(control.clone());
+        let console = OutputUnit::new("console", uart.output().clone());
+        let mut units: Vec<Arc<dyn StateUnit>> = vec![
+            pic.clone(),
+            ioapic.clone(),
+            pit.clone(),
+            rtc.clone(),
+            pm.clone(),
+            i8042.clone(),
+            post.clone(),
+            port_92.clone(),
+            reset_control.clone(),
+            uart.clone(),
+            console,
+        ];
 
         let mut pio = PioBusBuilder::new();
         for (port, len) in PIC_PORTS {
@@ -128,18 +147,19 @@ impl Chipset {
             .add(I8042_DATA_PORT, 1, i8042.clone())?
             .add(I8042_COMMAND_PORT, 1, i8042)?
             .add(RTC_PORT, 2, rtc.clone())?
-            .add(POST_PORT, 1, Post::new())?
-            .add(PORT_92, 1, Port92::new(control.clone()))?
-            .add(DEBUG_EXIT_PORT, 4, DebugExit::new(control.clone()))?
+            .add(POST_PORT, 1, post)?
+            .add(PORT_92, 1, port_92)?
+            .add(DEBUG_EXIT_PORT, 4, DebugExit::new(control))?
             .add(COM1_PORT, UART_PORTS, uart.clone())?
             .add(ACPI_PM_PORT, ACPI_PM_LEN, pm.clone())?
-            .add(RESET_PORT, 1, ResetControl::new(control))?;
+            .add(RESET_PORT, 1, reset_control)?;
         let debug_output = match debug_console {
             None => None,
             Some(sink) => {
                 let queue = OutputQueue::new(host::thread_name("debugcon", name), sink)
                     .map_err(ChipsetError::Console)?;
                 pio.add(DEBUG_CONSOLE_PORT, 1, DebugConsole::new(queue.clone()))?;
+                units.push(OutputUnit::new("debug_console", queue.clone()));
                 Some(queue)
             }
         };
@@ -148,7 +168,7 @@ impl Chipset {
 
         let bus = MachineBus { pio: pio.build(), mmio: mmio.build(), pic, ioapic, log: LogLimit::new(clock) };
         let timed: Vec<Arc<dyn TimedDevice>> = vec![pit, rtc, pm.clone()];
-        Ok(Self { bus: Arc::new(bus), interrupts, uart, pm, timed, debug_output })
+        Ok(Self { bus: Arc::new(bus), interrupts, uart, pm, timed, debug_output, units })
     }
 
     /// Writes out what is queued, waiting at most `patience`, then frees every vCPU that waits for the console.

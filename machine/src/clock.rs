@@ -12,6 +12,8 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use accel_api::host_time;
+use serde::{Deserialize, Serialize};
+use state::{RestoreError, Saved, Section, StateUnit, check};
 
 use crate::host;
 
@@ -164,6 +166,49 @@ impl VmClock {
     }
 }
 
+/// Frequencies of the TSC that differ by less, in parts per million, are taken as one: so much do measurements differ.
+const SAME_PPM: u64 = 250;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedClock {
+    /// Frequency of the guest's TSC.
+    khz: u32,
+    /// Ticks of VM time passed.
+    ticks: u64,
+}
+
+impl Saved for SavedClock {
+    const VERSION: u32 = 1;
+}
+
+impl StateUnit for VmClock {
+    fn name(&self) -> &str {
+        "clock"
+    }
+
+    fn save(&self) -> Section {
+        Section::of(&SavedClock { khz: self.khz, ticks: self.ticks() })
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let SavedClock { khz, ticks } = section.open()?;
+        let near = u64::from(khz.abs_diff(self.khz)) * 1_000_000 <= u64::from(self.khz) * SAME_PPM;
+        check(near, "khz", khz, format_args!("within {SAME_PPM} ppm of {}", self.khz))?;
+        // Centuries: what is beyond would wrap while the guest runs.
+        check(ticks >> 62 == 0, "ticks", ticks, "less than 2^62")?;
+        let mut mode = self.mode.write().unwrap_or_else(PoisonError::into_inner);
+        *mode = match *mode {
+            Mode::Frozen { .. } => Mode::Frozen { ticks },
+            Mode::Running { .. } => Mode::Running { base: host_time::now().wrapping_sub(ticks) },
+        };
+        Ok(())
+    }
+
+    /// Time goes on through a reset, as a battery's does.
+    fn reset(&self) {}
+}
+
 impl devices::Clock for VmClock {
     fn now(&self) -> u64 {
         ns_of_ticks(self.ticks(), self.khz)
@@ -178,8 +223,30 @@ fn ns_of_ticks(ticks: u64, khz: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use devices::Clock;
+    use state::testing::UnitRig;
 
     use super::*;
+
+    struct Frozen(VmClock);
+
+    impl UnitRig for Frozen {
+        const RESET_FORGETS: bool = false; // time goes on
+
+        fn new() -> Self {
+            Self(VmClock::new(1_000_000))
+        }
+        fn another(&self) -> Self {
+            Self::new()
+        }
+        fn unit(&self) -> &dyn StateUnit {
+            &self.0
+        }
+        fn disturb(&self, seed: u64) {
+            *self.0.mode.write().unwrap() = Mode::Frozen { ticks: seed << 40 };
+        }
+    }
+
+    state::unit_tests!(Frozen);
 
     #[test]
     fn measurements_agree_with_each_other_and_with_the_leaf() {

@@ -1,12 +1,13 @@
-//! How a guest ends, and the cell in which the end is posted.
+//! How a guest ends, and the cell in which its end, and resets, are asked for.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use accel_api::Kick;
 
 use crate::dump::CpuDump;
+use crate::lifecycle::{Command, OnReset, Phase, PhaseListener, Request};
 
 /// How a guest ended.
 #[non_exhaustive]
@@ -14,7 +15,7 @@ use crate::dump::CpuDump;
 pub enum GuestEnd {
     /// It entered ACPI S5.
     PowerOff,
-    /// It asked for a platform reset; a machine is not started again.
+    /// It asked for a platform reset, of a machine that is to end then ([`OnReset::End`]).
     Reset,
     /// A vCPU shut down by a triple fault.
     TripleFault {
@@ -75,43 +76,152 @@ impl fmt::Display for GuestEnd {
 
 #[derive(Debug, Default)]
 struct State {
+    phase: Phase,
     end: Option<GuestEnd>,
+    /// A reset was asked for and is not over.
+    reset: bool,
+    /// Resets that are over.
+    resets: u64,
     kicks: Vec<Arc<dyn Kick>>,
 }
 
-/// Where the end of the guest is posted. The first end counts.
+/// Where the end of the guest and resets of the machine are posted, from any thread, without waiting for vCPUs. The first end
+/// counts.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     state: Mutex<State>,
-    posted: Condvar,
-    /// Copy of `state.end.is_some()` that vCPU threads look at after every kick.
-    ended: AtomicBool,
+    changed: Condvar,
+    /// vCPUs must not run: the guest has ended, or a reset waits for them. They look at it after every kick.
+    halt: AtomicBool,
+    on_reset: OnReset,
+    on_triple_fault: OnReset,
+    listener: Option<Listener>,
+}
+
+/// Somebody who is told of phases.
+struct Listener(Box<dyn Fn(Phase) + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
 }
 
 impl Control {
-    /// Ends the guest: vCPUs are kicked and find [`ended`](Self::ended) set. Never waits for them.
+    pub(crate) fn new(on_reset: OnReset, on_triple_fault: OnReset) -> Self {
+        Self { on_reset, on_triple_fault, ..Self::default() }
+    }
+
+    /// Tells `listener` of each phase that begins.
+    pub(crate) fn with_listener(mut self, listener: Option<PhaseListener>) -> Self {
+        self.listener = listener.map(Listener);
+        self
+    }
+
+    fn tell(&self, phase: Phase) {
+        if let Some(Listener(listener)) = &self.listener {
+            listener(phase);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Halts the vCPUs and wakes whoever waits for requests.
+    fn announce(&self, state: &State) {
+        self.halt.store(true, Ordering::Release);
+        for kick in &state.kicks {
+            kick.kick();
+        }
+        self.changed.notify_all();
+    }
+
+    /// Ends the guest: vCPUs are kicked and find [`halted`](Self::halted) set.
     pub(crate) fn post(&self, end: GuestEnd) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         if state.end.is_some() {
             return;
         }
         tracing::debug!(%end, "guest ended");
         state.end = Some(end);
-        self.ended.store(true, Ordering::Release);
-        for kick in &state.kicks {
-            kick.kick();
+        state.phase = state.phase.after(Command::End).unwrap_or(Phase::Ended);
+        self.announce(&state);
+        drop(state);
+        self.tell(Phase::Ended);
+    }
+
+    /// Asks for a reset of the machine. Nothing happens if the guest has ended.
+    pub(crate) fn request_reset(&self) {
+        let mut state = self.lock();
+        if state.end.is_none() && !std::mem::replace(&mut state.reset, true) {
+            self.announce(&state);
         }
-        self.posted.notify_all();
     }
 
-    /// The guest has ended; vCPUs must not run.
-    pub(crate) fn ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+    /// A vCPU has shut down; whether the machine is to start again.
+    pub(crate) fn triple_fault(&self) -> bool {
+        let restart = self.on_triple_fault == OnReset::Restart;
+        if restart {
+            self.request_reset();
+        }
+        restart
     }
 
-    /// Adds a vCPU to be kicked at the end. If that has come already, it is kicked now.
+    /// Waits until something is asked for. A reset is asked for until [`reset_over`](Self::reset_over).
+    pub(crate) fn next_request(&self) -> Request {
+        let pending = |state: &mut State| Request::first(state.end.is_some(), state.reset).is_none();
+        let state = self.changed.wait_while(self.lock(), pending).unwrap_or_else(PoisonError::into_inner);
+        Request::first(state.end.is_some(), state.reset).unwrap_or(Request::End)
+    }
+
+    /// A reset is over: vCPUs may run, unless the guest has ended meanwhile.
+    pub(crate) fn reset_over(&self) {
+        let mut state = self.lock();
+        state.reset = false;
+        state.resets += 1;
+        if state.end.is_none() {
+            self.halt.store(false, Ordering::Release);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Resets that are over.
+    pub(crate) fn resets(&self) -> u64 {
+        self.lock().resets
+    }
+
+    /// Waits until no reset is asked for and not over, or the guest has ended.
+    pub(crate) fn wait_reset(&self) {
+        let pending = |state: &mut State| state.reset && state.end.is_none();
+        drop(self.changed.wait_while(self.lock(), pending).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Where the machine is in its life.
+    pub(crate) fn phase(&self) -> Phase {
+        self.lock().phase
+    }
+
+    /// Notes that it is in `phase`, unless it has ended.
+    pub(crate) fn enter(&self, phase: Phase) {
+        {
+            let mut state = self.lock();
+            if state.end.is_some() {
+                return;
+            }
+            state.phase = phase;
+        }
+        self.tell(phase);
+    }
+
+    /// vCPUs must not run.
+    pub(crate) fn halted(&self) -> bool {
+        self.halt.load(Ordering::Acquire)
+    }
+
+    /// Adds a vCPU to be kicked by requests. If the end has come already, it is kicked now.
     pub(crate) fn add_kick(&self, kick: Arc<dyn Kick>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         if state.end.is_some() {
             kick.kick();
         }
@@ -120,15 +230,14 @@ impl Control {
 
     /// Waits for the end.
     pub(crate) fn wait(&self) -> GuestEnd {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let state =
-            self.posted.wait_while(state, |s| s.end.is_none()).unwrap_or_else(PoisonError::into_inner);
+        let running = |state: &mut State| state.end.is_none();
+        let state = self.changed.wait_while(self.lock(), running).unwrap_or_else(PoisonError::into_inner);
         state.end.clone().unwrap_or(GuestEnd::Stopped)
     }
 
     /// The end, if it has come.
     pub(crate) fn end(&self) -> Option<GuestEnd> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).end.clone()
+        self.lock().end.clone()
     }
 }
 
@@ -138,7 +247,10 @@ impl devices::MachineControl for Control {
     }
 
     fn reset(&self) {
-        self.post(GuestEnd::Reset);
+        match self.on_reset {
+            OnReset::End => self.post(GuestEnd::Reset),
+            OnReset::Restart => self.request_reset(),
+        }
     }
 
     fn debug_exit(&self, value: u8) {
@@ -164,11 +276,46 @@ mod tests {
         let control = Control::default();
         let (early, late) = (Arc::new(Seen::default()), Arc::new(Seen::default()));
         control.add_kick(early.clone());
-        assert!(!control.ended() && control.end().is_none());
+        assert!(!control.halted() && control.end().is_none());
         control.debug_exit(7);
         control.power_off();
         control.add_kick(late.clone());
         assert_eq!((control.wait(), control.end()), (GuestEnd::DebugExit(7), Some(GuestEnd::DebugExit(7))));
-        assert!(control.ended() && early.0.load(Ordering::SeqCst) && late.0.load(Ordering::SeqCst));
+        assert!(control.halted() && early.0.load(Ordering::SeqCst) && late.0.load(Ordering::SeqCst));
+    }
+    #[test]
+    fn a_reset_halts_the_vcpus_until_it_is_over() {
+        let control = Control::new(OnReset::Restart, OnReset::End);
+        let vcpu = Arc::new(Seen::default());
+        control.add_kick(vcpu.clone());
+        assert!(!control.triple_fault() && !control.halted(), "the two are told apart");
+        control.reset();
+        control.reset();
+        assert!(control.halted() && vcpu.0.load(Ordering::SeqCst) && control.end().is_none());
+        assert_eq!(control.next_request(), Request::Reset);
+        control.enter(Phase::Resetting);
+        control.reset_over();
+        assert_eq!((control.halted(), control.resets()), (false, 1));
+    }
+
+    #[test]
+    fn the_end_wins_over_a_reset() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let listener = {
+            let seen = seen.clone();
+            move |phase| seen.lock().unwrap().push(phase)
+        };
+        let control =
+            Control::new(OnReset::Restart, OnReset::Restart).with_listener(Some(Box::new(listener)));
+        control.enter(Phase::Running);
+        assert!(control.triple_fault());
+        control.power_off();
+        assert_eq!(control.next_request(), Request::End);
+        control.enter(Phase::Running);
+        control.reset_over();
+        assert!(control.halted() && control.phase() == Phase::Ended);
+        control.reset();
+        assert_eq!((control.next_request(), control.end()), (Request::End, Some(GuestEnd::PowerOff)));
+        assert_eq!(*seen.lock().unwrap(), [Phase::Running, Phase::Ended], "nothing comes behind the end");
     }
 }

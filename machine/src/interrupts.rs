@@ -10,6 +10,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use accel_api::{AccelError, InterruptPort, IoapicRoute, MsiMessage, VcpuId};
 use devices::ioapic::IOAPIC_PINS;
 use devices::{IoapicHost, IrqLine};
+use serde::{Deserialize, Serialize};
+use state::{RestoreError, Saved, Section, StateUnit, check};
 
 use crate::control::{Control, GuestEnd};
 
@@ -119,6 +121,50 @@ impl InterruptCell {
     }
 }
 
+/// What waits for a port. Routes and the INTR level follow from the controllers.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedInterrupts {
+    /// Address and data of each message.
+    messages: Vec<(u64, u32)>,
+    /// vCPUs with an NMI.
+    nmis: Vec<VcpuId>,
+}
+
+impl Saved for SavedInterrupts {
+    const VERSION: u32 = 1;
+}
+
+impl StateUnit for InterruptCell {
+    fn name(&self) -> &str {
+        "interrupts"
+    }
+
+    fn save(&self) -> Section {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let messages = state.queue.iter().map(|m| (m.address, m.data)).collect();
+        Section::of(&SavedInterrupts { messages, nmis: state.nmis.clone() })
+    }
+
+    /// With a port, what waited is delivered now.
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let SavedInterrupts { messages, nmis } = section.open()?;
+        for (field, len) in [("messages", messages.len()), ("nmis", nmis.len())] {
+            check(len <= MAX_QUEUE, field, len, format_args!("at most {MAX_QUEUE}"))?;
+        }
+        self.reset();
+        messages.into_iter().for_each(|(address, data)| self.signal_msi(MsiMessage { address, data }));
+        nmis.into_iter().for_each(|vcpu| self.inject_nmi(vcpu));
+        Ok(())
+    }
+
+    fn reset(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.queue.clear();
+        state.nmis.clear();
+    }
+}
+
 impl IoapicHost for InterruptCell {
     fn send(&self, address: u64, data: u32) {
         self.signal_msi(MsiMessage { address, data });
@@ -157,7 +203,29 @@ impl IrqLine for IntrWire {
 mod tests {
     use std::sync::Mutex;
 
+    use state::testing::UnitRig;
+
     use super::*;
+
+    struct Queueing(Arc<InterruptCell>);
+
+    impl UnitRig for Queueing {
+        fn new() -> Self {
+            Self(InterruptCell::new(Arc::default()))
+        }
+        fn another(&self) -> Self {
+            Self::new()
+        }
+        fn unit(&self) -> &dyn StateUnit {
+            &*self.0
+        }
+        fn disturb(&self, seed: u64) {
+            (0..=seed as u32 % 64).for_each(|n| self.0.send(0xfee0_0000, 0x30 + n));
+            self.0.inject_nmi(seed as u32 & 3);
+        }
+    }
+
+    state::unit_tests!(Queueing);
 
     #[derive(Debug, Default)]
     struct Log(Mutex<Vec<String>>, bool);

@@ -6,7 +6,9 @@
 //!    [`bus`]; the timers share one thread; the console's output has another.
 //! 3. Interrupts go from the devices through an [`InterruptCell`] to the accelerator, which can be exchanged behind it.
 //! 4. Time is the host's, for guest and devices alike ([`clock`]).
-//! 5. However the guest ends, it is posted to one cell, and [`Machine::wait`] returns it as [`GuestEnd`].
+//! 5. However the guest ends, it is posted to one cell, and [`Machine::wait`] returns it as [`GuestEnd`]. A reset is posted there,
+//!    too; whether the machine starts again or ends is [`OnReset`].
+//! 6. All that has state is a [`state::StateUnit`] of [`Machine::units`].
 //!
 //! ```no_run
 //! use machine::{AccelChoice, Machine, Registry};
@@ -24,6 +26,7 @@
 
 pub mod acpi;
 pub mod boot;
+mod boot_source;
 mod builder;
 pub mod bus;
 mod chipset;
@@ -35,8 +38,13 @@ mod dump;
 mod fake;
 mod host;
 mod interrupts;
+mod lifecycle;
 pub mod memory_map;
+mod operations;
+mod ram_unit;
 mod registry;
+#[cfg(test)]
+mod reset_tests;
 mod timers;
 pub mod vcpu_thread;
 mod vm;
@@ -52,6 +60,7 @@ pub use control::GuestEnd;
 pub use devices::output::OutputQueue;
 pub use dump::CpuDump;
 pub use interrupts::InterruptCell;
+pub use lifecycle::{OnReset, Phase, PhaseListener};
 pub use registry::{BackendOptions, CreateFn, Descriptor, Listener, ProbeFn, Registry, TranslatorOptions};
 pub use vm::{ConsoleInput, Machine, MachineError};
 

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use devices::{Clock, TimedDevice, TimerHost};
 
+use serde::{Deserialize, Serialize};
+use state::{RestoreError, Saved, Section, StateUnit};
+
 use crate::clock::VmClock;
 use crate::host;
 
@@ -91,6 +94,35 @@ impl Timers {
 impl Drop for Timers {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Deadlines are the devices' own: there is nothing to keep.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedTimers {}
+
+impl Saved for SavedTimers {
+    const VERSION: u32 = 1;
+}
+
+impl StateUnit for Timers {
+    fn name(&self) -> &str {
+        "timers"
+    }
+
+    fn save(&self) -> Section {
+        Section::of(&SavedTimers {})
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), RestoreError> {
+        let SavedTimers {} = section.open()?;
+        self.rearm();
+        Ok(())
+    }
+
+    fn reset(&self) {
+        self.rearm();
     }
 }
 

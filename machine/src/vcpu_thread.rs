@@ -64,6 +64,10 @@ enum Command {
     Save {
         done: SyncSender<Result<CpuState, AccelError>>,
     },
+    Load {
+        state: Box<CpuState>,
+        done: SyncSender<Result<(), AccelError>>,
+    },
     Stats {
         done: SyncSender<VcpuStats>,
     },
@@ -181,6 +185,11 @@ impl VcpuThread {
         self.command(|done| Command::Save { done })
     }
 
+    /// Replaces its state. It must be parked; a vCPU that had shut down may run again.
+    pub(crate) fn load(&self, state: CpuState) -> Ack<Result<(), AccelError>> {
+        self.command(|done| Command::Load { state: Box::new(state), done })
+    }
+
     /// Its counters; it goes on as before.
     pub(crate) fn stats(&self) -> Ack<VcpuStats> {
         self.command(|done| Command::Stats { done })
@@ -276,13 +285,22 @@ impl Runner {
                 Some(Command::Save { done }) => {
                     let _ = done.send(self.vcpu.save());
                 }
+                Some(Command::Load { state, done }) => {
+                    let _ = done.send(self.load(&state));
+                }
                 Some(Command::Stats { done }) => {
                     let _ = done.send(self.vcpu.stats());
                 }
-                None if self.dead || self.control.ended() => running = false,
+                None if self.dead || self.control.halted() => running = false,
                 None => self.run(),
             }
         }
+    }
+
+    fn load(&mut self, state: &CpuState) -> Result<(), AccelError> {
+        self.vcpu.load(state)?;
+        (self.tsc_offset, self.dead) = (state.tsc_offset, false);
+        Ok(())
     }
 
     /// Frozen time has gone on: the guest's TSC must not show it.
@@ -301,6 +319,9 @@ impl Runner {
             Ok(Exit::Kicked) => self.waiter.rearm(),
             Ok(Exit::TripleFault) => {
                 self.dead = true;
+                if self.control.triple_fault() {
+                    return;
+                }
                 let dump = self.dump("triple fault".into());
                 self.control.post(GuestEnd::TripleFault { dump });
             }

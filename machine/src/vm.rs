@@ -2,20 +2,26 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
 
 use accel_api::{
     AccelError, AccelId, AccelVm, Access, CpuState, GuestRam, RamError, SlotId, VcpuId, VcpuStats,
 };
 use devices::uart::Uart;
+use state::{StateUnit, Units};
 
 use crate::boot::BootError;
+use crate::boot_source::BootSource;
 use crate::builder::MachineBuilder;
 use crate::chipset::{Chipset, ChipsetError};
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::{Control, GuestEnd};
+use crate::host;
 use crate::interrupts::InterruptCell;
+use crate::lifecycle::Phase;
 use crate::memory_map::MemorySizeError;
+use crate::operations::Core;
+use crate::ram_unit::RamUnit;
 use crate::timers::Timers;
 use crate::vcpu_thread::{VcpuThread, VcpuThreadError};
 
@@ -64,36 +70,22 @@ pub enum MachineError {
     /// The host has no thread for the timers.
     #[error("no thread for the timers: {0}")]
     Timers(#[source] io::Error),
+    /// The host has no thread for resets.
+    #[error("no thread for resets: {0}")]
+    Lifecycle(#[source] io::Error),
+    /// What was asked does not fit the phase that the machine is in.
+    #[error("the machine is {0}; try again later")]
+    Phase(Phase),
     /// The guest has ended; there is nothing left to do that to.
     #[error("the guest has ended: {0}")]
     Ended(GuestEnd),
 }
 
-/// How long the end of a machine waits for a console that does not take its last output.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
-
-#[derive(Debug)]
-struct Running {
-    vcpus: Vec<VcpuThread>,
-    /// vCPUs run and time passes.
-    running: bool,
-    /// Threads are joined.
-    closed: bool,
-}
-
 /// One virtual machine. All methods may be called from any thread; dropping it stops the guest.
 #[derive(Debug)]
 pub struct Machine {
-    /// Before the rest in declaration, hence dropped first: vCPUs use everything below.
-    state: Mutex<Running>,
-    vm: Arc<dyn AccelVm>,
-    accel: AccelId,
-    chipset: Chipset,
-    timers: Arc<Timers>,
-    clock: Arc<VmClock>,
-    control: Arc<Control>,
-    ram: Arc<GuestRam>,
-    tsc: TscFrequency,
+    core: Arc<Core>,
+    lifecycle: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the builder has prepared.
@@ -108,6 +100,7 @@ pub(crate) struct Parts {
     pub(crate) ram: Arc<GuestRam>,
     /// What the guest may do with each region of `ram`.
     pub(crate) access: Vec<Access>,
+    pub(crate) boot: BootSource,
     pub(crate) tsc: TscFrequency,
     /// First states, by vCPU.
     pub(crate) states: Vec<CpuState>,
@@ -121,7 +114,8 @@ impl Machine {
 
     /// Maps the memory, attaches the interrupts, binds the vCPUs. They are parked, time stands at 0.
     pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { name, vm, accel, chipset, timers, clock, control, ram, access, tsc, states } = parts;
+        let Parts { name, vm, accel, chipset, timers, clock, control, ram, access, boot, tsc, states } =
+            parts;
         for (slot, (region, access)) in (0..).zip(ram.regions().iter().zip(access)) {
             vm.map(SlotId(slot), region, access)?;
         }
@@ -131,12 +125,29 @@ impl Machine {
         for (id, state) in (0..).zip(states) {
             vcpus.push(VcpuThread::spawn(&name, vm.clone(), id, &chipset.bus, state, control.clone())?);
         }
-        let state = Mutex::new(Running { vcpus, running: false, closed: false });
-        Ok(Self { state, vm, accel, chipset, timers, clock, control, ram, tsc })
+        let mut units = Units::default();
+        let own: [Arc<dyn StateUnit>; 4] =
+            [clock.clone(), timers.clone(), RamUnit::new(ram.clone()), chipset.interrupts.clone()];
+        own.into_iter().chain(chipset.units.iter().cloned()).for_each(|unit| {
+            let new = units.add(unit);
+            debug_assert!(new, "two units of one name");
+        });
+        let vcpus = Mutex::new(vcpus);
+        let core = Core { vcpus, vm, accel, chipset, units, timers, clock, control, ram, boot, tsc };
+        let machine = Self { core: Arc::new(core), lifecycle: Mutex::default() };
+        let lifecycle = thread::Builder::new().name(host::thread_name("lifecycle", &name)).spawn({
+            let core = machine.core.clone();
+            move || {
+                host::block_signals();
+                core.serve_requests();
+            }
+        });
+        *machine.lock_lifecycle() = Some(lifecycle.map_err(MachineError::Lifecycle)?);
+        Ok(machine)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Running> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_lifecycle(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets the guest run, the first time or after [`pause`](Self::pause): time goes on where it stood. A running
@@ -145,23 +156,7 @@ impl Machine {
     /// # Errors
     /// The guest has ended, or a backend cannot go on.
     pub fn resume(&self) -> Result<(), MachineError> {
-        let mut state = self.lock();
-        if let Some(end) = self.control.end() {
-            return Err(MachineError::Ended(end));
-        }
-        if !state.running {
-            let offset = self.clock.thaw();
-            let acks: Vec<_> = state.vcpus.iter().map(|vcpu| vcpu.run(offset)).collect();
-            for ack in acks {
-                ack.wait_ok().inspect_err(|error| {
-                    // Some may run and some not: there is no way back.
-                    self.control.post(GuestEnd::HostError { reason: error.to_string(), dump: None });
-                })?;
-            }
-            self.timers.resume();
-            state.running = true;
-        }
-        Ok(())
+        self.core.resume()
     }
 
     /// Parks all vCPUs at an instruction boundary and stops time. Nothing of the guest moves when this returns. A
@@ -170,46 +165,59 @@ impl Machine {
     /// # Errors
     /// The guest has ended, or a vCPU's thread is gone.
     pub fn pause(&self) -> Result<(), MachineError> {
-        let mut state = self.lock();
-        if let Some(end) = self.control.end() {
-            return Err(MachineError::Ended(end));
-        }
-        if state.running {
-            // All are asked before any is waited for: the pause of many takes no longer than that of the slowest.
-            let acks: Vec<_> = state.vcpus.iter().map(VcpuThread::pause).collect();
-            for ack in acks {
-                ack.wait()?;
-            }
-            self.timers.pause();
-            self.clock.freeze();
-            state.running = false;
-        }
-        Ok(())
+        self.core.pause()
+    }
+
+    /// Resets the machine as its reset button does: it starts again with what it was built with, whatever
+    /// [`MachineBuilder::on_reset`] says. One that is paused stays paused. Waits until that is done.
+    ///
+    /// # Errors
+    /// The guest has ended, maybe because it cannot be started again.
+    pub fn reset(&self) -> Result<(), MachineError> {
+        self.core.control.request_reset();
+        self.core.control.wait_reset();
+        self.core.control.end().map_or(Ok(()), |end| Err(MachineError::Ended(end)))
+    }
+
+    /// Times that the machine was reset, by its guest or by [`reset`](Self::reset).
+    pub fn resets(&self) -> u64 {
+        self.core.control.resets()
+    }
+
+    /// Where the machine is in its life. Does not wait.
+    pub fn phase(&self) -> Phase {
+        self.core.control.phase()
+    }
+
+    /// All that has state beside the vCPUs: devices, clock, timers, interrupts on their way, memory. To be saved and restored
+    /// while the machine is paused, the vCPUs before the units.
+    pub fn units(&self) -> &Units {
+        &self.core.units
     }
 
     /// Waits until the guest ends, ends the threads, writes out what is left for the console.
     ///
     /// May be called again, and from several threads: all get the same answer.
     pub fn wait(&self) -> GuestEnd {
-        let end = self.control.wait();
+        let end = self.core.control.wait();
         self.close();
         end
     }
 
     /// Waits until the guest ends and leaves the vCPUs parked: their states and counters can still be read.
     pub fn wait_end(&self) -> GuestEnd {
-        self.control.wait()
+        self.core.control.wait()
     }
 
     /// How the guest ended, if it has. Does not wait.
     pub fn ended(&self) -> Option<GuestEnd> {
-        self.control.end()
+        self.core.control.end()
     }
 
     /// Ends the guest: [`wait`](Self::wait) returns [`GuestEnd::Stopped`], unless it has ended by itself. Does not
     /// wait.
     pub fn stop(&self) {
-        self.control.post(GuestEnd::Stopped);
+        self.core.control.post(GuestEnd::Stopped);
     }
 
     /// States of all vCPUs, each at an instruction boundary; of one and the same moment if the machine is paused.
@@ -217,8 +225,8 @@ impl Machine {
     /// # Errors
     /// The machine is closed, or the backend cannot give a state.
     pub fn save_vcpus(&self) -> Result<Vec<CpuState>, MachineError> {
-        let state = self.lock();
-        let acks: Vec<_> = state.vcpus.iter().map(VcpuThread::save).collect();
+        let vcpus = self.core.lock();
+        let acks: Vec<_> = vcpus.iter().map(VcpuThread::save).collect();
         Ok(acks.into_iter().map(|ack| ack.wait_ok()).collect::<Result<_, _>>()?)
     }
 
@@ -227,72 +235,64 @@ impl Machine {
     /// # Errors
     /// The machine is closed.
     pub fn stats(&self) -> Result<Vec<VcpuStats>, MachineError> {
-        let state = self.lock();
-        let acks: Vec<_> = state.vcpus.iter().map(VcpuThread::stats).collect();
+        let vcpus = self.core.lock();
+        let acks: Vec<_> = vcpus.iter().map(VcpuThread::stats).collect();
         Ok(acks.into_iter().map(|ack| ack.wait()).collect::<Result<_, _>>()?)
     }
 
     /// Where to put the console's input. Outlives the machine; input is then refused.
     pub fn console_input(&self) -> ConsoleInput {
-        ConsoleInput { uart: self.chipset.uart.clone() }
+        ConsoleInput { uart: self.core.chipset.uart.clone() }
     }
 
     /// Presses the power button: a guest that listens shuts down.
     pub fn press_power_button(&self) {
-        self.chipset.pm.press_power_button();
+        self.core.chipset.pm.press_power_button();
     }
 
     /// Raises NMI on one vCPU; Linux then prints where it is. Numbers beyond the last are ignored.
     pub fn inject_nmi(&self, vcpu: VcpuId) {
-        self.chipset.interrupts.inject_nmi(vcpu);
+        self.core.chipset.interrupts.inject_nmi(vcpu);
     }
 
     /// Where interrupts enter.
     pub fn interrupts(&self) -> &Arc<InterruptCell> {
-        &self.chipset.interrupts
+        &self.core.chipset.interrupts
     }
 
     /// The guest's memory.
     pub fn ram(&self) -> &Arc<GuestRam> {
-        &self.ram
+        &self.core.ram
     }
 
     /// The guest's clock.
     pub fn clock(&self) -> &Arc<VmClock> {
-        &self.clock
+        &self.core.clock
     }
 
     /// Frequency of the guest's TSC, and how it was found.
     pub fn tsc(&self) -> TscFrequency {
-        self.tsc
+        self.core.tsc
     }
 
     /// The backend's name.
     pub fn accelerator(&self) -> AccelId {
-        self.accel
+        self.core.accel
     }
 
     /// The backend's machine.
     pub fn accel_vm(&self) -> &Arc<dyn AccelVm> {
-        &self.vm
+        &self.core.vm
     }
 
-    /// Joins all threads. The end has been posted, so vCPUs are parked or on their way there.
+    /// Joins all threads. The end has been posted.
     fn close(&self) {
-        self.chipset.close(LAST_OUTPUT);
-        let mut state = self.lock();
-        if !state.closed {
-            for vcpu in &state.vcpus {
-                vcpu.stop();
-            }
-            for vcpu in &mut state.vcpus {
-                vcpu.join();
-            }
-            self.timers.stop();
-            // The backend's port may hold the bus, which holds the controllers, which hold the port.
-            self.chipset.interrupts.detach();
-            (state.closed, state.running) = (true, false);
+        let lifecycle = self.lock_lifecycle().take();
+        if let Some(thread) = lifecycle {
+            // It has nothing to panic about; if it does, the machine is closed all the same.
+            let _ = thread.join();
         }
+        self.core.close();
     }
 }
 

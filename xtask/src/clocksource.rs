@@ -10,6 +10,7 @@
 use std::fmt;
 use std::fs;
 use std::hint;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -266,7 +267,10 @@ impl Case<'_> {
         let mut count = Count::default();
         for n in 1..=boots {
             let mut boot = Boot::default();
-            let ending = console::watch(&mut self.command(), limit, &mut |line| boot.line(line))?;
+            let ending = console::watch(&mut self.command(), limit, &mut |_, line| {
+                boot.line(line);
+                ControlFlow::Continue(())
+            })?;
             let (slot, what) = match boot.outcome(&ending, self.cpus) {
                 Outcome::Kept => (&mut count.kept, None),
                 Outcome::Lost(why) => (&mut count.lost, Some(format!("LOST tsc: {why}"))),

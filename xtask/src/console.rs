@@ -1,6 +1,7 @@
 //! A program whose output is a guest's console: read line by line, and ended when it takes too long.
 
 use std::io::{BufRead as _, BufReader};
+use std::ops::ControlFlow;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -18,8 +19,13 @@ pub(crate) enum Ending {
     TimeLimit(u64),
 }
 
-/// Runs `command` for `limit` at most, without input; `each` gets the lines of its output as they come.
-pub(crate) fn watch(command: &mut Command, limit: Duration, each: &mut dyn FnMut(&str)) -> Result<Ending> {
+/// Runs `command` for `limit` at most, without input; `each` gets the number of its process and the lines of its output as they
+/// come, and may have it ended.
+pub(crate) fn watch(
+    command: &mut Command,
+    limit: Duration,
+    each: &mut dyn FnMut(u32, &str) -> ControlFlow<()>,
+) -> Result<Ending> {
     let start = Instant::now();
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
@@ -37,16 +43,19 @@ pub(crate) fn watch(command: &mut Command, limit: Duration, each: &mut dyn FnMut
             }
         }
     });
-    let in_time = loop {
+    let mut in_time = true;
+    loop {
         match received.recv_timeout(limit.saturating_sub(start.elapsed())) {
-            Ok(line) => each(&line),
-            Err(RecvTimeoutError::Timeout) => break false,
-            Err(RecvTimeoutError::Disconnected) => break true,
+            Ok(line) if each(child.id(), &line).is_continue() => continue,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Ok(_) => {}
+            Err(RecvTimeoutError::Timeout) => in_time = false,
         }
-    };
-    if !in_time {
         child.kill().with_context(|| format!("cannot end {name}"))?;
+        break;
     }
+    // Of what it goes on to say nobody reads a line.
+    drop(received);
     let status = child.wait()?;
     // The pipe is closed: it ends. If it panicked, lines are missing, which whoever reads them notices.
     let _ = reader.join();

@@ -8,6 +8,7 @@ mod guest_files;
 mod kvm_lab;
 mod lint;
 mod oracle;
+mod reboots;
 mod stress;
 mod test;
 
@@ -46,6 +47,7 @@ enum Task {
     Lint,
     /// Run random instructions on this processor and in the software CPU, and compare
     Oracle(oracle::Arguments),
+    Reboots(reboots::Arguments),
     Stress(stress::Arguments),
     /// Run all tests, with all they need, and count them
     Test {
@@ -103,6 +105,11 @@ fn main() -> Result<ExitCode> {
                 Verdict::Found => ExitCode::from(oracle::FOUND),
                 Verdict::Wrong => ExitCode::FAILURE,
             });
+        }
+        Task::Reboots(arguments) => {
+            if !reboots::run(&arguments)? {
+                return Ok(ExitCode::FAILURE);
+            }
         }
         Task::Stress(arguments) => {
             if !stress::run(&arguments)? {

@@ -5,6 +5,7 @@ use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use accel_api::{GuestRam, PAGE_SIZE, PageFlag, RamError};
@@ -15,10 +16,17 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use super::{BootError, Role};
 
 /// Where a kernel or an initial RAM disk comes from.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Source {
-    /// A file of the host.
+    /// A file of the host, opened when it is needed.
     Path(PathBuf),
+    /// A regular file of the host that is open already.
+    File {
+        /// What messages call it.
+        name: String,
+        /// The file.
+        file: Arc<File>,
+    },
     /// Bytes in this process.
     Bytes {
         /// What messages call it.
@@ -38,8 +46,16 @@ impl Source {
     pub fn name(&self) -> String {
         match self {
             Self::Path(path) => path.display().to_string(),
-            Self::Bytes { name, .. } => name.clone(),
+            Self::File { name, .. } | Self::Bytes { name, .. } => name.clone(),
         }
+    }
+
+    /// The same with its file opened, for whoever needs it again later.
+    pub(crate) fn kept(self, role: Role) -> Result<Self, BootError> {
+        let Self::Path(path) = &self else { return Ok(self) };
+        let name = self.name();
+        let (file, _) = open_file(role, &name, path)?;
+        Ok(Self::File { name, file: Arc::new(file) })
     }
 }
 
@@ -75,21 +91,23 @@ pub(super) struct Image<'a> {
 /// start it.
 fn open_file(role: Role, name: &str, path: &Path) -> Result<(File, Metadata), BootError> {
     let failed = |source| BootError::Open { role, name: name.to_owned(), source };
-    let regular = |kind: FileType| {
-        let (found, remedy) = match () {
-            _ if kind.is_file() => return Ok(()),
-            _ if kind.is_dir() => ("a folder", "give the path of a file"),
-            _ if kind.is_fifo() => ("a pipe", "write what comes from it into a file, and give that"),
-            _ => ("a device or socket", "give the path of a file"),
-        };
-        Err(BootError::NotAFile { role, name: name.to_owned(), found, remedy })
-    };
+    let regular = |kind| regular(role, name, kind);
     regular(std::fs::metadata(path).map_err(failed)?.file_type())?;
     // The path may name something else by now, which must not block either.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     regular(meta.file_type())?;
     Ok((file, meta))
+}
+
+fn regular(role: Role, name: &str, kind: FileType) -> Result<(), BootError> {
+    let (found, remedy) = match () {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => ("a folder", "give the path of a file"),
+        _ if kind.is_fifo() => ("a pipe", "write what comes from it into a file, and give that"),
+        _ => ("a device or socket", "give the path of a file"),
+    };
+    Err(BootError::NotAFile { role, name: name.to_owned(), found, remedy })
 }
 
 impl<'a> Image<'a> {
@@ -99,6 +117,13 @@ impl<'a> Image<'a> {
             Source::Bytes { bytes, .. } => (Data::Bytes(bytes.as_ref()), bytes.len() as u64),
             Source::Path(path) => {
                 let (file, meta) = open_file(role, &name, path)?;
+                (Data::File { file, modified: meta.modified().ok() }, meta.len())
+            }
+            Source::File { file, .. } => {
+                let failed = |source| BootError::Open { role, name: name.clone(), source };
+                let meta = file.metadata().map_err(failed)?;
+                regular(role, &name, meta.file_type())?;
+                let file = file.try_clone().map_err(failed)?;
                 (Data::File { file, modified: meta.modified().ok() }, meta.len())
             }
         };

@@ -63,6 +63,13 @@ impl MemoryImage {
         self
     }
 
+    /// The same with its files opened, for whoever needs them again later.
+    pub(crate) fn kept(self) -> Result<Self, BootError> {
+        let kept = |(place, source): (Place, Source)| Ok((place, source.kept(Role::Piece)?));
+        let pieces = self.pieces.into_iter().map(kept).collect::<Result<_, BootError>>()?;
+        Ok(Self { pieces, ..self })
+    }
+
     /// Opens the files and looks whether all has a place in a machine with this map.
     pub(crate) fn open(&self, map: &MemoryMap) -> Result<OpenImage<'_>, BootError> {
         let mut pieces: Vec<OpenPiece<'_>> = Vec::new();

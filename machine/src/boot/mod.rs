@@ -34,7 +34,6 @@ pub use cpu::firmware_state;
 pub use error::{BootError, Role};
 pub use image::Source;
 pub use memory_image::MemoryImage;
-pub(crate) use memory_image::OpenImage;
 
 use crate::memory_map::MemoryMap;
 use image::Image;

@@ -9,6 +9,7 @@
 mod judge;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -167,9 +168,10 @@ fn options(arguments: &Arguments) -> Vec<String> {
 /// Runs `command` for `limit` at most; its output, a console, is passed on and judged.
 fn watch(mut command: Command, limit: Duration) -> Result<(Judge, Ending)> {
     let mut judge = Judge::default();
-    let ending = console::watch(&mut command, limit, &mut |line| {
+    let ending = console::watch(&mut command, limit, &mut |_, line| {
         say(line.trim_end());
         judge.line(line);
+        ControlFlow::Continue(())
     })?;
     Ok((judge, ending))
 }

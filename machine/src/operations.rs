@@ -1,0 +1,156 @@
+//! The parts of a machine, and what is done with all of them: run, pause, reset, close.
+//!
+//! One lock covers the life of a machine; who holds it sees a phase through to the next. Requests that must not wait (the
+//! guest's end, a reset that it asks for) are posted to [`Control`] and carried out by the *lifecycle thread*.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use accel_api::{AccelId, AccelVm, CpuState, GuestRam};
+use state::Units;
+
+use crate::boot_source::BootSource;
+use crate::chipset::Chipset;
+use crate::clock::{TscFrequency, VmClock};
+use crate::control::{Control, GuestEnd};
+use crate::lifecycle::{Command, Phase, Request};
+use crate::timers::Timers;
+use crate::vcpu_thread::{VcpuThread, VcpuThreadError};
+use crate::vm::MachineError;
+
+/// How long the end of a machine waits for a console that does not take its last output.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// All parts of a machine.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// The vCPUs' threads, until the machine is closed. First, hence dropped first: vCPUs use everything below.
+    pub(crate) vcpus: Mutex<Vec<VcpuThread>>,
+    pub(crate) vm: Arc<dyn AccelVm>,
+    pub(crate) accel: AccelId,
+    pub(crate) chipset: Chipset,
+    pub(crate) units: Units,
+    pub(crate) timers: Arc<Timers>,
+    pub(crate) clock: Arc<VmClock>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) boot: BootSource,
+    pub(crate) tsc: TscFrequency,
+}
+
+impl Core {
+    /// The lock of the machine's life.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<VcpuThread>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The phase that `command` leads to from the present one. With the lock held.
+    fn next(&self, command: Command) -> Result<(Phase, Phase), MachineError> {
+        let now = self.control.phase();
+        match (now.after(command), self.control.end()) {
+            (Some(next), None) => Ok((now, next)),
+            (_, Some(end)) => Err(MachineError::Ended(end)),
+            (None, None) => Err(MachineError::Phase(now)),
+        }
+    }
+
+    pub(crate) fn resume(&self) -> Result<(), MachineError> {
+        let vcpus = self.lock();
+        let (now, next) = self.next(Command::Resume)?;
+        if now != next {
+            self.run(&vcpus)?;
+            self.control.enter(next);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn pause(&self) -> Result<(), MachineError> {
+        let vcpus = self.lock();
+        let (now, next) = self.next(Command::Pause)?;
+        if now != next {
+            self.park(&vcpus)?;
+            self.control.enter(next);
+        }
+        Ok(())
+    }
+
+    fn run(&self, vcpus: &[VcpuThread]) -> Result<(), MachineError> {
+        let offset = self.clock.thaw();
+        let acks: Vec<_> = vcpus.iter().map(|vcpu| vcpu.run(offset)).collect();
+        for ack in acks {
+            ack.wait_ok().inspect_err(|error| {
+                // Some may run and some not: there is no way back.
+                self.control.post(GuestEnd::HostError { reason: error.to_string(), dump: None });
+            })?;
+        }
+        self.timers.resume();
+        Ok(())
+    }
+
+    fn park(&self, vcpus: &[VcpuThread]) -> Result<(), VcpuThreadError> {
+        // All are asked before any is waited for: the pause of many takes no longer than that of the slowest.
+        let acks: Vec<_> = vcpus.iter().map(VcpuThread::pause).collect();
+        for ack in acks {
+            ack.wait()?;
+        }
+        self.timers.pause();
+        self.clock.freeze();
+        Ok(())
+    }
+
+    /// Resets the machine: memory, devices and vCPUs are what they were when it was built; time goes on. Then it runs or
+    /// stands as before.
+    fn reset(&self) -> Result<(), MachineError> {
+        let vcpus = self.lock();
+        let (now, next) = self.next(Command::Reset)?;
+        self.control.enter(next);
+        if now == Phase::Running {
+            self.park(&vcpus)?;
+        }
+        self.units.quiesce();
+        self.units.reset();
+        let states = self.boot.load(&self.ram)?;
+        self.load(&vcpus, states)?;
+        self.units.release();
+        self.control.enter(now);
+        self.control.reset_over();
+        if now == Phase::Running {
+            self.run(&vcpus)?;
+        }
+        Ok(())
+    }
+
+    fn load(&self, vcpus: &[VcpuThread], states: Vec<CpuState>) -> Result<(), VcpuThreadError> {
+        let acks: Vec<_> = vcpus.iter().zip(states).map(|(vcpu, state)| vcpu.load(state)).collect();
+        acks.into_iter().try_for_each(|ack| ack.wait_ok())
+    }
+
+    /// What the lifecycle thread does, until the guest ends.
+    pub(crate) fn serve_requests(&self) {
+        while self.control.next_request() == Request::Reset {
+            match self.reset() {
+                Ok(()) => tracing::info!("the machine was reset, for the {}. time", self.control.resets()),
+                Err(MachineError::Ended(_)) => {}
+                Err(error) => {
+                    let reason = format!("the machine cannot start again: {error}");
+                    self.control.post(GuestEnd::HostError { reason, dump: None });
+                }
+            }
+        }
+    }
+
+    /// Joins the vCPUs and the timers. The end has been posted, so vCPUs are parked or on their way there.
+    pub(crate) fn close(&self) {
+        self.chipset.close(LAST_OUTPUT);
+        let mut vcpus = self.lock();
+        for vcpu in &*vcpus {
+            vcpu.stop();
+        }
+        for vcpu in &mut *vcpus {
+            vcpu.join();
+        }
+        self.timers.stop();
+        // The backend's port may hold the bus, which holds the controllers, which hold the port.
+        self.chipset.interrupts.detach();
+    }
+}
