@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::{
-    AccelError, CpuFeatures, CpuModel, CpuState, GpFault, GuestRam, InterruptPort, PageFlags, RamRegion,
+    AccelError, CpuFeatures, CpuModel, CpuState, DirtyPages, GpFault, GuestRam, InterruptPort, RamRegion,
     Speculation,
 };
 
@@ -32,7 +32,7 @@ pub struct AccelCaps {
     /// * A single step ends behind the handler of an event, not in front of it, and the handler may find TF set.
     /// * The local APIC finds no errors (its ESR stays 0), and the task priority's low four bits may get lost.
     /// * A REP INS that faults may have read more from its port than it has stored.
-    /// * [`AccelVm::collect_dirty`] may report pages that were not written, and reports all the first time.
+    /// * [`AccelVm::take_dirty`] may report pages that were not written.
     /// * Fetching instructions from where no RAM is gives [`Exit::Unsupported`].
     pub exact: bool,
 }
@@ -154,12 +154,20 @@ pub trait AccelVm: Debug + Send + Sync {
     fn bind_vcpu(&self, cfg: &VcpuConfig, bus: Arc<dyn VcpuBus>) -> Result<Box<dyn Vcpu>, AccelError>;
     /// Where interrupts enter the VM. Usable from any thread, before, during and after `run`.
     fn interrupts(&self) -> Arc<dyn InterruptPort>;
-    /// Adds the pages written since the last call to `into` (the `DIRTY` flag). Backends that mark the shared flags as
-    /// they write add nothing, but must make a later write to a page whose flag the caller clears mark it again.
+    /// Begins to record stores, for [`take_dirty`](Self::take_dirty): every store after this returns is recorded, of vCPUs,
+    /// devices and whoever else writes RAM. Recording may cost the guest time. Once begun it goes on. Taking begins it, too, if
+    /// nobody has: of what was written before, some may be unknown then.
     ///
     /// # Errors
     /// Host failure.
-    fn collect_dirty(&self, into: &PageFlags) -> Result<(), AccelError>;
+    fn start_dirty_log(&self) -> Result<(), AccelError>;
+    /// Takes the pages of RAM, mapped or not, that were written since the last call, or since recording began. A store whose
+    /// page is not among those taken is among the next ones: what is copied of a page after this returns is never older than
+    /// the last store that was taken. Never waits for a device access.
+    ///
+    /// # Errors
+    /// Host failure.
+    fn take_dirty(&self) -> Result<DirtyPages, AccelError>;
 }
 
 /// One virtual CPU, used and dropped on the thread that bound it (so it is not `Send`).

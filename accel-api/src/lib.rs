@@ -15,6 +15,7 @@
 
 mod accel;
 mod cpuid;
+mod dirty;
 mod error;
 mod features;
 pub mod host_time;
@@ -32,6 +33,7 @@ mod state;
 
 pub use accel::*;
 pub use cpuid::*;
+pub use dirty::DirtyPages;
 pub use error::*;
 pub use features::*;
 pub use irq::*;

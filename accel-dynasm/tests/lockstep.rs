@@ -4,8 +4,13 @@ use accel_dynasm::{Config, create_with};
 use testkit::conformance::Choice;
 
 /// Checks with several vCPUs, or with a thread that looks at RAM while the guest runs and may see what a trial takes back.
-const NOT_ALONE: &[&str] =
-    &["slots::dirty_again_while_running", "slots::while_running", "smc::cross_modifying", "state::reset"];
+const NOT_ALONE: &[&str] = &[
+    "slots::dirty_again_while_running",
+    "slots::last_store_before_a_copy",
+    "slots::while_running",
+    "smc::cross_modifying",
+    "state::reset",
+];
 
 /// Files of checks that are all like that.
 const NOT_ALONE_AT_ALL: &[&str] = &["locks::", "order::", "smp::", "stall::"];

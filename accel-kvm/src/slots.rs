@@ -1,12 +1,12 @@
 //! Memory slots and the dirty log.
 //!
 //! KVM logs writes only once somebody asks for them: a log costs the guest a fault at the first store to each page, and
-//! huge pages. What was written before the first [`Slots::collect_dirty`] is unknown, so that call reports every page.
+//! huge pages. What was written before [`Slots::start_log`] is unknown.
 #![allow(unsafe_code)] // KVM is given host addresses
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use accel_api::{AccelError, Access, PAGE_SIZE, PageFlags, RamRegion, SlotId};
+use accel_api::{AccelError, Access, PAGE_SIZE, RamRegion, SlotId};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 
@@ -98,35 +98,37 @@ impl Slots {
         Ok(())
     }
 
-    /// See [`accel_api::AccelVm::collect_dirty`].
-    pub(crate) fn collect_dirty(&self, vm: &VmFd, into: &PageFlags) -> Result<(), AccelError> {
+    /// See [`accel_api::AccelVm::start_dirty_log`].
+    pub(crate) fn start_log(&self, vm: &VmFd) -> Result<(), AccelError> {
         let mut inner = self.lock();
-        if inner.logging {
-            return inner.list.iter().try_for_each(|slot| slot.collect(vm, into));
+        if !inner.logging {
+            inner.list.iter().try_for_each(|slot| slot.set(vm, true, true))?;
+            inner.logging = true;
         }
-        for slot in &inner.list {
-            slot.set(vm, true, true)?;
-            if slot.access == Access::ReadWrite {
-                into.mark_written(slot.region.offset(), slot.region.size() as usize);
-            }
-        }
-        inner.logging = true;
         Ok(())
+    }
+
+    /// Flags the pages that KVM has seen written since the last call.
+    pub(crate) fn collect(&self, vm: &VmFd) -> Result<(), AccelError> {
+        self.start_log(vm)?;
+        let inner = self.lock();
+        inner
+            .list
+            .iter()
+            .filter(|slot| slot.access == Access::ReadWrite)
+            .try_for_each(|slot| slot.collect(vm))
     }
 }
 
 impl Slot {
-    fn collect(&self, vm: &VmFd, into: &PageFlags) -> Result<(), AccelError> {
-        if self.access == Access::ReadOnly {
-            return Ok(());
-        }
+    fn collect(&self, vm: &VmFd) -> Result<(), AccelError> {
         let log =
             vm.get_dirty_log(self.id.0, self.region.size() as usize).map_err(host("KVM_GET_DIRTY_LOG"))?;
         for (word, mut bits) in (0u64..).zip(log) {
             while bits != 0 {
                 let page = word * 64 + u64::from(bits.trailing_zeros());
                 bits &= bits - 1;
-                into.mark_written(self.region.offset() + page * PAGE_SIZE, PAGE_SIZE as usize);
+                self.region.flags().mark_written(self.region.offset() + page * PAGE_SIZE, PAGE_SIZE as usize);
             }
         }
         Ok(())

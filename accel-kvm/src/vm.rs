@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use accel_api::host_time::Pulse;
 use accel_api::{
-    AccelError, AccelVm, Access, InterruptPort, PageFlags, RamRegion, SlotId, Vcpu, VcpuBus, VcpuConfig,
+    AccelError, AccelVm, Access, DirtyPages, InterruptPort, RamRegion, SlotId, Vcpu, VcpuBus, VcpuConfig,
     VmSpec,
 };
 use kvm_bindings::{
@@ -138,7 +138,12 @@ impl AccelVm for KvmVm {
         self.port.clone()
     }
 
-    fn collect_dirty(&self, into: &PageFlags) -> Result<(), AccelError> {
-        self.slots.collect_dirty(&self.fd, into)
+    fn start_dirty_log(&self) -> Result<(), AccelError> {
+        self.slots.start_log(&self.fd)
+    }
+
+    fn take_dirty(&self) -> Result<DirtyPages, AccelError> {
+        self.slots.collect(&self.fd)?;
+        Ok(self.spec.ram.flags().take_dirty())
     }
 }

@@ -119,8 +119,8 @@ fn a_console_that_takes_nothing_keeps_nobody_waiting() {
             assert_eq!(sent(), paused, "{id}");
             answered(&machine, "resume", |m| m.resume()).unwrap();
             answered(&machine, "stats", |m| m.stats()).unwrap();
-            let collect = |m: &Machine| m.accel_vm().collect_dirty(m.ram().flags());
-            answered(&machine, "collect_dirty", collect).unwrap();
+            let collect = |m: &Machine| m.accel_vm().take_dirty();
+            answered(&machine, "take_dirty", collect).unwrap();
             assert!(gate.0.0.lock().unwrap().1.is_empty());
 
             gate.open();

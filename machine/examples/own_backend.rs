@@ -48,8 +48,11 @@ impl AccelVm for CountingVm {
     fn interrupts(&self) -> Arc<dyn InterruptPort> {
         self.0.interrupts()
     }
-    fn collect_dirty(&self, into: &PageFlags) -> Result<(), AccelError> {
-        self.0.collect_dirty(into)
+    fn start_dirty_log(&self) -> Result<(), AccelError> {
+        self.0.start_dirty_log()
+    }
+    fn take_dirty(&self) -> Result<DirtyPages, AccelError> {
+        self.0.take_dirty()
     }
 }
 

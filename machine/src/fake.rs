@@ -78,6 +78,7 @@ impl Accelerator for FakeAccelerator {
             wakes,
             program: self.program.clone(),
             slots: Mutex::default(),
+            ram: spec.ram.clone(),
         }))
     }
 }
@@ -88,6 +89,7 @@ pub(crate) struct FakeVm {
     wakes: Vec<Arc<Wake>>,
     program: Arc<Program>,
     slots: Mutex<Vec<(u64, u64)>>,
+    ram: Arc<GuestRam>,
 }
 
 impl std::fmt::Debug for FakeVm {
@@ -113,8 +115,11 @@ impl AccelVm for FakeVm {
     fn interrupts(&self) -> Arc<dyn InterruptPort> {
         self.port.clone()
     }
-    fn collect_dirty(&self, _: &PageFlags) -> Result<(), AccelError> {
+    fn start_dirty_log(&self) -> Result<(), AccelError> {
         Ok(())
+    }
+    fn take_dirty(&self) -> Result<DirtyPages, AccelError> {
+        Ok(self.ram.flags().take_dirty())
     }
 }
 

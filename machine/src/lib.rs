@@ -33,6 +33,7 @@ mod chipset;
 mod choice;
 pub mod clock;
 mod control;
+mod dirty;
 mod dump;
 #[cfg(test)]
 mod fake;
@@ -58,6 +59,7 @@ pub use choice::{AccelChoice, ChooseError, Chosen, Needs, PassedOver, Survey};
 pub use clock::TscFrequency;
 pub use control::GuestEnd;
 pub use devices::output::OutputQueue;
+pub use dirty::DirtyConsumer;
 pub use dump::CpuDump;
 pub use interrupts::InterruptCell;
 pub use lifecycle::{OnReset, Phase, PhaseListener};

@@ -13,6 +13,7 @@ use crate::boot_source::BootSource;
 use crate::chipset::Chipset;
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::{Control, GuestEnd};
+use crate::dirty::DirtyLog;
 use crate::lifecycle::{Command, Phase, Request};
 use crate::timers::Timers;
 use crate::vcpu_thread::{VcpuThread, VcpuThreadError};
@@ -28,6 +29,7 @@ pub(crate) struct Core {
     pub(crate) vcpus: Mutex<Vec<VcpuThread>>,
     pub(crate) vm: Arc<dyn AccelVm>,
     pub(crate) accel: AccelId,
+    pub(crate) dirty: Arc<DirtyLog>,
     pub(crate) chipset: Chipset,
     pub(crate) units: Units,
     pub(crate) timers: Arc<Timers>,

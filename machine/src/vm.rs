@@ -16,6 +16,7 @@ use crate::builder::MachineBuilder;
 use crate::chipset::{Chipset, ChipsetError};
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::{Control, GuestEnd};
+use crate::dirty::{DirtyConsumer, DirtyLog};
 use crate::host;
 use crate::interrupts::InterruptCell;
 use crate::lifecycle::Phase;
@@ -133,7 +134,8 @@ impl Machine {
             debug_assert!(new, "two units of one name");
         });
         let vcpus = Mutex::new(vcpus);
-        let core = Core { vcpus, vm, accel, chipset, units, timers, clock, control, ram, boot, tsc };
+        let dirty = DirtyLog::new(vm.clone());
+        let core = Core { vcpus, vm, accel, dirty, chipset, units, timers, clock, control, ram, boot, tsc };
         let machine = Self { core: Arc::new(core), lifecycle: Mutex::default() };
         let lifecycle = thread::Builder::new().name(host::thread_name("lifecycle", &name)).spawn({
             let core = machine.core.clone();
@@ -238,6 +240,14 @@ impl Machine {
         let vcpus = self.core.lock();
         let acks: Vec<_> = vcpus.iter().map(VcpuThread::stats).collect();
         Ok(acks.into_iter().map(|ack| ack.wait()).collect::<Result<_, _>>()?)
+    }
+
+    /// Tells which pages of memory are written from now on. As many as are wanted; each sees every page.
+    ///
+    /// # Errors
+    /// The accelerator cannot record stores.
+    pub fn dirty_consumer(&self) -> Result<DirtyConsumer, MachineError> {
+        Ok(self.core.dirty.consumer()?)
     }
 
     /// Where to put the console's input. Outlives the machine; input is then refused.

@@ -264,10 +264,7 @@ fn pest(
                 mapped = !mapped;
             }
             5 => {
-                vm.collect_dirty(ram.flags()).expect("collect_dirty");
-                for page in 0..ram.flags().pages() {
-                    ram.flags().clear(page, PageFlag::DIRTY);
-                }
+                vm.take_dirty().expect("take_dirty");
             }
             _ => kicks.iter().for_each(|k| k.kick()),
         }

@@ -50,7 +50,7 @@ impl Accelerator for Travelling {
         if spec.vcpus > 1 {
             return Ok(vm);
         }
-        let place = Place { vm, slots: Vec::new(), routes: BTreeMap::new(), extint: false };
+        let place = Place { vm, slots: Vec::new(), routes: BTreeMap::new(), extint: false, logging: false };
         Ok(Arc::new(Shared { accel: self.inner.clone(), spec: spec.clone(), place: RwLock::new(place) })
             .wrap())
     }
@@ -63,6 +63,8 @@ struct Place {
     slots: Vec<(SlotId, RamRegion, Access)>,
     routes: BTreeMap<u8, IoapicRoute>,
     extint: bool,
+    /// Stores are recorded.
+    logging: bool,
 }
 
 #[derive(Debug)]
@@ -126,8 +128,14 @@ impl AccelVm for Vm {
     fn interrupts(&self) -> Arc<dyn InterruptPort> {
         Arc::new(Port(self.0.clone()))
     }
-    fn collect_dirty(&self, into: &PageFlags) -> Result<(), AccelError> {
-        self.0.here(|place| place.vm.collect_dirty(into))
+    fn start_dirty_log(&self) -> Result<(), AccelError> {
+        self.0.change(|place| {
+            place.logging = true;
+            place.vm.start_dirty_log()
+        })
+    }
+    fn take_dirty(&self) -> Result<DirtyPages, AccelError> {
+        self.0.here(|place| place.vm.take_dirty())
     }
 }
 
@@ -299,7 +307,12 @@ impl Traveller {
                 vm.interrupts().set_route(*pin, Some(*route))?;
             }
             vm.interrupts().set_extint(place.extint);
-            place.vm.collect_dirty(shared.spec.ram.flags())?;
+            if place.logging {
+                vm.start_dirty_log()?;
+                // What the old one has recorded goes along.
+                let flags = shared.spec.ram.flags();
+                place.vm.take_dirty()?.iter().for_each(|page| drop(flags.set(page, PageFlag::DIRTY)));
+            }
             let (before, armed) = canonical(state);
             let (after, still_armed) = canonical(fresh.save()?);
             assert_eq!(before.diff(&after), [], "save, load, save");

@@ -154,7 +154,11 @@ mod tests {
     #[test]
     fn growth_is_seen() {
         assert_eq!(verdict(&usages(|n| 1000 + n % 7 * 10, |_| 5)), Ok(()));
-        assert_eq!(verdict(&usages(|n| if n < 5 { 100 } else { 1000 }, |_| 5)), Ok(()), "caches fill at first");
+        assert_eq!(
+            verdict(&usages(|n| if n < 5 { 100 } else { 1000 }, |_| 5)),
+            Ok(()),
+            "caches fill at first"
+        );
         let grown = verdict(&usages(|n| 1000 + n, |_| 5)).unwrap_err();
         assert_eq!(grown, "1094 KiB at last, 1014 KiB at first");
         assert_eq!(verdict(&usages(|_| 1000, |n| 5 + n / 50)).unwrap_err(), "6 threads at last, 5 at first");

@@ -439,5 +439,6 @@ fn memory_that_the_host_cannot_give_is_no_fault_of_the_file() {
     assert!(error.contains("cannot provide the page of guest RAM at 0x200000"), "{error}");
     // The builder asks when all is loaded.
     let (result, loss) = load_short(Source::bytes("test-kernel", elf(true)));
-    assert!(result.is_ok() && loss == Some(0x20_0000), "{result:?} {loss:x?}");
+    // In which order a copy goes through a page is its own affair.
+    assert!(result.is_ok() && loss.is_some_and(|gpa| gpa >> 12 == 0x200), "{result:?} {loss:x?}");
 }

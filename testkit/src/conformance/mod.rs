@@ -98,7 +98,8 @@ macro_rules! __conformance_checks {
             model: cpuid features named_msrs other_msrs system_calls;
             pcid: spaces_apart global_pages many_spaces stores_between bit_63;
             state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
-            slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running code_unmapped;
+            slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running
+                last_store_before_a_copy code_unmapped;
             time: one_shot periodic tsc_deadline time_stamp reading_leaves_the_rest_alone;
             smc: next_instruction hot_loop other_page_and_alias across_pages by_dma by_string_store by_remapping
                 half_remapped half_aliased cross_modifying;

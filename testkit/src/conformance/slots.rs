@@ -1,9 +1,10 @@
 //! Memory slots that come and go under a running guest, and the dirty log.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
-use accel_api::{AccelError, Accelerator, Access, Exit, PAGE_SIZE, PageFlag, SlotId, gpr};
+use accel_api::{AccelError, Accelerator, Access, Exit, PAGE_SIZE, SlotId, gpr};
 use iced_x86::code_asm::*;
 
 use crate::fake_bus::{Event, pattern};
@@ -129,15 +130,9 @@ pub fn while_running(accel: &Arc<dyn Accelerator>) {
     });
 }
 
-/// Pages of low RAM that are dirty, as a migration would collect and clear them.
+/// Pages of low RAM that are dirty, as a migration would take them.
 fn collect(rig: &Rig) -> Vec<u64> {
-    let flags = rig.ram.flags();
-    rig.vm.collect_dirty(flags).expect("collect_dirty");
-    let pages = 0..(map::RAM_END / PAGE_SIZE) as usize;
-    pages
-        .filter(|p| flags.clear(*p, PageFlag::DIRTY).contains(PageFlag::DIRTY))
-        .map(|p| p as u64 * PAGE_SIZE)
-        .collect()
+    rig.vm.take_dirty().expect("take_dirty").offsets().take_while(|offset| *offset < map::RAM_END).collect()
 }
 
 /// A page whose flag a device collects between two stores to it, of the same base and with no branch between them, is marked
@@ -253,6 +248,110 @@ pub fn dirty_again_while_running(accel: &Arc<dyn Accelerator>) {
         assert_eq!(collector.join().expect("collector"), 30, "stores were not marked again");
     });
     assert!(runner.save().gpr[gpr::RBX] > 0);
+}
+
+/// Two vCPUs store to pages of their own all the time while pages are taken and copied. When both stand and what is left has
+/// been taken, the copy is what they have stored: the last store to a page before each copy was never lost.
+pub fn last_store_before_a_copy(accel: &Arc<dyn Accelerator>) {
+    const PAGES: u64 = 8;
+    const ROUNDS: u32 = 3000;
+    let rig = Rig::smp(accel, 2);
+    // xorshift64 picks the page.
+    rig.code(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        for (left, by) in [(true, 13), (false, 7), (true, 17)] {
+            a.mov(rcx, rax)?;
+            if left {
+                a.shl(rcx, by)?
+            } else {
+                a.shr(rcx, by)?
+            }
+            a.xor(rax, rcx)?;
+        }
+        a.mov(ecx, eax)?;
+        a.and(ecx, ((PAGES - 1) * PAGE_SIZE) as u32)?;
+        a.inc(qword_ptr(rsi + rcx))?;
+        a.jmp(top)
+    });
+    rig.vm.start_dirty_log().expect("start_dirty_log");
+    let (hold, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let standing = AtomicU32::new(0);
+    let kicks = Mutex::new(Vec::new());
+    std::thread::scope(|s| {
+        for id in 0..2u32 {
+            let (rig, hold, over, standing, kicks) = (&rig, &hold, &over, &standing, &kicks);
+            s.spawn(move || {
+                let mut state = rig.long_mode(id);
+                state.gpr[gpr::RSI] = map::DATA + u64::from(id) * PAGES * PAGE_SIZE;
+                state.gpr[gpr::RAX] = 0x9e37_79b9_7f4a_7c15 >> id;
+                let mut runner = rig.vcpu(id, &state);
+                kicks.lock().expect("lock").push(runner.vcpu.kicker());
+                while !over.load(Ordering::SeqCst) {
+                    assert_eq!(runner.step(), Exit::Kicked);
+                    if hold.load(Ordering::SeqCst) {
+                        standing.fetch_add(1, Ordering::SeqCst);
+                        while hold.load(Ordering::SeqCst) {
+                            std::thread::yield_now();
+                        }
+                        standing.fetch_sub(1, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        /// Lets the vCPUs go also when an assertion fails: they never end themselves.
+        struct End<'a>(&'a [&'a AtomicBool; 2], &'a Mutex<Vec<Arc<dyn accel_api::Kick>>>);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                let [hold, over] = self.0;
+                over.store(true, Ordering::SeqCst);
+                hold.store(false, Ordering::SeqCst);
+                self.1.lock().unwrap_or_else(|e| e.into_inner()).iter().for_each(|kick| kick.kick());
+            }
+        }
+        let flags = [&hold, &over];
+        let _end = End(&flags, &kicks);
+        let patience = std::time::Instant::now();
+        while kicks.lock().expect("lock").len() < 2 {
+            assert!(patience.elapsed() < crate::rig::PATIENCE, "a vCPU does not start");
+            std::thread::yield_now();
+        }
+        let pages = || (0..2 * PAGES).map(|n| map::DATA + n * PAGE_SIZE);
+        let mut copy: BTreeMap<u64, u64> = pages().map(|page| (page, 0)).collect();
+        let mut take = || {
+            for page in collect(&rig) {
+                copy.entry(page).and_modify(|value| *value = rig.read(page));
+            }
+            copy.clone()
+        };
+        let start = std::time::Instant::now();
+        let wait = |count: u32| {
+            while standing.load(Ordering::SeqCst) != count {
+                assert!(
+                    start.elapsed() < 4 * crate::rig::PATIENCE,
+                    "a vCPU does not stand, or does not go on"
+                );
+                std::thread::yield_now();
+            }
+        };
+        for round in 0..ROUNDS {
+            // An emulated host gets through fewer.
+            if round > 50 && start.elapsed() > std::time::Duration::from_secs(20) {
+                break;
+            }
+            take();
+            take();
+            hold.store(true, Ordering::SeqCst);
+            kicks.lock().expect("lock").iter().for_each(|kick| kick.kick());
+            wait(2);
+            let copied = take();
+            let stored: BTreeMap<u64, u64> = pages().map(|page| (page, rig.read(page))).collect();
+            assert_eq!(copied, stored, "round {round}");
+            hold.store(false, Ordering::SeqCst);
+            wait(0);
+        }
+        assert!(pages().all(|page| rig.read::<u64>(page) > 0), "the vCPUs stored nothing");
+    });
 }
 
 /// `stay` in an extra slot: fetching goes on from RAM that has gone as it would from a device.

@@ -33,7 +33,7 @@ fn hold(rig: &Rig, wanted: impl Fn(&Event) -> bool + Send + Sync + 'static) -> (
 
 /// While vCPU 0 is held up: dirty pages are collected, a slot comes and goes, a device writes to code.
 fn changes(rig: &Rig) {
-    rig.vm.collect_dirty(rig.ram.flags()).expect("collect_dirty");
+    rig.vm.take_dirty().expect("take_dirty");
     rig.vm.map(SLOT, &rig.ram.regions()[2], Access::ReadWrite).expect("map");
     rig.vm.unmap(SLOT).expect("unmap");
     let code = rig.read::<u8>(map::CODE);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use accel_api::host_time::Pulse;
 use accel_api::{
-    AccelError, AccelId, AccelVm, Access, InterruptPort, IoapicRoute, MsiMessage, PageFlags, RamRegion,
+    AccelError, AccelId, AccelVm, Access, DirtyPages, InterruptPort, IoapicRoute, MsiMessage, RamRegion,
     SlotId, Vcpu, VcpuBus, VcpuConfig, VcpuId, VmSpec,
 };
 
@@ -104,11 +104,18 @@ impl<E: Executor> AccelVm for SoftVm<E> {
         Arc::new(SoftPort { apic: self.apic.clone() })
     }
 
-    fn collect_dirty(&self, _: &PageFlags) -> Result<(), AccelError> {
-        // The flags are set as pages become writable in the TLB; from here on that must happen anew.
+    fn start_dirty_log(&self) -> Result<(), AccelError> {
+        // Pages are flagged as they become writable in the TLB, always; those that are so already count as flagged.
+        self.take_dirty().map(drop)
+    }
+
+    fn take_dirty(&self) -> Result<DirtyPages, AccelError> {
+        // Flags first: a page that is stored to between the two is among those taken, whose copy comes later. In the other
+        // order, one that became writable between the two would be stored to without a flag from then on.
+        let taken = self.spec.ram.flags().take_dirty();
         self.shared.post_all(request::DIRTY);
         self.shared.vcpus.iter().for_each(|v| v.settle(request::DIRTY));
-        Ok(())
+        Ok(taken)
     }
 }
 
