@@ -26,6 +26,7 @@ pub mod post;
 pub mod rtc;
 mod saved;
 pub mod seams;
+pub mod shared_line;
 pub mod uart;
 pub mod waiting;
 

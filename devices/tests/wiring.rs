@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use devices::bus::{PioBus, PioBusBuilder};
+use devices::bus::PioBus;
 use devices::ioapic::{Ioapic, IoapicVersion};
 use devices::output::OutputQueue;
 use devices::pic::Pic;
@@ -101,13 +101,13 @@ fn chipset() -> Chipset {
     let rtc = Rtc::new(&config, Duration::ZERO, clock.clone(), line(RTC_IRQ), timers.clone());
     let uart = Uart::new("uart0", COM1_PORT, line(COM1_IRQ), OutputQueue::new("out", io::sink()).unwrap());
     timers.devices.lock().unwrap().extend([pit.clone() as Arc<dyn TimedDevice>, rtc.clone()]);
-    let mut bus = PioBusBuilder::new();
+    let bus = PioBus::new();
     for port in Pic::PORTS {
         bus.add(port, 2, pic.clone()).unwrap();
     }
     bus.add(PIT_PORT, 4, pit.clone()).unwrap().add(PORT_61, 1, pit).unwrap();
     bus.add(RTC_PORT, 2, rtc).unwrap().add(COM1_PORT, 8, uart.clone()).unwrap();
-    Chipset { cpu, pic, ioapic, uart, timers, clock, bus: bus.build() }
+    Chipset { cpu, pic, ioapic, uart, timers, clock, bus }
 }
 
 impl Chipset {

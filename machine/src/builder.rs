@@ -8,13 +8,14 @@ use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, CpuModel, GuestRam,
 use crate::MAX_VCPUS;
 use crate::boot::{MemoryImage, Source};
 use crate::boot_source::{Boot, BootSource};
-use crate::chipset::{Chipset, ChipsetSpec, Sink};
+use crate::chipset::{Chipset, ChipsetError, ChipsetSpec, Sink};
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::Control;
 use crate::lifecycle::{OnReset, Phase, PhaseListener};
 use crate::memory_map::{self, MIB, MemoryMap};
 use crate::timers::Timers;
 use crate::vm::{Machine, MachineError, Parts};
+use crate::wiring::Wiring;
 
 /// The CPU model a machine has unless told otherwise: what the host and its backends have. The named ones are for guests that
 /// are to move to other hosts.
@@ -37,7 +38,11 @@ pub struct MachineBuilder {
     on_reset: OnReset,
     on_triple_fault: OnReset,
     listener: Option<PhaseListener>,
+    devices: Vec<AddDevices>,
 }
+
+/// Puts an embedder's devices on the board.
+type AddDevices = Box<dyn FnOnce(&mut Wiring<'_>) -> Result<(), ChipsetError> + Send>;
 
 impl Default for MachineBuilder {
     fn default() -> Self {
@@ -56,6 +61,7 @@ impl Default for MachineBuilder {
             on_reset: OnReset::End,
             on_triple_fault: OnReset::End,
             listener: None,
+            devices: Vec::new(),
         }
     }
 }
@@ -154,6 +160,15 @@ impl MachineBuilder {
         self
     }
 
+    /// Adds devices of the embedder's own: `add` puts them on the board when the machine's are there. May be called again.
+    pub fn devices(
+        mut self,
+        add: impl FnOnce(&mut Wiring<'_>) -> Result<(), ChipsetError> + Send + 'static,
+    ) -> Self {
+        self.devices.push(Box::new(add));
+        self
+    }
+
     /// Checks all of the description but its files: memory, accelerator, vCPUs, CPU model.
     ///
     /// # Errors
@@ -193,7 +208,7 @@ impl MachineBuilder {
         let timers = Timers::new(clock.clone());
         let control = Control::new(self.on_reset, self.on_triple_fault).with_listener(self.listener);
         let control = Arc::new(control);
-        let chipset = Chipset::build(ChipsetSpec {
+        let mut chipset = Chipset::build(ChipsetSpec {
             name: &self.name,
             map: &map,
             vcpus: self.cpus,
@@ -203,6 +218,9 @@ impl MachineBuilder {
             console: self.console,
             debug_console: self.debug_console,
         })?;
+        let mut wiring =
+            Wiring { chipset: &mut chipset, clock: &clock, timers: &timers, control: &control, ram: &ram };
+        self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
         let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;
         let accel = accelerator.id();
         let access = regions.iter().map(|&(.., access)| access).collect();

@@ -16,7 +16,7 @@ use devices::acpi_pm::{
     ACPI_PM_LEN, ACPI_PM_PORT, AcpiPm, PM_TIMER_OFFSET, PM1_CONTROL_OFFSET, RESET_PORT, RESET_VALUE,
     ResetControl, SCI_IRQ, SLP_TYP_S5,
 };
-use devices::bus::{BusError, MmioBusBuilder, PioBusBuilder};
+use devices::bus::{BusError, MmioBus, PioBus};
 use devices::debug_port::{DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DebugConsole, DebugExit};
 use devices::i8042::{I8042, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_IRQ, PORT_92, Port92};
 use devices::ioapic::{IOAPIC_BASE, IOAPIC_LEN, Ioapic, IoapicVersion};
@@ -25,8 +25,9 @@ use devices::pic::Pic;
 use devices::pit::{PIT_IRQ, PIT_PORT, PORT_61, Pit};
 use devices::post::Post;
 use devices::rtc::{CmosConfig, RTC_CENTURY, RTC_IRQ, RTC_PORT, Rtc};
+use devices::shared_line::SharedIrqLine;
 use devices::uart::{COM1_IRQ, COM1_PORT, UART_PORTS, Uart};
-use devices::{IrqFanout, IrqLine, TimedDevice};
+use devices::{IrqFanout, TimedDevice};
 use state::StateUnit;
 
 use crate::acpi::AcpiHardware;
@@ -56,6 +57,9 @@ const PIC_PORTS: [(u16, u16); 3] = [(0x20, 2), (0xa0, 2), (0x4d0, 2)];
 /// Port of the POST code.
 const POST_PORT: u16 = 0x80;
 
+/// ISA interrupts.
+const ISA_LINES: u8 = 16;
+
 /// Where a byte stream of the guest goes.
 pub type Sink = Box<dyn Write + Send>;
 
@@ -79,6 +83,8 @@ pub(crate) struct Chipset {
     pub(crate) uart: Arc<Uart>,
     pub(crate) pm: Arc<AcpiPm>,
     pub(crate) timed: Vec<Arc<dyn TimedDevice>>,
+    /// ISA interrupts, which any number of devices may share.
+    pub(crate) lines: Vec<Arc<SharedIrqLine>>,
     pub(crate) debug_output: Option<Arc<OutputQueue>>,
     /// All that have state, in the order in which they are restored: controllers before the devices that drive them.
     pub(crate) units: Vec<Arc<dyn StateUnit>>,
@@ -90,6 +96,9 @@ pub enum ChipsetError {
     /// Two devices at one address.
     #[error("devices: {0}")]
     Bus(#[from] BusError),
+    /// Two parts of one name.
+    #[error("two devices are called {0}; give one of them another name")]
+    UnitName(String),
     /// The host has no thread for the console.
     #[error("no thread for the console: {0}")]
     Console(#[source] io::Error),
@@ -101,10 +110,13 @@ impl Chipset {
         let interrupts = InterruptCell::new(control.clone());
         let pic = Pic::new(Arc::new(IntrWire(interrupts.clone())));
         let ioapic = Ioapic::new(IoapicVersion::V20, interrupts.clone());
-        let line = |irq: u8| -> Arc<dyn IrqLine> {
-            let pin = if irq == 0 { 2 } else { irq };
-            Arc::new(IrqFanout::new(vec![pic.line(irq), ioapic.line(pin)]))
-        };
+        let lines: Vec<_> = (0..ISA_LINES)
+            .map(|irq| {
+                let pin = if irq == 0 { 2 } else { irq };
+                SharedIrqLine::new(Arc::new(IrqFanout::new(vec![pic.line(irq), ioapic.line(pin)])))
+            })
+            .collect();
+        let line = |irq: u8| lines[usize::from(irq)].owner();
 
         let sink = WatchedSink { sink: console, control: control.clone() };
         let output =
@@ -138,7 +150,7 @@ impl Chipset {
             console,
         ];
 
-        let mut pio = PioBusBuilder::new();
+        let pio = PioBus::new();
         for (port, len) in PIC_PORTS {
             pio.add(port, len, pic.clone())?;
         }
@@ -163,12 +175,12 @@ impl Chipset {
                 Some(queue)
             }
         };
-        let mut mmio = MmioBusBuilder::new();
+        let mmio = MmioBus::new();
         mmio.add(IOAPIC_BASE, IOAPIC_LEN, ioapic.clone())?;
 
-        let bus = MachineBus { pio: pio.build(), mmio: mmio.build(), pic, ioapic, log: LogLimit::new(clock) };
+        let bus = MachineBus { pio, mmio, pic, ioapic, log: LogLimit::new(clock) };
         let timed: Vec<Arc<dyn TimedDevice>> = vec![pit, rtc, pm.clone()];
-        Ok(Self { bus: Arc::new(bus), interrupts, uart, pm, timed, debug_output, units })
+        Ok(Self { bus: Arc::new(bus), interrupts, uart, pm, timed, lines, debug_output, units })
     }
 
     /// Writes out what is queued, waiting at most `patience`, then frees every vCPU that waits for the console.

@@ -51,6 +51,7 @@ pub mod vcpu_thread;
 mod vm;
 #[cfg(test)]
 mod vm_tests;
+mod wiring;
 
 pub use boot::{MemoryImage, Source};
 pub use builder::{DEFAULT_MODEL, MachineBuilder};
@@ -65,6 +66,7 @@ pub use interrupts::InterruptCell;
 pub use lifecycle::{OnReset, Phase, PhaseListener};
 pub use registry::{BackendOptions, CreateFn, Descriptor, Listener, ProbeFn, Registry, TranslatorOptions};
 pub use vm::{ConsoleInput, Machine, MachineError};
+pub use wiring::Wiring;
 
 /// Most vCPUs one machine can have.
 pub const MAX_VCPUS: u32 = 64;

@@ -311,7 +311,9 @@ impl Traveller {
                 vm.start_dirty_log()?;
                 // What the old one has recorded goes along.
                 let flags = shared.spec.ram.flags();
-                place.vm.take_dirty()?.iter().for_each(|page| drop(flags.set(page, PageFlag::DIRTY)));
+                for page in place.vm.take_dirty()?.iter() {
+                    flags.set(page, PageFlag::DIRTY);
+                }
             }
             let (before, armed) = canonical(state);
             let (after, still_armed) = canonical(fresh.save()?);

@@ -1,0 +1,90 @@
+//! How an embedder adds devices of its own to a machine.
+
+use std::sync::Arc;
+
+use accel_api::GuestRam;
+use devices::{Clock, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice, TimerHost};
+use state::StateUnit;
+
+use crate::chipset::{Chipset, ChipsetError};
+use crate::clock::VmClock;
+use crate::control::Control;
+use crate::timers::Timers;
+
+/// The board that a device is put on: what [`MachineBuilder::devices`](crate::MachineBuilder::devices) is given, when the
+/// machine's own devices are there and nothing runs yet.
+#[derive(Debug)]
+pub struct Wiring<'a> {
+    pub(crate) chipset: &'a mut Chipset,
+    pub(crate) clock: &'a Arc<VmClock>,
+    pub(crate) timers: &'a Arc<Timers>,
+    pub(crate) control: &'a Arc<Control>,
+    pub(crate) ram: &'a Arc<GuestRam>,
+}
+
+impl Wiring<'_> {
+    /// Puts `device` at ports `start .. start + len`.
+    ///
+    /// # Errors
+    /// Another device is there.
+    pub fn add_pio(&self, start: u16, len: u16, device: Arc<dyn PioDevice>) -> Result<(), ChipsetError> {
+        self.chipset.bus.pio.add(start, len, device)?;
+        Ok(())
+    }
+
+    /// Puts `device` at guest-physical `start .. start + len`, where there is no RAM.
+    ///
+    /// # Errors
+    /// Another device or memory is there.
+    pub fn add_mmio(&self, start: u64, len: u64, device: Arc<dyn MmioDevice>) -> Result<(), ChipsetError> {
+        let overlaps = |gpa: u64, bytes: u64| gpa < start.saturating_add(len) && start < gpa + bytes;
+        if let Some(region) = self.ram.regions().iter().find(|region| overlaps(region.gpa(), region.size())) {
+            return Err(devices::bus::BusError::Overlap { start, len, other: region.gpa() }.into());
+        }
+        self.chipset.bus.mmio.add(start, len, device)?;
+        Ok(())
+    }
+
+    /// A share of ISA interrupt `irq`, 0 to 15, which reaches the 8259 pair and the IOAPIC; it is asserted while any of its
+    /// owners asserts it. `None`: there is no such line (2 is the cascade of the 8259s).
+    pub fn irq(&self, irq: u8) -> Option<Arc<dyn IrqLine>> {
+        (irq != 2).then(|| self.chipset.lines.get(usize::from(irq)).map(|line| line.owner())).flatten()
+    }
+
+    /// Has `device` called at its deadlines.
+    pub fn add_timed(&mut self, device: Arc<dyn TimedDevice>) {
+        self.chipset.timed.push(device);
+    }
+
+    /// Makes `unit` a part of what is saved, restored and reset, behind those that are there.
+    ///
+    /// # Errors
+    /// There is one of that name.
+    pub fn add_unit(&mut self, unit: Arc<dyn StateUnit>) -> Result<(), ChipsetError> {
+        if self.chipset.units.iter().any(|other| other.name() == unit.name()) {
+            return Err(ChipsetError::UnitName(unit.name().to_owned()));
+        }
+        self.chipset.units.push(unit);
+        Ok(())
+    }
+
+    /// VM time.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        self.clock.clone()
+    }
+
+    /// To be told when a deadline has moved.
+    pub fn timers(&self) -> Arc<dyn TimerHost> {
+        self.timers.clone()
+    }
+
+    /// Power and reset.
+    pub fn control(&self) -> Arc<dyn MachineControl> {
+        self.control.clone()
+    }
+
+    /// The guest's memory: checked accesses, whose writes are recorded ([`GuestRam::memory`]).
+    pub fn memory(&self) -> &Arc<GuestRam> {
+        self.ram
+    }
+}
