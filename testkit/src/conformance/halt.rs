@@ -29,10 +29,11 @@ fn when_asleep<T: Send>(rig: &Rig, runner: impl FnOnce() -> T, action: impl FnOn
     })
 }
 
+/// Nothing interrupts between STI and HLT: an interrupt that comes early wakes it all the same.
 fn halting(rig: &Rig) {
     rig.code(|a| {
-        a.sti()?;
         a.mov(dword_ptr(cell::USER), 1)?;
+        a.sti()?;
         a.hlt()?;
         a.inc(ebx)
     });
