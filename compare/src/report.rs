@@ -3,7 +3,7 @@
 //! Samples are what was measured; everything else about a cell (spread, value, ratio) is computed from them once, by
 //! [`Report::finish`], so that every output shows the same numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -332,16 +332,29 @@ impl Report {
         gaps
     }
 
-    /// Geometric mean of the ratios of a subject in some rows to each base, with their number.
+    /// Geometric mean of the ratios of a subject in some rows to each base, with their number. Only over rows in which every
+    /// subject that has a ratio to that base anywhere has one: means over different rows say nothing beside each other.
     pub fn means<'a>(rows: &[&'a Row], subject: &str) -> BTreeMap<&'a str, (f64, usize)> {
-        let mut ratios: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        let ratio = |row: &Row, subject: &str| row.cell(subject).and_then(|cell| cell.ratio);
+        let mut by_base: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
         for row in rows {
-            if let (Some(base), Some(ratio)) = (&row.base, row.cell(subject).and_then(|cell| cell.ratio)) {
-                ratios.entry(base).or_default().push(ratio.value);
+            if let Some(base) = &row.base {
+                by_base.entry(base).or_default().push(row);
             }
         }
-        let mean = |list: Vec<f64>| Some((geometric_mean(list.iter().copied())?, list.len()));
-        ratios.into_iter().filter_map(|(base, list)| Some((base, mean(list)?))).collect()
+        let mean = |rows: Vec<&Row>| {
+            let subjects: BTreeSet<&str> = rows
+                .iter()
+                .flat_map(|row| &row.cells)
+                .filter(|cell| cell.ratio.is_some())
+                .map(|cell| cell.subject.as_str())
+                .collect();
+            let whole = |row: &&&Row| subjects.iter().all(|subject| ratio(row, subject).is_some());
+            let ratios: Vec<f64> =
+                rows.iter().filter(whole).filter_map(|row| Some(ratio(row, subject)?.value)).collect();
+            Some((geometric_mean(ratios.iter().copied())?, ratios.len()))
+        };
+        by_base.into_iter().filter_map(|(base, rows)| Some((base, mean(rows)?))).collect()
     }
 
     /// Reads a report that an earlier comparison has written.
@@ -482,6 +495,22 @@ pub(crate) mod tests {
         report.finish(Some("peer"));
         assert_eq!((report.rows[0].base.as_deref(), value(&report, 2)), (Some("a"), Some(2.0)));
         assert_eq!(report.gaps()[0].guests, ["micro/row0"]);
+    }
+
+    /// Of two rows, one that a subject lacks counts for none of them; a subject that ran nowhere counts for nothing.
+    #[test]
+    fn means_are_over_rows_that_all_have() {
+        let whole = vec![cell("a", &[2.0]), cell("peer", &[1.0]), cell("b", &[3.0])];
+        let part = vec![cell("a", &[8.0]), cell("peer", &[1.0]), cell("b", &[])];
+        let report = self::report(vec![whole, part.clone()]);
+        let rows: Vec<_> = report.rows.iter().collect();
+        let mean = |subject: &str| {
+            Report::means(&rows, subject).get("peer").map(|(mean, rows)| (mean.round(), *rows))
+        };
+        assert_eq!((mean("a"), mean("b")), (Some((2.0, 1)), Some((3.0, 1))));
+        let report = self::report(vec![part.clone(), part]);
+        let rows: Vec<_> = report.rows.iter().collect();
+        assert_eq!(Report::means(&rows, "a").get("peer").map(|(_, rows)| *rows), Some(2));
     }
 
     #[test]

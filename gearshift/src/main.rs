@@ -5,7 +5,7 @@
 //! 2. [`run`] runs a guest, the default one from [`default_guest`], with [`console`] between the guest and standard
 //!    input, [`terminal`] and [`signals`] to leave the terminal as it was, and [`silence`] for whoever sees nothing.
 //! 3. [`compare`] runs guests on everything that can, and shows the numbers.
-//! 4. [`probe`] and [`documents`] print what is asked for.
+//! 4. [`probe`] and [`documents`] print what is asked for; [`log`] is for who wants to see inside.
 
 mod cli;
 mod compare;
@@ -15,6 +15,7 @@ mod documents;
 mod escape;
 mod exit_code;
 mod failure;
+mod log;
 mod probe;
 mod run;
 mod signals;
@@ -26,20 +27,16 @@ mod terminal;
 mod translator;
 mod typed_ahead;
 
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt as _;
-
 use cli::{Cli, Command, Parsed};
 use exit_code::ExitCode;
 use failure::Failure;
 
 fn main() -> std::process::ExitCode {
-    if let Some(filter) = std::env::var("GEARSHIFT_LOG").ok().and_then(|text| text.parse::<Targets>().ok()) {
-        let lines = tracing_subscriber::fmt::layer().with_writer(|| stdio::Errors).with_ansi(false);
-        let subscriber = tracing_subscriber::registry().with(lines).with(filter);
-        tracing::subscriber::set_global_default(subscriber).expect("the only one to set it is here");
-    }
-    let code = match cli::parse(std::env::args_os()).and_then(execute) {
+    let done = cli::parse(std::env::args_os()).and_then(|parsed| {
+        log::start()?;
+        execute(parsed)
+    });
+    let code = match done {
         Ok(code) => code,
         Err(Failure { code, message }) => {
             stdio::say(message);

@@ -41,6 +41,14 @@ fn refused_with_kernel(arguments: &[&str], code: i32, words: &[&str]) {
 }
 
 #[test]
+fn a_log_that_cannot_be() {
+    for (value, word) in [("dbug", "`dbug`"), ("machine=loud", "no list of levels")] {
+        let output = gearshift(&["probe"]).env("GEARSHIFT_LOG", value).output().unwrap();
+        assert_refused(&output, USAGE, &["GEARSHIFT_LOG", word, "machine=trace"]);
+    }
+}
+
+#[test]
 fn kernels_that_are_none() {
     let folder = std::env::temp_dir();
     refused(
