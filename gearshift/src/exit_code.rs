@@ -61,7 +61,10 @@ impl ExitCode {
         (Self::File, "kernel or initrd missing, unreadable, no kernel, damaged or too large"),
         (Self::Fetch, "the default guest could not be obtained"),
         (Self::TripleFault, "the guest shut down by a triple fault"),
-        (Self::Reset, "the guest reset the machine: a reboot, or a panic with panic=-1 (--on-reset restart starts it again)"),
+        (
+            Self::Reset,
+            "the guest reset the machine: a reboot, or a panic with panic=-1 (--on-reset restart starts it again)",
+        ),
         (Self::UserQuit, "the user quit with Ctrl-a x"),
         (Self::Output, "standard output was closed or cannot be written"),
         (Self::Host, "the host or the accelerator failed"),

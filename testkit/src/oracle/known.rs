@@ -370,6 +370,12 @@ static KNOWN: &[Known] = &[
     },
     Known {
         who: Who::Any,
+        when: |s| condition::opmask(&s.case.bytes) && s.ends("", "#UD"),
+        what: What::Anything,
+        reason: "opmask instructions, which have VEX prefixes: hosts with AVX-512 have them, no CPU model does",
+    },
+    Known {
+        who: Who::Any,
         when: |s| s.is(&[Loope, Loopne]) && (s.ins.has_rep_prefix() || s.ins.has_repne_prefix()),
         what: What::Anything,
         reason: "LOOPcc with a REP prefix is reserved (Intel SDM vol. 2A, 2.1.1)",

@@ -7,6 +7,22 @@ use crate::oracle::case::{Case, CodeSize, WINDOW, seg};
 use crate::oracle::compare::Difference;
 use crate::oracle::generate::value;
 
+/// Whether the bytes are an instruction on opmask registers (Intel SDM vol. 2, KADD and the following), also with bits of
+/// register numbers that processors ignore.
+pub(super) fn opmask(bytes: &[u8]) -> bool {
+    let Some(vex) = bytes.iter().position(|byte| matches!(byte, 0xc4 | 0xc5)) else { return false };
+    let (map, opcode) = match bytes[vex..] {
+        [0xc4, map, _, opcode, ..] => (map & 0x1f, opcode),
+        [0xc5, _, opcode, ..] => (1, opcode),
+        _ => return false,
+    };
+    match map {
+        1 => matches!(opcode, 0x41 | 0x42 | 0x44..=0x47 | 0x4a | 0x4b | 0x90..=0x93 | 0x98 | 0x99),
+        3 => matches!(opcode, 0x30..=0x33),
+        _ => false,
+    }
+}
+
 /// Number of the operand in memory.
 pub(super) fn memory_operand(ins: &Instruction) -> Option<u32> {
     (0..ins.op_count()).find(|&i| ins.op_kind(i) == OpKind::Memory)

@@ -149,3 +149,17 @@ fn entries_have_names_of_their_own() {
         }
     }
 }
+
+/// KUNPCKBW k3, k0, k6 is VEX.66.0F.4B: one bit of the map from VBLENDVPD.
+#[test]
+fn hosts_with_avx512_have_opmask_instructions() {
+    let unpack = case(&[0xc4, 0xc1, 0x3d, 0x4b, 0xde, 0x20], CODE64, &[]);
+    let undefined = || fault(6, 0, 0);
+    for host in [ZEN_5_HERE, SAPPHIRE_RAPIDS_HERE] {
+        let said_so = said(host, &unpack, End::Done, undefined()).unwrap();
+        assert!(said_so.contains("opmask"), "{said_so}");
+        assert_eq!(said(host, &unpack, undefined(), End::Done), None, "the software CPU must not have them");
+    }
+    let blend = case(&[0xc4, 0xc3, 0x3d, 0x4b, 0xde, 0x20], CODE64, &[]);
+    assert_eq!(said(ZEN_5_HERE, &blend, End::Done, undefined()), None);
+}
