@@ -42,6 +42,11 @@ fn a_guest_that_resets_starts_again() {
     let machine = guest({
         let (starts, seconds, memory) = (starts.clone(), seconds.clone(), memory.clone());
         move |g| {
+            // The second vCPU goes first.
+            if g.id == 0 && seconds.load(SeqCst) == starts.load(SeqCst) {
+                std::thread::yield_now();
+                return Step::Again;
+            }
             // A kick may call it again. What it finds here tells that a reset came between.
             if std::mem::replace(&mut g.state.gpr[3], 7) == 7 {
                 return Step::Halt;
@@ -76,7 +81,7 @@ fn a_guest_that_resets_starts_again() {
     machine.resume().unwrap();
     assert_eq!(machine.wait(), GuestEnd::PowerOff);
     assert_eq!((starts.load(SeqCst), machine.resets()), (4, 3));
-    assert!((1..=4).contains(&seconds.load(SeqCst)), "the second vCPU starts at most once a reset");
+    assert_eq!(seconds.load(SeqCst), 4, "the second vCPU starts each time");
 }
 
 #[test]
