@@ -139,6 +139,7 @@ fn collect(rig: &Rig) -> Vec<u64> {
 /// by both.
 pub fn dirty_between_stores(accel: &Arc<dyn Accelerator>) {
     let rig = Arc::new(Rig::new(accel));
+    rig.vm.start_dirty_log().expect("start_dirty_log");
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let (weak, log) = (Arc::downgrade(&rig), seen.clone());
     rig.bus().on_out(0xe0, move |_| {
@@ -166,6 +167,7 @@ pub fn dirty_between_stores(accel: &Arc<dyn Accelerator>) {
 /// accessed bit. Loads mark nothing. After the flags are collected and cleared, the next store marks again.
 pub fn dirty_log(accel: &Arc<dyn Accelerator>) {
     let rig = Rig::new(accel);
+    rig.vm.start_dirty_log().expect("start_dirty_log");
     let page = |n: u64| map::DATA + n * PAGE_SIZE;
     let pass = cell::USER;
     rig.code(|a| {
@@ -222,6 +224,7 @@ pub fn dirty_log(accel: &Arc<dyn Accelerator>) {
 /// The same against a guest that stores all the time: a page cleared while it runs is marked again.
 pub fn dirty_again_while_running(accel: &Arc<dyn Accelerator>) {
     let rig = Rig::new(accel);
+    rig.vm.start_dirty_log().expect("start_dirty_log");
     rig.code(|a| {
         let mut top = a.create_label();
         a.set_label(&mut top)?;
