@@ -156,7 +156,7 @@ pub trait AccelVm: Debug + Send + Sync {
     fn interrupts(&self) -> Arc<dyn InterruptPort>;
     /// Begins to record stores, for [`take_dirty`](Self::take_dirty): every store after this returns is recorded, of vCPUs,
     /// devices and whoever else writes RAM. Recording may cost the guest time. Once begun it goes on. Taking begins it, too, if
-    /// nobody has: of what was written before, some may be unknown then.
+    /// nobody has. Of what was written before, some pages may be among the first that are taken, and some may be unknown.
     ///
     /// # Errors
     /// Host failure.

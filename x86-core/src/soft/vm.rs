@@ -66,6 +66,14 @@ impl<E: Executor> SoftVm<E> {
     }
 }
 
+impl<E: Executor> SoftVm<E> {
+    /// No vCPU can store to a page without flagging it when this returns.
+    fn settle_dirty(&self) {
+        self.shared.post_all(request::DIRTY);
+        self.shared.vcpus.iter().for_each(|v| v.settle(request::DIRTY));
+    }
+}
+
 impl<E: Executor> AccelVm for SoftVm<E> {
     fn map(&self, slot: SlotId, region: &RamRegion, access: Access) -> Result<(), AccelError> {
         // Page indices of another RAM would not fit our flags.
@@ -105,16 +113,17 @@ impl<E: Executor> AccelVm for SoftVm<E> {
     }
 
     fn start_dirty_log(&self) -> Result<(), AccelError> {
-        // Pages are flagged as they become writable in the TLB, always; those that are so already count as flagged.
-        self.take_dirty().map(drop)
+        // Pages are flagged as they become writable in the TLB, always; from here on that must happen anew. Flags that are
+        // there may be another accelerator's, from which the guest comes.
+        self.settle_dirty();
+        Ok(())
     }
 
     fn take_dirty(&self) -> Result<DirtyPages, AccelError> {
         // Flags first: a page that is stored to between the two is among those taken, whose copy comes later. In the other
         // order, one that became writable between the two would be stored to without a flag from then on.
         let taken = self.spec.ram.flags().take_dirty();
-        self.shared.post_all(request::DIRTY);
-        self.shared.vcpus.iter().for_each(|v| v.settle(request::DIRTY));
+        self.settle_dirty();
         Ok(taken)
     }
 }
