@@ -154,11 +154,14 @@ fn locked_operations_work_across_pages() {
 fn locked_increments_of_two_processors_are_all_counted() {
     use crate::{Ea, testing::RAM_SIZE};
     let mut first = cpu(Mode::Long);
-    let vm = first.vm.clone();
-    // A second processor on the same RAM.
+    // A second processor on the same RAM, in a VM of two: who waits to be alone is woken by the other.
     let mut second = cpu(Mode::Long);
-    (second.vm, second.map) = (vm, first.map.clone());
+    second.map = first.map.clone();
     second.tlb.flush_all();
+    let vm = crate::shared::VmShared::new(first.vm.flags.clone(), 2);
+    for (id, cpu) in (0..).zip([&mut first, &mut second]) {
+        (cpu.vm, cpu.shared, cpu.id) = (vm.clone(), vm.vcpus[id as usize].clone(), id);
+    }
     let at = RAM_SIZE - 8;
     const EACH: u64 = 20_000;
     let count = |c: &mut crate::Cpu| {
