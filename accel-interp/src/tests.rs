@@ -2,7 +2,7 @@
 
 use x86_core::soft::Executor;
 use x86_core::testing::blocks::{Campaign, SCENES};
-use x86_core::testing::code::Random;
+use x86_core::testing::code::{FLAG_FAULTS, FLAG_SETTERS, Random};
 use x86_core::testing::{self, peek, poke};
 use x86_core::{Cpu, Fault, Mode, TLB_ENTRIES};
 
@@ -132,40 +132,10 @@ fn the_store_of_blocks_is_bounded() {
 /// and not aligned.
 #[test]
 fn faults_show_the_flags_before_them() {
-    let setters: [&[u8]; 16] = [
-        &[0x25, 0, 4, 0, 0],             // and eax, 0x400
-        &[0x48, 0x29, 0xd8],             // sub rax, rbx
-        &[0x00, 0xd8],                   // add al, bl
-        &[0x66, 0x31, 0xc0],             // xor ax, ax
-        &[0x48, 0xff, 0xc3],             // inc rbx
-        &[0xff, 0xcb],                   // dec ebx
-        &[0xf7, 0xdb],                   // neg ebx
-        &[0xc1, 0xe0, 3],                // shl eax, 3
-        &[0x48, 0xd3, 0xf8],             // sar rax, cl
-        &[0xc1, 0xc8, 5],                // ror eax, 5
-        &[0x48, 0x0f, 0xaf, 0xc3],       // imul rax, rbx
-        &[0x6b, 0xc3, 0x7f],             // imul eax, ebx, 127
-        &[0x48, 0x0f, 0xba, 0xe0, 3],    // bt rax, 3
-        &[0x11, 0xd8],                   // adc eax, ebx
-        &[0x48, 0x0f, 0xaf, 0x04, 0x24], // imul rax, [rsp]
-        &[0x48, 0x39, 0x04, 0x24],       // cmp [rsp], rax
-    ];
-    let faulting: [&[u8]; 12] = [
-        &[0x48, 0x8b, 0x07], // mov rax, [rdi]
-        &[0x89, 0x07],       // mov [rdi], eax
-        &[0x29, 0x07],       // sub [rdi], eax
-        &[0xf7, 0x1f],       // neg dword [rdi]
-        &[0xd1, 0x27],       // shl dword [rdi], 1
-        &[0x0f, 0xc1, 0x07], // xadd [rdi], eax
-        &[0xf7, 0xf1],       // div ecx, which is 0
-        &[0x0f, 0x0b],       // ud2
-        &[0xf0, 0x90],       // lock nop
-        &[0xcc],             // int3
-        &[0x0f, 0x28, 0x06], // movaps xmm0, [rsi]
-        &[0xff, 0xe7],       // jmp rdi
-    ];
-    for (n, setter) in setters.iter().enumerate() {
-        for fault in faulting {
+    // What cannot be decoded has no block that it could be in.
+    let undecodable: &[u8] = &[0xf0, 0x90]; // lock nop
+    for (n, setter) in FLAG_SETTERS.iter().enumerate() {
+        for fault in FLAG_FAULTS.into_iter().chain([undecodable]) {
             // stc; setter; fault; add bl, bl
             let code = [&[0xf9], *setter, fault, &[0x00, 0xdb]].concat();
             for seed in 1..8 {

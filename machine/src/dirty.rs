@@ -70,22 +70,13 @@ impl DirtyConsumer {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use vm_memory::{Bytes, GuestAddress};
 
-    use crate::fake::{FakeAccelerator, Step};
-    use crate::memory_map::MIB;
-    use crate::{Machine, Source};
+    use crate::fake::{Step, guest};
 
     #[test]
     fn each_consumer_sees_each_page_once() {
-        let machine = Machine::builder()
-            .memory(16 * MIB)
-            .accelerator(Arc::new(FakeAccelerator::running(|_| Step::Halt)))
-            .kernel(Source::bytes("kernel", crate::boot::tests::elf(true)))
-            .build()
-            .unwrap();
+        let machine = guest(|_| Step::Halt).build().unwrap();
         let write = |page: u64| machine.ram().memory().write_obj(1u8, GuestAddress(page << 12)).unwrap();
         let pages = |pages: &accel_api::DirtyPages| pages.iter().collect::<Vec<_>>();
         let one = machine.dirty_consumer().unwrap();

@@ -5,6 +5,32 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use accel_api::*;
 
+use crate::memory_map::MIB;
+use crate::{Machine, MachineBuilder, Source};
+
+/// A machine on `accelerator`, with a kernel that is never executed.
+pub(crate) fn on(accelerator: FakeAccelerator) -> MachineBuilder {
+    Machine::builder()
+        .memory(16 * MIB)
+        .accelerator(Arc::new(accelerator))
+        .kernel(Source::bytes("kernel", crate::boot::tests::elf(true)))
+}
+
+/// Likewise, whose guest is `program`.
+pub(crate) fn guest(program: impl Fn(&mut Guest<'_>) -> Step + Send + Sync + 'static) -> MachineBuilder {
+    on(FakeAccelerator::running(program))
+}
+
+/// OUT of a byte.
+pub(crate) fn out(bus: &dyn VcpuBus, port: u16, value: u8) {
+    bus.pio_write(port, IoSize::Byte, value.into());
+}
+
+/// Sends SLP_EN with SLP_TYP 5 to PM1a_CNT.
+pub(crate) fn power_off(bus: &dyn VcpuBus) {
+    bus.pio_write(0x604, IoSize::Word, 5 << 10 | 1 << 13);
+}
+
 /// What the guest's closure wants next.
 pub(crate) enum Step {
     /// Be called again.

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use accel_api::{Exit, GuestRam, IoSize, VcpuBus};
+use accel_api::{Exit, GuestRam, IoSize};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::fake::{FakeAccelerator, Guest, Step};
+use crate::fake::{self, Guest, Step, out, power_off};
 use crate::memory_map::{ACPI_AREA, MIB};
-use crate::{GuestEnd, Machine, MachineBuilder, MachineError, OnReset, Phase, Source};
+use crate::{GuestEnd, Machine, MachineBuilder, MachineError, OnReset, Phase};
 
 /// Guest-physical address that no kernel of the tests uses.
 const SCRATCH: GuestAddress = GuestAddress(0x80_0000);
@@ -18,20 +18,9 @@ const UART_SCRATCH: u16 = 0x3ff;
 /// Where the kernel of the tests is entered.
 const ENTRY: u64 = 0x20_0150;
 
+/// A guest whose resets start it again.
 fn guest(program: impl Fn(&mut Guest<'_>) -> Step + Send + Sync + 'static) -> MachineBuilder {
-    Machine::builder()
-        .memory(16 * MIB)
-        .accelerator(Arc::new(FakeAccelerator::running(program)))
-        .kernel(Source::bytes("kernel", crate::boot::tests::elf(true)))
-        .on_reset(OnReset::Restart)
-}
-
-fn out(bus: &dyn VcpuBus, port: u16, value: u8) {
-    bus.pio_write(port, IoSize::Byte, value.into());
-}
-
-fn power_off(bus: &dyn VcpuBus) {
-    bus.pio_write(0x604, IoSize::Word, 5 << 10 | 1 << 13);
+    fake::guest(program).on_reset(OnReset::Restart)
 }
 
 /// Each way to reset starts the machine again as it was built: vCPUs, memory and devices.

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use accel_api::{Exit, Feature, IoSize, UnsupportedDetail, VcpuBus};
+use accel_api::{Exit, Feature, IoSize, UnsupportedDetail};
 use devices::Clock;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::fake::{FakeAccelerator, Guest, Step};
+use crate::fake::{FakeAccelerator, Step, guest, on, out, power_off};
 use crate::memory_map::MIB;
 use crate::{GuestEnd, Machine, MachineBuilder, MachineError, MemoryImage, Source};
 
@@ -29,26 +29,6 @@ impl Write for Screen {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn on(accelerator: FakeAccelerator) -> MachineBuilder {
-    Machine::builder()
-        .memory(16 * MIB)
-        .accelerator(Arc::new(accelerator))
-        .kernel(Source::bytes("kernel", crate::boot::tests::elf(true)))
-}
-
-fn guest(program: impl Fn(&mut Guest<'_>) -> Step + Send + Sync + 'static) -> MachineBuilder {
-    on(FakeAccelerator::running(program))
-}
-
-fn out(bus: &dyn VcpuBus, port: u16, value: u8) {
-    bus.pio_write(port, IoSize::Byte, value.into());
-}
-
-/// Sends SLP_EN with SLP_TYP 5 to PM1a_CNT.
-fn power_off(bus: &dyn VcpuBus) {
-    bus.pio_write(0x604, IoSize::Word, 5 << 10 | 1 << 13);
 }
 
 #[test]

@@ -1,27 +1,11 @@
 //! The arithmetic flags wherever somebody can see them.
 
-use x86_core::testing::code::{Compiler, Random};
+use x86_core::testing::code::{Compiler, FLAG_FAULTS, FLAG_SETTERS, Random};
 
 use super::*;
 
-/// Ways to set flags: all or some, with operands that are still there behind them or gone.
-const SETTERS: [&[u8]; 26] = [
-    &[0x25, 0, 4, 0, 0],             // and eax, 0x400
-    &[0x48, 0x29, 0xd8],             // sub rax, rbx
-    &[0x00, 0xd8],                   // add al, bl
-    &[0x66, 0x31, 0xc0],             // xor ax, ax
-    &[0x48, 0xff, 0xc3],             // inc rbx
-    &[0xff, 0xcb],                   // dec ebx
-    &[0xf7, 0xdb],                   // neg ebx
-    &[0xc1, 0xe0, 3],                // shl eax, 3
-    &[0x48, 0xd3, 0xf8],             // sar rax, cl
-    &[0xc1, 0xc8, 5],                // ror eax, 5
-    &[0x48, 0x0f, 0xaf, 0xc3],       // imul rax, rbx
-    &[0x6b, 0xc3, 0x7f],             // imul eax, ebx, 127
-    &[0x48, 0x0f, 0xba, 0xe0, 3],    // bt rax, 3
-    &[0x11, 0xd8],                   // adc eax, ebx
-    &[0x48, 0x0f, 0xaf, 0x04, 0x24], // imul rax, [rsp]
-    &[0x48, 0x39, 0x04, 0x24],       // cmp [rsp], rax
+/// Beside [`FLAG_SETTERS`]: operands in memory at R15, operands that are gone behind them, and what leaves flags alone.
+const MORE_SETTERS: [&[u8]; 10] = [
     &[0x41, 0x3a, 0x1f],             // cmp bl, [r15]
     &[0x41, 0xf6, 0x07, 0x81],       // test byte [r15], 0x81
     &[0x49, 0x03, 0x07],             // add rax, [r15]
@@ -34,21 +18,10 @@ const SETTERS: [&[u8]; 26] = [
     &[0x8c, 0xd8],                   // mov eax, ds
 ];
 
-/// Faults at the address in RDI, which cannot be written or read, by RSI, which is not aligned, by RCX, which is 0; and others.
-const FAULTS: [&[u8]; 14] = [
-    &[0x48, 0x8b, 0x07], // mov rax, [rdi]
-    &[0x89, 0x07],       // mov [rdi], eax
-    &[0x29, 0x07],       // sub [rdi], eax
-    &[0xf7, 0x1f],       // neg dword [rdi]
-    &[0xd1, 0x27],       // shl dword [rdi], 1
-    &[0x0f, 0xc1, 0x07], // xadd [rdi], eax
+/// Beside [`FLAG_FAULTS`]: what reads flags, and a push.
+const MORE_FAULTS: [&[u8]; 3] = [
     &[0x0f, 0x46, 0x07], // cmovbe eax, [rdi]
     &[0x13, 0x07],       // adc eax, [rdi]
-    &[0xf7, 0xf1],       // div ecx
-    &[0x0f, 0x0b],       // ud2
-    &[0xcc],             // int3
-    &[0x0f, 0x28, 0x06], // movaps xmm0, [rsi]
-    &[0xff, 0xe7],       // jmp rdi
     &[0xff, 0x37],       // push [rdi]
 ];
 
@@ -58,8 +31,8 @@ const FAULTS: [&[u8]; 14] = [
 fn faults_show_the_flags_before_them() {
     for scene in [&SCENES[0], &SCENES[1]] {
         let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
-        for setter in SETTERS {
-            for fault in FAULTS {
+        for setter in FLAG_SETTERS.into_iter().chain(MORE_SETTERS) {
+            for fault in FLAG_FAULTS.into_iter().chain(MORE_FAULTS) {
                 // stc; setter; fault; add bl, bl
                 let within = [&[0xf9], setter, fault, &[0x00, 0xdb]].concat();
                 // stc; setter; jmp +3; nop; nop; nop; fault; add bl, bl

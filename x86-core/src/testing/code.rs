@@ -4,6 +4,42 @@ use iced_x86::{Decoder, FlowControl, Mnemonic};
 
 use crate::exec;
 
+/// Ways to set flags: all or some, by registers and by memory on the stack.
+pub const FLAG_SETTERS: [&[u8]; 16] = [
+    &[0x25, 0, 4, 0, 0],             // and eax, 0x400
+    &[0x48, 0x29, 0xd8],             // sub rax, rbx
+    &[0x00, 0xd8],                   // add al, bl
+    &[0x66, 0x31, 0xc0],             // xor ax, ax
+    &[0x48, 0xff, 0xc3],             // inc rbx
+    &[0xff, 0xcb],                   // dec ebx
+    &[0xf7, 0xdb],                   // neg ebx
+    &[0xc1, 0xe0, 3],                // shl eax, 3
+    &[0x48, 0xd3, 0xf8],             // sar rax, cl
+    &[0xc1, 0xc8, 5],                // ror eax, 5
+    &[0x48, 0x0f, 0xaf, 0xc3],       // imul rax, rbx
+    &[0x6b, 0xc3, 0x7f],             // imul eax, ebx, 127
+    &[0x48, 0x0f, 0xba, 0xe0, 3],    // bt rax, 3
+    &[0x11, 0xd8],                   // adc eax, ebx
+    &[0x48, 0x0f, 0xaf, 0x04, 0x24], // imul rax, [rsp]
+    &[0x48, 0x39, 0x04, 0x24],       // cmp [rsp], rax
+];
+
+/// Instructions that fault: at the address in RDI, which cannot be used, by RSI, which is not aligned, by RCX, which is 0; and
+/// others.
+pub const FLAG_FAULTS: [&[u8]; 11] = [
+    &[0x48, 0x8b, 0x07], // mov rax, [rdi]
+    &[0x89, 0x07],       // mov [rdi], eax
+    &[0x29, 0x07],       // sub [rdi], eax
+    &[0xf7, 0x1f],       // neg dword [rdi]
+    &[0xd1, 0x27],       // shl dword [rdi], 1
+    &[0x0f, 0xc1, 0x07], // xadd [rdi], eax
+    &[0xf7, 0xf1],       // div ecx
+    &[0x0f, 0x0b],       // ud2
+    &[0xcc],             // int3
+    &[0x0f, 0x28, 0x06], // movaps xmm0, [rsi]
+    &[0xff, 0xe7],       // jmp rdi
+];
+
 /// A generator of numbers (xorshift64).
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);
