@@ -134,8 +134,14 @@ impl CpuFeatures {
     }
 
     /// Features either set has.
-    pub fn union(&self, other: &Self) -> Self {
-        Self(std::array::from_fn(|i| self.0[i] | other.0[i]))
+    pub const fn union(&self, other: &Self) -> Self {
+        let mut both = *self;
+        let mut i = 0;
+        while i < WORDS {
+            both.0[i] |= other.0[i];
+            i += 1;
+        }
+        both
     }
 
     /// Features both sets have.

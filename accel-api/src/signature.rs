@@ -11,6 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::speculation::{AMD_SPECULATION, INTEL_SPECULATION};
 use crate::{CpuFeatures, Feature, Feature::*};
 
 /// Whose processor it is, and so which of the two manuals it follows where they differ.
@@ -44,7 +45,7 @@ impl Vendor {
     pub const fn has(self, feature: Feature) -> bool {
         match self {
             Self::Intel => !AMD_ONLY.has(feature),
-            Self::Amd => !INTEL_ONLY.has(feature),
+            Self::Amd => !INTEL_SPECULATION.has(feature),
         }
     }
 
@@ -52,53 +53,22 @@ impl Vendor {
     pub fn features(self) -> CpuFeatures {
         let other = match self {
             Self::Intel => AMD_ONLY,
-            Self::Amd => INTEL_ONLY,
+            Self::Amd => INTEL_SPECULATION,
         };
         CpuFeatures::of(Feature::ALL).minus(&other)
     }
 }
 
-/// What only Intel's processors announce: AMD's tell the same by other bits.
-const INTEL_ONLY: CpuFeatures = CpuFeatures::of(&[
-    MdClear,
-    SpecCtrl,
-    Stibp,
-    ArchCapabilities,
-    Ssbd,
-    Psfd,
-    IpredCtrl,
-    RrsbaCtrl,
-    DdpdU,
-    BhiCtrl,
-    McdtNo,
-]);
-
 /// What only AMD's processors announce.
-const AMD_ONLY: CpuFeatures = CpuFeatures::of(&[
+const AMD_ONLY: CpuFeatures = AMD_SPECULATION.with(&[
     Sse4a,
     Misalignsse,
     Mwaitx,
     Clzero,
     Xsaveerptr,
     Rdpru,
-    AmdIbpb,
-    AmdIbrs,
-    AmdStibp,
-    AmdSsbd,
-    AmdSsbNo,
-    AmdPsfd,
-    BtcNo,
-    IbpbRet,
     LfenceRdtsc,
-    VerwClear,
     NullSelClrBase,
-    AutoIbrs,
-    Sbpb,
-    IbpbBrtype,
-    SrsoNo,
-    SrsoUserKernelNo,
-    TsaSqNo,
-    TsaL1No,
 ]);
 
 /// CPUID's name of a processor (Intel SDM vol. 2A, CPUID, figure 3-6; AMD APM vol. 3, Fn0000_0001).

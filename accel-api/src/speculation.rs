@@ -71,8 +71,9 @@ const BAD: u64 = bits(&[bit::RSBA, bit::RRSBA, bit::RFDS_CLEAR]);
 /// say it of themselves; hypervisors do, where the guest cannot tell by the signature.
 pub const ARCH_CAPABILITIES_RSBA: u64 = 1 << bit::RSBA;
 
-/// Features that tell of speculation, or let software control it. Those that control it do nothing else.
-pub const SPECULATION_FEATURES: CpuFeatures = CpuFeatures::of(&[
+/// Features that tell of speculation, or let software control it, on Intel's processors; AMD's tell the same by other bits.
+/// Those that control it do nothing else.
+pub(crate) const INTEL_SPECULATION: CpuFeatures = CpuFeatures::of(&[
     MdClear,
     SpecCtrl,
     Stibp,
@@ -84,6 +85,10 @@ pub const SPECULATION_FEATURES: CpuFeatures = CpuFeatures::of(&[
     DdpdU,
     BhiCtrl,
     McdtNo,
+]);
+
+/// The same on AMD's.
+pub(crate) const AMD_SPECULATION: CpuFeatures = CpuFeatures::of(&[
     AmdIbpb,
     AmdIbrs,
     AmdStibp,
@@ -101,6 +106,9 @@ pub const SPECULATION_FEATURES: CpuFeatures = CpuFeatures::of(&[
     TsaSqNo,
     TsaL1No,
 ]);
+
+/// Both.
+pub const SPECULATION_FEATURES: CpuFeatures = INTEL_SPECULATION.union(&AMD_SPECULATION);
 
 /// What is true of speculation where a backend runs guests, beyond what its features say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
