@@ -8,24 +8,21 @@
 //! 3. The guest waits for some rounds of the watchdog and tells which clock it has ([`SCRIPT`]). [`Boot`] reads its console.
 
 use std::fmt;
-use std::fs;
 use std::hint;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
-use guests::debian::{self, DefaultGuest, Flavour};
 use guests::initramfs::{Compression, Initramfs};
-use guests::suite;
 
-use crate::cargo;
-use crate::console::{self, Ending};
+use crate::console::{self, Ending, say};
+use crate::scripted::Scripted;
 
 /// Boot Debian's kernel with several vCPUs, many times, and see that it keeps tsc as its clock
 ///
@@ -218,21 +215,15 @@ impl fmt::Display for Count {
 /// Boots all and tells what came of it. Whether all have kept tsc.
 #[expect(clippy::print_stdout, reason = "a command-line tool")]
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    let gearshift = match &arguments.gearshift {
-        Some(file) => file.clone(),
-        None => cargo::gearshift()?,
-    };
-    let guest = debian::fetch(Flavour::Cloud, &mut |line| say(line))?;
-    let busybox = fs::read(&guest.busybox).with_context(|| guest.busybox.display().to_string())?;
-    let initrd = suite::source().join("target/clocksource.initrd");
-    fs::write(&initrd, Initramfs::new(&busybox).script(SCRIPT).build(Compression::None))
-        .with_context(|| format!("cannot write {}", initrd.display()))?;
+    let guest = Scripted::prepare("clocksource", arguments.gearshift.as_deref(), |busybox| {
+        Ok(Initramfs::new(busybox).script(SCRIPT).build(Compression::None))
+    })?;
     let start = Instant::now();
     let (mut all, mut cases) = (Count::default(), 0);
     for accel in &arguments.accel {
         for &cpus in &arguments.cpus {
             for &load in &arguments.host {
-                let case = Case { gearshift: &gearshift, guest: &guest, initrd: &initrd, accel, cpus, load };
+                let case = Case { guest: &guest, accel, cpus, load };
                 let begun = Instant::now();
                 let count = case.run(arguments.boots, Duration::from_secs(arguments.timeout))?;
                 println!("{case}: {count}; {} s", begun.elapsed().as_secs());
@@ -247,9 +238,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
 
 /// What is booted several times.
 struct Case<'a> {
-    gearshift: &'a Path,
-    guest: &'a DefaultGuest,
-    initrd: &'a Path,
+    guest: &'a Scripted,
     accel: &'a str,
     cpus: u32,
     load: Load,
@@ -285,18 +274,9 @@ impl Case<'_> {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(self.gearshift);
-        command.args(["run", "--accel", self.accel, "--cpus", &self.cpus.to_string(), "--mem", "512M"]);
-        command.arg("--kernel").arg(&self.guest.kernel).arg("--initrd").arg(self.initrd);
         // Not "quiet" for dmesg's sake alone: a line of the console could break one of the script's.
-        command.args(["--cmdline", "console=ttyS0 quiet panic=-1"]);
-        command
+        self.guest.run(self.accel, self.cpus, "console=ttyS0 quiet panic=-1")
     }
-}
-
-#[expect(clippy::print_stderr, reason = "progress of a command-line tool")]
-fn say(line: &str) {
-    eprintln!("{line}");
 }
 
 #[cfg(test)]

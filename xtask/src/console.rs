@@ -65,3 +65,9 @@ pub(crate) fn watch(
 fn ending(status: ExitStatus) -> Ending {
     status.code().map_or_else(|| Ending::Killed(status.to_string()), Ending::Exit)
 }
+
+/// Tells how a task goes on.
+#[expect(clippy::print_stderr, reason = "progress of a command-line tool")]
+pub(crate) fn say(line: &str) {
+    eprintln!("{line}");
+}

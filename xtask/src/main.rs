@@ -9,6 +9,7 @@ mod kvm_lab;
 mod lint;
 mod oracle;
 mod reboots;
+mod scripted;
 mod stress;
 mod test;
 

@@ -6,16 +6,15 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use guests::debian::{self, Flavour};
 use guests::initramfs::{Compression, Initramfs};
-use guests::suite;
 
-use crate::{cargo, console};
+use crate::console::{self, say};
+use crate::scripted::Scripted;
 
 /// Reboot the default guest many times in one process, and look whether memory or threads grow
 #[derive(Debug, Args)]
@@ -76,24 +75,15 @@ fn verdict(usages: &[Usage]) -> Result<(), String> {
 }
 
 /// Runs the guest. Whether nothing has grown.
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
+#[expect(clippy::print_stdout, reason = "a command-line tool")]
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    let gearshift = match &arguments.gearshift {
-        Some(file) => file.clone(),
-        None => cargo::gearshift()?,
-    };
-    let guest = debian::fetch(Flavour::Cloud, &mut |line| eprintln!("{line}"))?;
-    let busybox = fs::read(&guest.busybox).with_context(|| guest.busybox.display().to_string())?;
     let script = format!("echo {MARK}\nreboot -f\n");
-    let initrd = suite::source().join("target/reboots.initrd");
-    fs::write(&initrd, Initramfs::new(&busybox).script(&script).build(Compression::None))
-        .with_context(|| format!("cannot write {}", initrd.display()))?;
-    let mut command = Command::new(&gearshift);
-    command.args(["run", "--on-reset", "restart", "--accel", &arguments.accel]);
-    command.arg("--cpus").arg(arguments.cpus.to_string());
-    command.args(["--cmdline", "console=ttyS0 panic=-1 quiet"]);
-    command.arg("--kernel").arg(&guest.kernel).arg("--initrd").arg(&initrd);
-    eprintln!("{command:?}");
+    let guest = Scripted::prepare("reboots", arguments.gearshift.as_deref(), |busybox| {
+        Ok(Initramfs::new(busybox).script(&script).build(Compression::None))
+    })?;
+    let mut command = guest.run(&arguments.accel, arguments.cpus, "console=ttyS0 panic=-1 quiet");
+    command.args(["--on-reset", "restart"]);
+    say(&format!("{command:?}"));
     let started = Instant::now();
     let limit = Duration::from_secs(u64::from(arguments.count) * MOST_SECONDS);
     let mut usages = Vec::new();

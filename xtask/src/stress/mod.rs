@@ -8,20 +8,18 @@
 
 mod judge;
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
-use guests::debian::{self, Flavour};
 use guests::initramfs::{Compression, Initramfs};
 use guests::suite::{self, Program, Suite};
 
-use crate::cargo;
-use crate::console::{self, Ending};
+use crate::console::{self, Ending, say};
+use crate::scripted::Scripted;
 use judge::Judge;
 
 /// Keep a Linux guest busy with work that checks itself, and compare translated code with the interpreter meanwhile
@@ -81,18 +79,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         let time = UNIX_EPOCH.elapsed().map_or(1, |time| time.as_secs());
         u32::try_from(time % 1_000_000_007).unwrap_or(1)
     });
-    let gearshift = match &arguments.gearshift {
-        Some(file) => file.clone(),
-        None => cargo::gearshift()?,
-    };
-    let guest = debian::fetch(Flavour::Cloud, &mut |line| say(line))?;
-    let busybox = fs::read(&guest.busybox).with_context(|| guest.busybox.display().to_string())?;
-    let initrd = suite::source().join("target/stress.initrd");
-    fs::write(&initrd, initramfs(&busybox, 60 * arguments.minutes, seed)?)
-        .with_context(|| format!("cannot write {}", initrd.display()))?;
-
-    let mut command = Command::new(&gearshift);
-    command.args(options(arguments)).arg("--kernel").arg(&guest.kernel).arg("--initrd").arg(&initrd);
+    let guest = Scripted::prepare("stress", arguments.gearshift.as_deref(), |busybox| {
+        initramfs(busybox, 60 * arguments.minutes, seed)
+    })?;
+    // Not "quiet": warnings are what is looked for.
+    let mut command = guest.run(&arguments.accel, arguments.cpus, "console=ttyS0 panic=-1 oops=panic");
+    command.args(options(arguments));
     say(&format!("seed {seed}: {command:?}"));
     let start = Instant::now();
     let limit = Duration::from_secs(60 * arguments.minutes) + MARGIN;
@@ -128,11 +120,6 @@ fn initramfs(busybox: &[u8], seconds: u64, seed: u32) -> Result<Vec<u8>> {
     Ok(initramfs.script(&script).build(Compression::None))
 }
 
-#[expect(clippy::print_stderr, reason = "progress of a command-line tool")]
-fn say(line: &str) {
-    eprintln!("{line}");
-}
-
 /// [`SCRIPT`] behind the words that it needs.
 fn script(programs: &[Program], seconds: u64, seed: u32) -> Result<String> {
     let mut head = format!(
@@ -154,14 +141,10 @@ fn script(programs: &[Program], seconds: u64, seed: u32) -> Result<String> {
 fn options(arguments: &Arguments) -> Vec<String> {
     let checkable = arguments.accel == "jit" && arguments.cpus == 1;
     let verify = arguments.verify.unwrap_or(if checkable { VERIFY } else { 0 });
-    let mut options = vec!["run".to_owned(), "--stats".to_owned()];
-    options.extend(["--accel".to_owned(), arguments.accel.clone()]);
-    options.extend(["--cpus".to_owned(), arguments.cpus.to_string(), "--mem".to_owned(), "512M".to_owned()]);
+    let mut options = vec!["--stats".to_owned()];
     if verify > 0 {
         options.push(format!("--verify={verify}"));
     }
-    // Not "quiet": warnings are what is looked for.
-    options.extend(["--cmdline".to_owned(), "console=ttyS0 panic=-1 oops=panic".to_owned()]);
     options
 }
 
