@@ -215,6 +215,7 @@ impl MachineBuilder {
             clock: clock.clone(),
             timers: timers.clone(),
             control: control.clone(),
+            ram: ram.clone(),
             console: self.console,
             debug_console: self.debug_console,
         })?;

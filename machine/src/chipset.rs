@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use accel_api::GuestRam;
 use devices::acpi_pm::{
     ACPI_PM_LEN, ACPI_PM_PORT, AcpiPm, PM_TIMER_OFFSET, PM1_CONTROL_OFFSET, RESET_PORT, RESET_VALUE,
     ResetControl, SCI_IRQ, SLP_TYP_S5,
@@ -28,7 +29,7 @@ use devices::rtc::{CmosConfig, RTC_CENTURY, RTC_IRQ, RTC_PORT, Rtc};
 use devices::shared_line::SharedIrqLine;
 use devices::uart::{COM1_IRQ, COM1_PORT, UART_PORTS, Uart};
 use devices::{IrqFanout, TimedDevice};
-use state::StateUnit;
+use state::{StateUnit, Units};
 
 use crate::acpi::AcpiHardware;
 use crate::bus::{LogLimit, MachineBus};
@@ -37,6 +38,7 @@ use crate::control::{Control, GuestEnd};
 use crate::host;
 use crate::interrupts::{InterruptCell, IntrWire};
 use crate::memory_map::MemoryMap;
+use crate::ram_unit::RamUnit;
 use crate::timers::Timers;
 
 /// Where the devices answer, for the ACPI tables.
@@ -71,6 +73,7 @@ pub(crate) struct ChipsetSpec<'a> {
     pub(crate) clock: Arc<VmClock>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) control: Arc<Control>,
+    pub(crate) ram: Arc<GuestRam>,
     pub(crate) console: Sink,
     pub(crate) debug_console: Option<Sink>,
 }
@@ -87,7 +90,7 @@ pub(crate) struct Chipset {
     pub(crate) lines: Vec<Arc<SharedIrqLine>>,
     pub(crate) debug_output: Option<Arc<OutputQueue>>,
     /// All that have state, in the order in which they are restored: controllers before the devices that drive them.
-    pub(crate) units: Vec<Arc<dyn StateUnit>>,
+    pub(crate) units: Units,
 }
 
 /// Why the chipset could not be built.
@@ -106,7 +109,7 @@ pub enum ChipsetError {
 
 impl Chipset {
     pub(crate) fn build(spec: ChipsetSpec<'_>) -> Result<Self, ChipsetError> {
-        let ChipsetSpec { name, map, vcpus, clock, timers, control, console, debug_console } = spec;
+        let ChipsetSpec { name, map, vcpus, clock, timers, control, ram, console, debug_console } = spec;
         let interrupts = InterruptCell::new(control.clone());
         let pic = Pic::new(Arc::new(IntrWire(interrupts.clone())));
         let ioapic = Ioapic::new(IoapicVersion::V20, interrupts.clone());
@@ -131,12 +134,16 @@ impl Chipset {
         // A host whose clock stands before 1970 gets a guest that starts there.
         let utc = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let rtc = Rtc::new(&cmos, utc, clock.clone(), line(RTC_IRQ), timers.clone());
-        let pm = AcpiPm::new(ACPI_PM_PORT, clock.clone(), line(SCI_IRQ), timers, control.clone());
+        let pm = AcpiPm::new(ACPI_PM_PORT, clock.clone(), line(SCI_IRQ), timers.clone(), control.clone());
         let i8042 = I8042::new(line(I8042_IRQ), control.clone());
         let (post, port_92) = (Post::new(), Port92::new(control.clone()));
         let reset_control = ResetControl::new(control.clone());
         let console = OutputUnit::new("console", uart.output().clone());
-        let mut units: Vec<Arc<dyn StateUnit>> = vec![
+        let units: [Arc<dyn StateUnit>; 15] = [
+            clock.clone(),
+            timers,
+            RamUnit::new(ram),
+            interrupts.clone(),
             pic.clone(),
             ioapic.clone(),
             pit.clone(),
@@ -149,6 +156,7 @@ impl Chipset {
             uart.clone(),
             console,
         ];
+        let mut units = Units::from_iter(units);
 
         let pio = PioBus::new();
         for (port, len) in PIC_PORTS {
@@ -171,7 +179,7 @@ impl Chipset {
                 let queue = OutputQueue::new(host::thread_name("debugcon", name), sink)
                     .map_err(ChipsetError::Console)?;
                 pio.add(DEBUG_CONSOLE_PORT, 1, DebugConsole::new(queue.clone()))?;
-                units.push(OutputUnit::new("debug_console", queue.clone()));
+                units.add(OutputUnit::new("debug_console", queue.clone()));
                 Some(queue)
             }
         };

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use accel_api::{AccelId, AccelVm, CpuState, GuestRam};
-use state::Units;
 
 use crate::boot_source::BootSource;
 use crate::chipset::Chipset;
@@ -31,7 +30,6 @@ pub(crate) struct Core {
     pub(crate) accel: AccelId,
     pub(crate) dirty: Arc<DirtyLog>,
     pub(crate) chipset: Chipset,
-    pub(crate) units: Units,
     pub(crate) timers: Arc<Timers>,
     pub(crate) clock: Arc<VmClock>,
     pub(crate) control: Arc<Control>,
@@ -57,20 +55,23 @@ impl Core {
     }
 
     pub(crate) fn resume(&self) -> Result<(), MachineError> {
-        let vcpus = self.lock();
-        let (now, next) = self.next(Command::Resume)?;
-        if now != next {
-            self.run(&vcpus)?;
-            self.control.enter(next);
-        }
-        Ok(())
+        self.change(Command::Resume, Self::run)
     }
 
     pub(crate) fn pause(&self) -> Result<(), MachineError> {
+        self.change(Command::Pause, Self::park)
+    }
+
+    /// Follows `command` into the phase that it leads to, by `work`, unless it is fulfilled already.
+    fn change(
+        &self,
+        command: Command,
+        work: impl FnOnce(&Self, &[VcpuThread]) -> Result<(), MachineError>,
+    ) -> Result<(), MachineError> {
         let vcpus = self.lock();
-        let (now, next) = self.next(Command::Pause)?;
+        let (now, next) = self.next(command)?;
         if now != next {
-            self.park(&vcpus)?;
+            work(self, &vcpus)?;
             self.control.enter(next);
         }
         Ok(())
@@ -89,7 +90,7 @@ impl Core {
         Ok(())
     }
 
-    fn park(&self, vcpus: &[VcpuThread]) -> Result<(), VcpuThreadError> {
+    fn park(&self, vcpus: &[VcpuThread]) -> Result<(), MachineError> {
         // All are asked before any is waited for: the pause of many takes no longer than that of the slowest.
         let acks: Vec<_> = vcpus.iter().map(VcpuThread::pause).collect();
         for ack in acks {
@@ -109,11 +110,11 @@ impl Core {
         if now == Phase::Running {
             self.park(&vcpus)?;
         }
-        self.units.quiesce();
-        self.units.reset();
+        self.chipset.units.quiesce();
+        self.chipset.units.reset();
         let states = self.boot.load(&self.ram)?;
         self.load(&vcpus, states)?;
-        self.units.release();
+        self.chipset.units.release();
         self.control.enter(now);
         self.control.reset_over();
         if now == Phase::Running {

@@ -8,7 +8,7 @@ use accel_api::{
     AccelError, AccelId, AccelVm, Access, CpuState, GuestRam, RamError, SlotId, VcpuId, VcpuStats,
 };
 use devices::uart::Uart;
-use state::{StateUnit, Units};
+use state::Units;
 
 use crate::boot::BootError;
 use crate::boot_source::BootSource;
@@ -22,7 +22,6 @@ use crate::interrupts::InterruptCell;
 use crate::lifecycle::Phase;
 use crate::memory_map::MemorySizeError;
 use crate::operations::Core;
-use crate::ram_unit::RamUnit;
 use crate::timers::Timers;
 use crate::vcpu_thread::{VcpuThread, VcpuThreadError};
 
@@ -126,16 +125,9 @@ impl Machine {
         for (id, state) in (0..).zip(states) {
             vcpus.push(VcpuThread::spawn(&name, vm.clone(), id, &chipset.bus, state, control.clone())?);
         }
-        let mut units = Units::default();
-        let own: [Arc<dyn StateUnit>; 4] =
-            [clock.clone(), timers.clone(), RamUnit::new(ram.clone()), chipset.interrupts.clone()];
-        own.into_iter().chain(chipset.units.iter().cloned()).for_each(|unit| {
-            let new = units.add(unit);
-            debug_assert!(new, "two units of one name");
-        });
         let vcpus = Mutex::new(vcpus);
         let dirty = DirtyLog::new(vm.clone());
-        let core = Core { vcpus, vm, accel, dirty, chipset, units, timers, clock, control, ram, boot, tsc };
+        let core = Core { vcpus, vm, accel, dirty, chipset, timers, clock, control, ram, boot, tsc };
         let machine = Self { core: Arc::new(core), lifecycle: Mutex::default() };
         let lifecycle = thread::Builder::new().name(host::thread_name("lifecycle", &name)).spawn({
             let core = machine.core.clone();
@@ -194,7 +186,7 @@ impl Machine {
     /// All that has state beside the vCPUs: devices, clock, timers, interrupts on their way, memory. To be saved and restored
     /// while the machine is paused, the vCPUs before the units.
     pub fn units(&self) -> &Units {
-        &self.core.units
+        &self.core.chipset.units
     }
 
     /// Waits until the guest ends, ends the threads, writes out what is left for the console.

@@ -61,11 +61,8 @@ impl Wiring<'_> {
     /// # Errors
     /// There is one of that name.
     pub fn add_unit(&mut self, unit: Arc<dyn StateUnit>) -> Result<(), ChipsetError> {
-        if self.chipset.units.iter().any(|other| other.name() == unit.name()) {
-            return Err(ChipsetError::UnitName(unit.name().to_owned()));
-        }
-        self.chipset.units.push(unit);
-        Ok(())
+        let name = unit.name().to_owned();
+        if self.chipset.units.add(unit) { Ok(()) } else { Err(ChipsetError::UnitName(name)) }
     }
 
     /// VM time.

@@ -30,6 +30,17 @@ pub enum UnitError {
 #[derive(Clone, Debug, Default)]
 pub struct Units(Vec<Arc<dyn StateUnit>>);
 
+impl FromIterator<Arc<dyn StateUnit>> for Units {
+    /// In this order; of two units with one name, the first.
+    fn from_iter<I: IntoIterator<Item = Arc<dyn StateUnit>>>(units: I) -> Self {
+        let mut all = Self::default();
+        for unit in units {
+            all.add(unit);
+        }
+        all
+    }
+}
+
 impl Units {
     /// Adds `unit` behind the others. Names must differ: of two units with one name, the second is not added, and false is
     /// returned.

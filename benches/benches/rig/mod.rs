@@ -131,14 +131,7 @@ impl Rig {
         let map = MemoryMap::new(64 * MIB)?;
         let ram = Arc::new(GuestRam::new(&map.ram_regions())?);
         let kernel = Source::bytes("rig", elf);
-        let spec = BootSpec {
-            kernel: &kernel,
-            initrd: None,
-            cmdline: "",
-            rsdp: ACPI_AREA,
-            seed: None,
-            tsc_khz: None,
-        };
+        let spec = BootSpec::new(&kernel, ACPI_AREA);
         let state = load(&ram, &map, &spec)?;
         let mut model = CpuModel::named(DEFAULT_MODEL, 1, TscFrequency::of_host().khz)?;
         // The guests need no feature, and a provider of KVM without hardware may lack some.

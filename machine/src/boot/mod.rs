@@ -57,6 +57,13 @@ pub struct BootSpec<'a> {
     pub tsc_khz: Option<u32>,
 }
 
+impl<'a> BootSpec<'a> {
+    /// A kernel alone: nothing else is handed over but the ACPI tables' address.
+    pub const fn new(kernel: &'a Source, rsdp: u64) -> Self {
+        Self { kernel, initrd: None, cmdline: "", rsdp, seed: None, tsc_khz: None }
+    }
+}
+
 /// Random bytes of the host's kernel.
 pub type Seed = [u8; 32];
 

@@ -279,8 +279,7 @@ fn files_that_cannot_be_read_are_named() {
         [("/no/such/vmlinuz", "cannot open kernel"), ("/tmp", "a folder"), ("/dev/null", "a device")]
     {
         let kernel = Source::from(path);
-        let spec =
-            BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None, tsc_khz: None };
+        let spec = BootSpec::new(&kernel, 0);
         let error = load(&ram, &map, &spec).unwrap_err().to_string();
         assert!(error.contains(path) && error.contains(expected), "{error}");
     }
@@ -293,11 +292,7 @@ fn a_file_of_the_host_loads_like_bytes() {
     let map = MemoryMap::new(64 * MIB).unwrap();
     let ram = GuestRam::new(&map.ram_regions()).unwrap();
     let kernel = Source::from(path.clone());
-    let state = load(
-        &ram,
-        &map,
-        &BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None, tsc_khz: None },
-    );
+    let state = load(&ram, &map, &BootSpec::new(&kernel, 0));
     std::fs::remove_file(&path).unwrap();
     let mut code = [0; 12];
     ram.memory().read_slice(&mut code, GuestAddress(state.unwrap().rip)).unwrap();
@@ -386,7 +381,7 @@ fn linux_is_handed_a_seed() {
     assert_eq!(loaded.read(LOW.seed()), [0u8; 48]);
     let (map, kernel) = (MemoryMap::new(64 * MIB).unwrap(), Source::bytes("test-kernel", bzimage()));
     let ram = GuestRam::new(&map.ram_regions()).unwrap();
-    let spec = BootSpec { kernel: &kernel, initrd: None, cmdline: "", rsdp: 0, seed: None, tsc_khz: None };
+    let spec = BootSpec::new(&kernel, 0);
     let loaded = Loaded { result: load(&ram, &map, &spec), ram };
     assert_eq!((loaded.u64(LOW.zero_page() + 0x250), loaded.read(LOW.seed())), (0, [0u8; 48]));
 }
@@ -402,7 +397,7 @@ fn linux_is_told_the_frequency_of_the_tsc() {
             let ram = GuestRam::new(&map.ram_regions()).unwrap();
             let kernel = Source::bytes("test-kernel", kernel.clone());
             let tsc_khz = Some(2_596_126);
-            let spec = BootSpec { kernel: &kernel, initrd: None, cmdline, rsdp: 0, seed: None, tsc_khz };
+            let spec = BootSpec { cmdline, tsc_khz, ..BootSpec::new(&kernel, 0) };
             let loaded = Loaded { result: load(&ram, &map, &spec), ram };
             loaded.state();
             let at = loaded.u32(LOW.zero_page() + 0x228);
@@ -423,14 +418,7 @@ fn memory_that_the_host_cannot_give_is_no_fault_of_the_file() {
     let load_short = |kernel: Source| {
         let ram = GuestRam::new(&map.ram_regions()).unwrap();
         std::fs::File::from(ram.fd().try_clone_to_owned().unwrap()).set_len(MIB).unwrap();
-        let spec = BootSpec {
-            kernel: &kernel,
-            initrd: None,
-            cmdline: "",
-            rsdp: ACPI_AREA,
-            seed: None,
-            tsc_khz: None,
-        };
+        let spec = BootSpec::new(&kernel, ACPI_AREA);
         (load(&ram, &map, &spec).map_err(|e| e.to_string()), ram.loss())
     };
     let (result, _) = load_short(path.clone().into());
