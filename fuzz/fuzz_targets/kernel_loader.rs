@@ -34,7 +34,14 @@ fuzz_target!(|image: &[u8]| {
         let initrd = Source::bytes("initrd", vec![0; 5000]);
         // A long line makes the loader look for Linux's banner.
         let cmdline = if image.len() % 2 == 0 { "quiet" } else { LONG };
-        let spec = BootSpec { kernel: &kernel, initrd: Some(&initrd), cmdline, rsdp: ACPI_AREA, seed: Some([7; 32]), tsc_khz: Some(1) };
+        let spec = BootSpec {
+            kernel: &kernel,
+            initrd: Some(&initrd),
+            cmdline,
+            rsdp: ACPI_AREA,
+            seed: Some([7; 32]),
+            tsc_khz: Some(1),
+        };
         if let Ok(state) = boot::load(ram, map, &spec) {
             assert!(state.rip < 1 << 32, "the entry is in what the page tables map");
             let (at, magic) = match state.gpr[gpr::RBX] {
