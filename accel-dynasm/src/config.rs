@@ -3,8 +3,11 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::slips::Slip;
-use crate::{HostCpu, JitDump, PerfMap, Show};
+use crate::debug::injected_bug::InjectedBug;
+use crate::debug::jitdump::JitDump;
+use crate::debug::listing::BlockDump;
+use crate::debug::perf_map::PerfMap;
+use crate::host::HostCpu;
 
 /// How code is translated.
 #[derive(Clone, Debug)]
@@ -22,7 +25,7 @@ pub struct Config {
     /// Translate only blocks whose hash lies here; others are executed instruction by instruction.
     pub only: Option<RangeInclusive<u64>>,
     /// Blocks to show.
-    pub show: Option<Arc<Show>>,
+    pub show: Option<Arc<BlockDump>>,
     /// Where perf finds the names of translated code.
     pub perf_map: Option<Arc<PerfMap>>,
     /// Where perf finds translated code itself.
@@ -32,7 +35,7 @@ pub struct Config {
     pub sabotage: Option<u32>,
     /// Makes a mistake in blocks that have this constant, for tests of what becomes of one.
     #[doc(hidden)]
-    pub slip: Option<(u32, Slip)>,
+    pub slip: Option<(u32, InjectedBug)>,
 }
 
 impl Config {

@@ -1,4 +1,4 @@
-//! The translator accelerator: x86-64 guest code becomes x86-64 host code.
+//! The JIT accelerator: x86-64 guest code becomes x86-64 host code.
 //!
 //! 1. `translate` makes host code of a block of guest instructions. Guest registers are the host's, flags and vector registers
 //!    too, so most instructions are copied; memory operands are led through the soft TLB.
@@ -14,37 +14,17 @@
 //!    [`x86_core::soft`], shared with the interpreter.
 #![allow(clippy::useless_conversion)] // what dynasm! makes of register numbers
 
-mod anchors;
-mod blocks;
-mod cache;
-mod calls;
+mod block_mode;
 mod config;
-mod engine;
-mod evict;
-mod follow;
-mod home;
+mod counters;
+mod debug;
+mod dispatch;
 mod host;
-mod jitdump;
-mod jumps;
-mod known;
-mod links;
-mod lockstep;
-mod mode;
-mod perf;
-mod places;
-mod recent;
-mod regions;
-mod report;
-mod restless;
-mod show;
-mod signals;
-mod single;
-mod slips;
-mod stats;
-mod stubs;
+mod jit_context;
+mod runtime;
+mod store;
 #[cfg(test)]
 mod tests;
-mod transfer;
 mod translate;
 
 use std::sync::Arc;
@@ -56,18 +36,18 @@ use accel_api::{
 use x86_core::soft::{MAX_VCPUS, SoftVm, caps};
 
 pub use crate::config::Config;
-pub use crate::engine::Engine;
-pub use crate::host::HostCpu;
-pub use crate::jitdump::JitDump;
-pub use crate::perf::{Notice, PerfMap};
-pub use crate::show::Show;
 #[doc(hidden)]
-pub use crate::slips::Slip;
+pub use crate::debug::injected_bug::InjectedBug;
+pub use crate::debug::jitdump::JitDump;
+pub use crate::debug::listing::BlockDump;
+pub use crate::debug::perf_map::{Notice, PerfMap};
+pub use crate::dispatch::Dispatcher;
+pub use crate::host::HostCpu;
 
 /// The name users choose it by.
 pub const ID: AccelId = AccelId("jit");
 
-/// The translator works where memory can be mapped as executable, and below 2 GiB.
+/// The JIT works where memory can be mapped as executable, and below 2 GiB.
 pub fn probe() -> Probe {
     match check() {
         Ok(()) => Probe::Available(Available::of(Quality::Translated, "translates guest code to host code")),
@@ -76,10 +56,10 @@ pub fn probe() -> Probe {
 }
 
 fn check() -> Result<(), Absent> {
-    home::check().map_err(|error| {
+    jit_context::memory::check().map_err(|error| {
         absent(&error, "raise the limit of the process's address space (ulimit -v), or use the interpreter")
     })?;
-    cache::CodeCache::new(4096, false).map(drop).map_err(|error| {
+    store::code_cache::CodeCache::new(4096, false).map(drop).map_err(|error| {
         let remedy = "allow the process memory that is executable (SELinux: execmem; systemd: \
                       MemoryDenyWriteExecute=no), or use the interpreter";
         absent(&error, remedy)
@@ -94,7 +74,7 @@ fn absent(error: &AccelError, remedy: &str) -> Absent {
     }
 }
 
-/// Makes the translator.
+/// Makes the JIT.
 ///
 /// # Errors
 /// None; the signature is that of every backend. What the host refuses shows in a vCPU that cannot be made.
@@ -102,10 +82,10 @@ pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
     Ok(create_with(Config::default()))
 }
 
-/// Makes the translator with choices of one's own.
+/// Makes the JIT with choices of one's own.
 pub fn create_with(config: Config) -> Arc<dyn Accelerator> {
     // What is compared includes RAM, which nobody else must store to meanwhile.
-    let max_vcpus = if config.verify.is_some() { 1 } else { home::room(MAX_VCPUS) };
+    let max_vcpus = if config.verify.is_some() { 1 } else { jit_context::memory::room(MAX_VCPUS) };
     Arc::new(Jit { caps: caps(max_vcpus), config: Arc::new(config) })
 }
 
@@ -130,11 +110,11 @@ impl Accelerator for Jit {
             return Err(AccelError::TooManyVcpus { accel: ID, asked: spec.vcpus, max });
         }
         // Others of this process may have come since.
-        let room = home::room(spec.vcpus);
+        let room = jit_context::memory::room(spec.vcpus);
         if room < spec.vcpus {
             let why = "each takes 8 MiB of addresses below 2 GiB";
             return Err(AccelError::NoRoom { accel: ID, asked: spec.vcpus, max: room, why });
         }
-        Ok(SoftVm::<Engine>::new(ID, spec, self.config.clone())?)
+        Ok(SoftVm::<Dispatcher>::new(ID, spec, self.config.clone())?)
     }
 }

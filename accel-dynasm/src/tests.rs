@@ -10,9 +10,9 @@ use x86_core::testing::blocks::{Campaign, Pair, Program, SCENES, Scene};
 use x86_core::{Cpu, Fault};
 
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::dispatch::Dispatcher;
 use crate::host::HostCpu;
-use crate::regions::REGIONS;
+use crate::store::regions::REGIONS;
 
 fn config(host: HostCpu) -> Arc<Config> {
     Arc::new(Config { host, cache_bytes: 1 << 20, ..Config::default() })
@@ -24,7 +24,7 @@ const CASES: u64 = 1000;
 #[test]
 fn blocks_do_what_single_steps_do() {
     for scene in &SCENES {
-        Campaign::of(CASES).run::<Engine>(scene, &config(HostCpu::detect()));
+        Campaign::of(CASES).run::<Dispatcher>(scene, &config(HostCpu::detect()));
     }
 }
 
@@ -32,7 +32,7 @@ fn blocks_do_what_single_steps_do() {
 fn an_old_host_gets_other_code_of_the_same_effect() {
     let host = HostCpu { bmi2: false, avx: false, features: CpuFeatures::default() };
     for scene in &SCENES {
-        Campaign::of(CASES / 2).run::<Engine>(scene, &config(host));
+        Campaign::of(CASES / 2).run::<Dispatcher>(scene, &config(host));
     }
 }
 
@@ -40,16 +40,16 @@ fn an_old_host_gets_other_code_of_the_same_effect() {
 fn instructions_are_counted_at_no_cost_to_their_effect() {
     let config = Arc::new(Config { counting: true, cache_bytes: 1 << 20, ..Config::default() });
     for scene in &SCENES {
-        Campaign::of(CASES / 2).run::<Engine>(scene, &config);
+        Campaign::of(CASES / 2).run::<Dispatcher>(scene, &config);
     }
 }
 
-/// Jumps that wait to be linked when a region is emptied must not be linked in what comes next.
+/// JumpCache that wait to be linked when a region is emptied must not be linked in what comes next.
 #[test]
 fn a_small_cache_is_emptied_again_and_again() {
     let config = Arc::new(Config { cache_bytes: 0, ..Config::default() });
     for scene in &SCENES {
-        Campaign::of(CASES / 2).run::<Engine>(scene, &config);
+        Campaign::of(CASES / 2).run::<Dispatcher>(scene, &config);
     }
 }
 
@@ -60,7 +60,7 @@ fn check(scene: &Scene, code: &[u8], adjust: impl Fn(&mut Cpu)) -> Result<(), Fa
 
 fn check_at(scene: &Scene, start: usize, code: &[u8], adjust: impl Fn(&mut Cpu)) -> Result<(), Fault> {
     let program = Program::new(start, code);
-    let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
+    let mut pair = Pair::<Dispatcher>::new(scene, &config(HostCpu::detect()));
     pair.check("by hand", &program, 1, &adjust).expect("an end")
 }
 
@@ -262,7 +262,7 @@ fn loops_until_asked(scene: &Scene, start: usize, code: &[u8]) {
 
 #[expect(clippy::print_stderr, reason = "what an abort leaves behind")]
 fn loops_until_asked_with(scene: &Scene, start: usize, code: &[u8], adjust: impl Fn(&mut Cpu)) {
-    let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
+    let mut pair = Pair::<Dispatcher>::new(scene, &config(HostCpu::detect()));
     let shared = pair.home().shared.clone();
     let (sender, ended) = std::sync::mpsc::channel();
     std::thread::scope(|s| {
@@ -324,7 +324,7 @@ fn the_jump_that_fills_the_cache() {
         code.extend([0x39, 0xc0, 0xe9]);
         code.extend((-(6 + 5 * blocks + 2 + 5)).to_le_bytes());
         code.extend([0xeb, 0]);
-        let mut pair = Pair::<Engine>::new(scene, &config);
+        let mut pair = Pair::<Dispatcher>::new(scene, &config);
         let end = pair.check("by hand", &Program::new(0, &code), 1, &|cpu| cpu.flags = Default::default());
         assert_eq!(end, Some(Ok(())));
         pair.executor().check_links();
@@ -333,7 +333,7 @@ fn the_jump_that_fills_the_cache() {
     assert!(evictions > 100, "{evictions}");
 }
 
-fn counter(pair: &Pair<Engine>, name: &str) -> u64 {
+fn counter(pair: &Pair<Dispatcher>, name: &str) -> u64 {
     pair.executor().counters().iter().find(|(other, _)| *other == name).expect("a counter").1
 }
 
@@ -350,7 +350,7 @@ fn locked_instructions_are_found_when_refused() {
     ];
     for (code, locked) in code {
         let scene = &SCENES[0];
-        let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
+        let mut pair = Pair::<Dispatcher>::new(scene, &config(HostCpu::detect()));
         let end = pair.check("by hand", &Program::new(0, code), 1, &pointing(gpr::RBX, scene.data));
         assert_eq!(end, Some(Ok(())));
         let blocks = &pair.executor().blocks.list;
@@ -389,7 +389,7 @@ fn functions_with_one_entry() {
     // mov edx, 20; top: call rbx; call rsi; dec edx; jnz top; jmp end; function: adc ecx, 1; ret
     let code =
         [0xba, 20, 0, 0, 0, 0xff, 0xd3, 0xff, 0xd6, 0xff, 0xca, 0x75, 0xf8, 0xeb, 4, 0x83, 0xd1, 1, 0xc3];
-    let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
+    let mut pair = Pair::<Dispatcher>::new(scene, &config(HostCpu::detect()));
     let end = pair.check("by hand", &Program::new(0, &code), 1, &|cpu| {
         (cpu.gpr[gpr::RBX], cpu.gpr[gpr::RSI]) = (scene.code + 15, scene.again + 15);
     });
@@ -402,7 +402,7 @@ fn functions_with_one_entry() {
 #[test]
 fn what_is_known_of_blocks_is_bounded() {
     let scene = &SCENES[1];
-    let mut pair = Pair::<Engine>::new(scene, &Arc::new(Config { cache_bytes: 0, ..Config::default() }));
+    let mut pair = Pair::<Dispatcher>::new(scene, &Arc::new(Config { cache_bytes: 0, ..Config::default() }));
     let mut most = 0;
     for turn in 0..4000u32 {
         // mov eax, n; jz next; jmp next: other code in the same place, when it has been there for long enough to be
@@ -420,7 +420,7 @@ fn what_is_known_of_blocks_is_bounded() {
     assert!(translated - evicted <= most as u64);
 }
 
-mod anchors;
 mod flags;
+mod inline_tlb;
 mod string;
 mod transfer;

@@ -1,4 +1,4 @@
-//! The fuzz targets against the translator: a fixed number of inputs under a fixed seed, or as [`testkit::hostile::fuzz::suite`] is
+//! The fuzz targets against the JIT: a fixed number of inputs under a fixed seed, or as [`testkit::hostile::fuzz::suite`] is
 //! told.
 
 #[test]

@@ -1,4 +1,4 @@
-//! Random guests against the translator, for HOSTILE_SECONDS (15 unless told), from HOSTILE_SEED.
+//! Random guests against the JIT, for HOSTILE_SECONDS (15 unless told), from HOSTILE_SEED.
 
 #[test]
 fn random_guests_do_no_harm() {

@@ -5,5 +5,5 @@ use testkit::oracle::case::CodeSize;
 #[test]
 fn instructions_do_what_the_processor_does() {
     // Code of other sizes is interpreted.
-    testkit::oracle::suite::<accel_dynasm::Engine>("jit", Some(CodeSize::Bits64), 100_000);
+    testkit::oracle::suite::<accel_dynasm::Dispatcher>("jit", Some(CodeSize::Bits64), 100_000);
 }

@@ -5,7 +5,7 @@
 //! 2. `op.rs` is how one op passes control to the next without returning.
 //! 3. `store.rs` keeps blocks by their place in RAM, `engine.rs` finds, links and drops them.
 //! 4. Everything that is not executing instructions (interrupts, requests, sleeping, state) is x86-core's
-//!    [`x86_core::soft`], shared with the translator.
+//!    [`x86_core::soft`], shared with the JIT.
 
 mod engine;
 mod handlers;

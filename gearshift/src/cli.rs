@@ -11,8 +11,8 @@ use guests::debian::Flavour;
 
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::jit::JitArgs;
 use crate::size;
-use crate::translator::TranslatorArgs;
 
 const ABOUT: &str = "A virtual machine monitor: one PC, on any accelerator";
 
@@ -41,7 +41,7 @@ Examples:
 const COMPARE_EXAMPLES: &str = "\
 Examples:
   gearshift compare --peer qemu-tcg --native --html page.html
-          Everything that works here, QEMU's translator and the host beside each other, as a page
+          Everything that works here, QEMU's TCG and the host beside each other, as a page
   gearshift compare --quick
           About half a minute
   gearshift compare micro user/sha256 --accel kvm,interp
@@ -185,8 +185,8 @@ pub(crate) struct RunArgs {
     #[arg(value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) offline: bool,
 
-    #[command(flatten, next_help_heading = "Translator (jit)")]
-    pub(crate) translator: TranslatorArgs,
+    #[command(flatten, next_help_heading = "JIT")]
+    pub(crate) jit: JitArgs,
 }
 
 /// What happens to a machine that is reset.

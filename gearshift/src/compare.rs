@@ -5,7 +5,7 @@
 //! signal. Each guest is this program again, by its hidden command [`WORKER`].
 
 use ::compare::{Caller, Error, Findings, Options, Verdict, worker};
-use machine::TranslatorOptions;
+use machine::JitOptions;
 
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
         .map_err(|error| Failure::new(ExitCode::Host, format!("cannot handle signals: {error}")))?;
     let caller = Caller {
         program: concat!("gearshift ", env!("CARGO_PKG_VERSION")),
-        registry: &probe::registry(TranslatorOptions::default()),
+        registry: &probe::registry(JitOptions::default()),
         worker: &[WORKER.into()],
         stop: &stop,
         say: &|line| say(line),
@@ -67,7 +67,7 @@ fn code(findings: &Findings) -> ExitCode {
 
 /// Runs one guest.
 pub(crate) fn work(options: &worker::Options) -> ExitCode {
-    if worker::main(options, &probe::registry(TranslatorOptions::default())) {
+    if worker::main(options, &probe::registry(JitOptions::default())) {
         ExitCode::Success
     } else {
         ExitCode::Host

@@ -15,6 +15,7 @@ mod documents;
 mod escape;
 mod exit_code;
 mod failure;
+mod jit;
 mod log;
 mod probe;
 mod run;
@@ -24,7 +25,6 @@ mod size;
 mod stats;
 mod stdio;
 mod terminal;
-mod translator;
 mod typed_ahead;
 
 use cli::{Cli, Command, Parsed};

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use accel_api::{AccelError, Accelerator, Available, MODEL_NAMES, Measured, Probe, duration_text};
-use machine::{AccelChoice, BackendOptions, Descriptor, Needs, Registry, TranslatorOptions, TscFrequency};
+use machine::{AccelChoice, BackendOptions, Descriptor, JitOptions, Needs, Registry, TscFrequency};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -70,9 +70,9 @@ impl From<Measured> for Speed {
 }
 
 /// The accelerators of this build. Tests point `GEARSHIFT_KVM_DEVICE` at what is no KVM.
-pub(crate) fn registry(translator: TranslatorOptions) -> Registry {
+pub(crate) fn registry(jit: JitOptions) -> Registry {
     let kvm_device = std::env::var_os("GEARSHIFT_KVM_DEVICE").map(Into::into);
-    Registry::builtin_with(&BackendOptions { kvm_device, translator })
+    Registry::builtin_with(&BackendOptions { kvm_device, jit })
 }
 
 /// Prints the table, or JSON.
@@ -80,7 +80,7 @@ pub(crate) fn registry(translator: TranslatorOptions) -> Registry {
 /// # Errors
 /// Standard output cannot be written.
 pub(crate) fn probe(json: bool) -> Result<(), Failure> {
-    let registry = registry(TranslatorOptions::default());
+    let registry = registry(JitOptions::default());
     let survey = registry.survey();
     let chosen = survey.choose(&AccelChoice::Auto, &Needs::default()).ok();
     let report = Report {

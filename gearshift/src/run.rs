@@ -11,10 +11,10 @@ use crate::cli::RunArgs;
 use crate::default_guest::{self, CMDLINE, Guest};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::jit::{self, Shown};
 use crate::silence::{Heard, Silence};
 use crate::stdio::{self, say, say_all};
 use crate::terminal::RawMode;
-use crate::translator::{self, Shown};
 use crate::{console, probe, signals, stats};
 
 /// Runs a guest.
@@ -26,13 +26,13 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let output = stdio::output()?;
     let choice: AccelChoice = args.accel.join(",").parse()?;
     let needs = Needs { cpu_model: args.cpu.clone(), vcpus: args.cpus };
-    args.translator.check(args.cpus)?;
+    args.jit.check(args.cpus)?;
     let shown = Shown::default();
-    let registry = probe::registry(args.translator.options(args.stats, &shown));
+    let registry = probe::registry(args.jit.options(args.stats, &shown));
     let chosen = registry.survey().choose(&choice, &needs)?;
     let explanation = chosen.explanation();
     let id = chosen.accelerator.id();
-    args.translator.check_accelerator(id)?;
+    args.jit.check_accelerator(id)?;
     let silence = Arc::new(Silence::default());
     let mut builder = Machine::builder()
         .accelerator(chosen.accelerator)
@@ -139,7 +139,7 @@ fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
     }
     if let GuestEnd::Diverged { report, options, .. } = &end {
         say_all(report);
-        say(format_args!("to see it again: {}", translator::again(std::env::args_os(), options)));
+        say(format_args!("to see it again: {}", jit::again(std::env::args_os(), options)));
     }
     Ok(code)
 }

@@ -30,7 +30,7 @@ pub(crate) fn text(list: &[VcpuStats]) -> String {
     out
 }
 
-/// How rare the translator's slow ways were, where instructions were counted.
+/// How rare the JIT's slow ways were, where instructions were counted.
 fn rates(stats: &VcpuStats) -> Vec<String> {
     const WAYS: [(&str, &str); 5] = [
         ("lookups", "lookup of a block"),

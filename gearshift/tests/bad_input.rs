@@ -146,7 +146,7 @@ fn accelerators() {
 }
 
 #[test]
-fn options_of_the_translator() {
+fn options_of_the_jit() {
     let options = [
         &["--verify"][..],
         &["--jit-bisect", "0..1"],

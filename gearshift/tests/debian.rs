@@ -83,9 +83,9 @@ fn the_v3_model_is_one_to_linux() {
     assert!(console.contains("Enabled xstate features 0x7, context size is 832 bytes"), "{console}");
 }
 
-/// Each block that the translator makes of the kernel and its programs does what its instructions do.
+/// Each block that the JIT makes of the kernel and its programs does what its instructions do.
 #[test]
-fn the_translator_boots_it_in_lockstep() {
+fn the_jit_boots_it_in_lockstep() {
     let probe = stdout(&gearshift(&["probe", "--json"]).output().unwrap());
     if !have_guest() || !probe.contains("\"name\": \"jit\"") {
         return;

@@ -1,4 +1,4 @@
-//! The translator, checked block by block while small guests run: what `gearshift run --verify` does.
+//! The JIT, checked block by block while small guests run: what `gearshift run --verify` does.
 
 mod common;
 
@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use common::accelerators::{Console, end, end_and};
 use guests::{micro, modes};
-use machine::{BackendOptions, GuestEnd, Machine, MachineBuilder, Registry, Source, TranslatorOptions};
+use machine::{BackendOptions, GuestEnd, JitOptions, Machine, MachineBuilder, Registry, Source};
 
-/// A machine on the translator with these options; `None`, told past the harness, where it is not in this build.
-fn translator(translator: TranslatorOptions) -> Option<MachineBuilder> {
-    let registry = Registry::builtin_with(&BackendOptions { translator, ..BackendOptions::default() });
+/// A machine on the JIT with these options; `None`, told past the harness, where it is not in this build.
+fn jit(jit: JitOptions) -> Option<MachineBuilder> {
+    let registry = Registry::builtin_with(&BackendOptions { jit, ..BackendOptions::default() });
     let Some(jit) = registry.find("jit") else {
-        let line = b"SKIPPED (optional): lockstep: the translator is not in this build\n";
+        let line = b"SKIPPED (optional): lockstep: the JIT is not in this build\n";
         std::io::Write::write_all(&mut std::io::stderr(), line).unwrap();
         return None;
     };
@@ -30,7 +30,7 @@ fn counter(machine: &Machine, name: &str) -> u64 {
 fn benchmark_guests_do_in_translation_what_their_instructions_do() {
     for guest in micro::all() {
         let n = if guest.iterations < 100_000 { 20 } else { 5_011 };
-        let Some(machine) = translator(TranslatorOptions { verify: Some(3), ..Default::default() }) else {
+        let Some(machine) = jit(JitOptions { verify: Some(3), ..Default::default() }) else {
             return;
         };
         let console = Console::default();
@@ -51,7 +51,7 @@ fn benchmark_guests_do_in_translation_what_their_instructions_do() {
 #[test]
 fn guests_in_every_mode_do_too() {
     for guest in modes::all() {
-        let Some(machine) = translator(TranslatorOptions { verify: Some(1), ..Default::default() }) else {
+        let Some(machine) = jit(JitOptions { verify: Some(1), ..Default::default() }) else {
             return;
         };
         let machine = machine.kernel(Source::bytes(guest.name, guest.elf)).start().unwrap();
@@ -66,15 +66,15 @@ fn guests_in_every_mode_do_too() {
 fn a_mistranslation_is_found_and_narrowed_to_its_block() {
     const CONSTANT: u32 = 0x0100_0193;
     let guest = micro::find("smc").unwrap();
-    let run = |options: TranslatorOptions| {
-        let options = TranslatorOptions { sabotage: Some(CONSTANT), ..options };
-        let machine = translator(options)?;
+    let run = |options: JitOptions| {
+        let options = JitOptions { sabotage: Some(CONSTANT), ..options };
+        let machine = jit(options)?;
         let console = Console::default();
         let machine =
             machine.kernel(Source::bytes(guest.name, guest.elf)).cmdline("n=1").console(console.clone());
         Some((end(&machine.start().unwrap()), console.text()))
     };
-    let Some((diverged, _)) = run(TranslatorOptions { verify: Some(1), ..Default::default() }) else {
+    let Some((diverged, _)) = run(JitOptions { verify: Some(1), ..Default::default() }) else {
         return;
     };
     let GuestEnd::Diverged { summary, report, options } = diverged else { panic!("{diverged}") };
@@ -86,13 +86,13 @@ fn a_mistranslation_is_found_and_narrowed_to_its_block() {
     let range = options.strip_prefix("--verify --jit-bisect ").and_then(|range| range.split_once(".."));
     let hash = u64::from_str_radix(range.unwrap().0.trim_start_matches("0x"), 16).unwrap();
     let checked =
-        |only| run(TranslatorOptions { verify: Some(1), only: Some(only), ..Default::default() }).unwrap().0;
+        |only| run(JitOptions { verify: Some(1), only: Some(only), ..Default::default() }).unwrap().0;
     let again = checked(hash..=hash);
     assert!(matches!(&again, GuestEnd::Diverged { summary: other, .. } if *other == summary), "{again}");
 
     // Without it, the guest's result is halved down to a block: this or the other one, which the guest itself writes.
     let is_wrong = |low, high| {
-        let (end, text) = run(TranslatorOptions { only: Some(low..=high), ..Default::default() }).unwrap();
+        let (end, text) = run(JitOptions { only: Some(low..=high), ..Default::default() }).unwrap();
         assert_eq!(end, GuestEnd::PowerOff);
         micro::Report::find(&text).unwrap().checksum != guest.expected(1)
     };
@@ -110,7 +110,7 @@ fn a_block_is_shown_with_what_it_became() {
     let (list, guest) = (texts.clone(), micro::find("smc").unwrap());
     let show =
         Some((guest_entry(guest.elf), Arc::new(move |text: String| list.lock().unwrap().push(text)) as _));
-    let Some(machine) = translator(TranslatorOptions { show, ..Default::default() }) else { return };
+    let Some(machine) = jit(JitOptions { show, ..Default::default() }) else { return };
     let console = Console::default();
     let machine =
         machine.kernel(Source::bytes(guest.name, guest.elf)).cmdline("n=9").console(console).start().unwrap();

@@ -64,7 +64,7 @@ pub use dirty::DirtyConsumer;
 pub use dump::CpuDump;
 pub use interrupts::InterruptCell;
 pub use lifecycle::{OnReset, Phase, PhaseListener};
-pub use registry::{BackendOptions, CreateFn, Descriptor, Listener, ProbeFn, Registry, TranslatorOptions};
+pub use registry::{BackendOptions, CreateFn, Descriptor, JitOptions, Listener, ProbeFn, Registry};
 pub use vm::{ConsoleInput, Machine, MachineError};
 pub use wiring::Wiring;
 

@@ -57,13 +57,13 @@ impl fmt::Debug for Descriptor {
 pub struct BackendOptions {
     /// KVM's device, elsewhere than where Linux has it.
     pub kvm_device: Option<PathBuf>,
-    /// Of the translator.
-    pub translator: TranslatorOptions,
+    /// Of the JIT.
+    pub jit: JitOptions,
 }
 
-/// What the user wants of the translator, to look for its mistakes or to see what it does.
+/// What the user wants of the JIT, to look for its mistakes or to see what it does.
 #[derive(Clone, Default)]
-pub struct TranslatorOptions {
+pub struct JitOptions {
     /// Check one in so many blocks (1: all) against the interpreter's functions; only with one vCPU. A difference is
     /// [`GuestEnd::Diverged`](crate::GuestEnd::Diverged).
     pub verify: Option<u64>,
@@ -89,11 +89,11 @@ pub struct TranslatorOptions {
 /// Is told a text.
 pub type Listener = Arc<dyn Fn(String) + Send + Sync>;
 
-impl fmt::Debug for TranslatorOptions {
+impl fmt::Debug for JitOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { verify, only, show, counting, cache_bytes, perf_map, jitdump, notice: _, sabotage } = self;
         let show = show.as_ref().map(|(address, _)| address);
-        f.debug_struct("TranslatorOptions")
+        f.debug_struct("JitOptions")
             .field("verify", verify)
             .field("only", only)
             .field("show", &show)
@@ -107,9 +107,9 @@ impl fmt::Debug for TranslatorOptions {
 }
 
 #[cfg(feature = "jit")]
-fn create_translator(options: &TranslatorOptions) -> Result<Arc<dyn Accelerator>, AccelError> {
-    use accel_dynasm::{Config, JitDump, Notice, PerfMap, Show};
-    let TranslatorOptions { verify, only, show, counting, cache_bytes, perf_map, jitdump, notice, sabotage } =
+fn create_jit(options: &JitOptions) -> Result<Arc<dyn Accelerator>, AccelError> {
+    use accel_dynasm::{BlockDump, Config, JitDump, Notice, PerfMap};
+    let JitOptions { verify, only, show, counting, cache_bytes, perf_map, jitdump, notice, sabotage } =
         options.clone();
     let notice = Notice(notice.unwrap_or_else(|| Arc::new(|line| tracing::warn!("{line}"))));
     let perf_map = perf_map.then(|| PerfMap::for_this_process(notice.clone())).transpose();
@@ -122,7 +122,7 @@ fn create_translator(options: &TranslatorOptions) -> Result<Arc<dyn Accelerator>
         only,
         counting,
         sabotage,
-        show: show.map(|(address, tell)| Arc::new(Show::new(address, tell))),
+        show: show.map(|(address, tell)| Arc::new(BlockDump::new(address, tell))),
         cache_bytes: cache_bytes.unwrap_or(default.cache_bytes),
         perf_map: perf_map.map(Arc::new),
         jitdump: jitdump.map(Arc::new),
@@ -151,7 +151,7 @@ impl Registry {
         let device: Arc<Path> =
             options.kvm_device.as_deref().unwrap_or(Path::new(accel_kvm::DEFAULT_PATH)).into();
         #[cfg(feature = "jit")]
-        let translator = options.translator.clone();
+        let jit = options.jit.clone();
         #[cfg(not(any(feature = "kvm", feature = "jit")))]
         let _ = options;
         let list = vec![
@@ -174,7 +174,7 @@ impl Registry {
                 summary: "translates guest code to host code; needs memory that is executable",
                 promise: Quality::Translated,
                 probe: Arc::new(accel_dynasm::probe),
-                create: Arc::new(move || create_translator(&translator)),
+                create: Arc::new(move || create_jit(&jit)),
             },
             #[cfg(feature = "interp")]
             Descriptor {

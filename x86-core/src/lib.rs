@@ -1,4 +1,4 @@
-//! The software CPU that the interpreter and the translator share.
+//! The software CPU that the interpreter and the JIT share.
 //!
 //! 1. [`Cpu`] is the working state of one vCPU, laid out for speed. [`accel_api::CpuState`] is converted to and from
 //!    it in `state.rs`.

@@ -1,7 +1,7 @@
 //! Reboots by the thousand: Debian's kernel boots to its init, which reboots at once, in one process of `gearshift run`.
 //!
 //! A machine that starts again must not cost more than one that starts: threads and memory of the process are looked at behind
-//! each boot. What the first boots touch (the translator's caches, the guest's memory) is there from the tenth part on.
+//! each boot. What the first boots touch (the JIT's caches, the guest's memory) is there from the tenth part on.
 
 use std::fs;
 use std::ops::ControlFlow;

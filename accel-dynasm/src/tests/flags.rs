@@ -30,7 +30,7 @@ const MORE_FAULTS: [&[u8]; 3] = [
 #[test]
 fn faults_show_the_flags_before_them() {
     for scene in [&SCENES[0], &SCENES[1]] {
-        let mut pair = Pair::<Engine>::new(scene, &config(HostCpu::detect()));
+        let mut pair = Pair::<Dispatcher>::new(scene, &config(HostCpu::detect()));
         for setter in FLAG_SETTERS.into_iter().chain(MORE_SETTERS) {
             for fault in FLAG_FAULTS.into_iter().chain(MORE_FAULTS) {
                 // stc; setter; fault; add bl, bl
@@ -144,7 +144,7 @@ fn flags_follow_jumps() {
             if case % 64 == 0 {
                 pair = None;
             }
-            let pair = pair.get_or_insert_with(|| Pair::<Engine>::new(scene, config));
+            let pair = pair.get_or_insert_with(|| Pair::<Dispatcher>::new(scene, config));
             let (program, turns) = (program(&mut random, &compiler), random.below(6));
             let (register, place) = (random.below(16) as usize, scene.data + 0x3f00 + random.below(0x200));
             let adjust = |cpu: &mut Cpu| {

@@ -7,7 +7,7 @@ use x86_core::soft::Executor;
 use x86_core::testing::blocks::{Pair, Program, SCENES, Scene};
 
 use super::config;
-use crate::engine::Engine;
+use crate::dispatch::Dispatcher;
 use crate::host::HostCpu;
 
 /// MOVSB, MOVSW, MOVSD, MOVSQ and their likes of STOS: code, and bytes an element.
@@ -19,7 +19,7 @@ const REP: &[u8] = &[0xf3];
 /// An instruction, made to look at flags and R10 and R11 on both sides. One of these for each: code that changes often is
 /// interpreted.
 struct Bench {
-    pair: Pair<Engine>,
+    pair: Pair<Dispatcher>,
     program: Program,
 }
 

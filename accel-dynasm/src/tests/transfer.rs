@@ -11,7 +11,7 @@ use x86_core::{Cpu, Fault, seg};
 
 use super::config;
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::dispatch::Dispatcher;
 use crate::host::HostCpu;
 
 /// A program, and what its system calls lead to: in the same pages, which the kernel may use here, too.
@@ -46,7 +46,7 @@ impl Caller {
     fn each(&self, config: &Config, adjust: impl Fn(&mut Cpu, &Scene)) -> Vec<End> {
         let mut all = Vec::new();
         for scene in SCENES.iter().filter(|s| s.cpl == 3) {
-            let mut pair = Pair::<Engine>::new(scene, &config.clone().into());
+            let mut pair = Pair::<Dispatcher>::new(scene, &config.clone().into());
             let end = pair.check("a system call", &Program::new(0x80, &self.code), 7, &|cpu| {
                 enter_program(cpu);
                 cpu.msrs.lstar = cpu.rip + self.kernel;
@@ -341,7 +341,7 @@ fn iret_under_smap() {
     for scene in SCENES.iter().filter(|s| s.cpl == 0) {
         for open in [0, flag::AC] {
             for kernel in [&iret_to_kernel(0)[..], &iret_to_kernel(KERNEL_DATA), &iret_to_program()] {
-                let mut pair = Pair::<Engine>::new(scene, &default().into());
+                let mut pair = Pair::<Dispatcher>::new(scene, &default().into());
                 let end = pair.check("iret", &Program::new(0, kernel), 1, &|cpu| {
                     with_descriptors(cpu, scene);
                     cpu.segs[seg::CS] = Segment::flat(KERNEL_CODE.into(), CODE64);

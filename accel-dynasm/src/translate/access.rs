@@ -15,7 +15,7 @@ use super::encode::{self, Memory};
 use super::plan::{Access, Base, Group, Step};
 use super::scratch::Held;
 use super::{Cold, SiteKind, at};
-use crate::places::entry;
+use crate::jit_context::addresses::entry;
 
 pub(super) const PAGE: i32 = 4096;
 
@@ -29,11 +29,11 @@ enum Keep {
 
 impl Emitter<'_> {
     pub(super) fn tag(&self, write: bool) -> i32 {
-        self.places.tlb(self.source.mode.tlb()) + if write { entry::WRITE } else { entry::READ }
+        self.addresses.tlb(self.source.mode.tlb()) + if write { entry::WRITE } else { entry::READ }
     }
 
     pub(super) fn addend(&self) -> i32 {
-        self.places.tlb(self.source.mode.tlb()) + entry::ADDEND
+        self.addresses.tlb(self.source.mode.tlb()) + entry::ADDEND
     }
 
     /// The linear address if it is known now, and its displacement can be in an instruction.
@@ -124,7 +124,7 @@ impl Emitter<'_> {
             }
         }
         self.held[1] = Held::Addend(id);
-        dynasm!(self.asm ; .arch x64 ; mov [self.places.slot(id)], r11);
+        dynasm!(self.asm ; .arch x64 ; mov [self.addresses.slot(id)], r11);
     }
 
     /// Leads `access` to host memory: the operand with which the host's instruction does it. Those of R10 and R11 that
@@ -152,7 +152,7 @@ impl Emitter<'_> {
         let r = super::plan::SCRATCH[n];
         if self.held[n] != Held::Addend(id) {
             self.release(n);
-            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.slot(id)]);
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.addresses.slot(id)]);
             self.held[n] = Held::Addend(id);
         }
         match base {
@@ -170,7 +170,7 @@ impl Emitter<'_> {
         self.need(base);
         self.spill(base);
         self.release(1 - base);
-        dynasm!(self.asm ; .arch x64 ; mov Rq(other), [self.places.slot(id)]);
+        dynasm!(self.asm ; .arch x64 ; mov Rq(other), [self.addresses.slot(id)]);
         self.put(encode::lea(r, Memory { base: Some(r), index: Some((other, 0)), disp }));
         self.held[base] = Held::Nothing;
         Memory { base: Some(r), index: None, disp: 0 }
@@ -241,7 +241,7 @@ impl Emitter<'_> {
         let mode = self.source.mode.tlb();
         let number = &mut self.anchors[mode][usize::from(write)];
         *number += 1;
-        self.places.anchor(mode, write, *number)
+        self.addresses.anchor(mode, write, *number)
     }
 
     /// Checks the access to the address in R10 by an anchor and leaves the addend in R11.
@@ -268,7 +268,7 @@ impl Emitter<'_> {
     /// R10 = the linear address; may change R11.
     fn address(&mut self, access: &Access) {
         let memory = |base| Memory { base, index: access.index, disp: access.disp };
-        let segment = access.segment.map(|s| self.places.segment_base(s));
+        let segment = access.segment.map(|s| self.addresses.segment_base(s));
         match (access.base, segment) {
             (Base::None, Some(segment)) if access.index.is_none() => {
                 dynasm!(self.asm ; .arch x64 ; mov r10, [segment]);
@@ -290,7 +290,7 @@ impl Emitter<'_> {
 
     /// Looks whether something is requested.
     pub(super) fn poll(&mut self) {
-        let near = i32::try_from(self.places.requests);
+        let near = i32::try_from(self.addresses.requests);
         if near.is_err() || self.flags.is_complete() && self.flags.lazy.is_none() {
             self.release(1);
         }
@@ -300,7 +300,7 @@ impl Emitter<'_> {
             Ok(word) => dynasm!(self.asm ; .arch x64 ; cmp DWORD [word], 0),
             Err(_) => dynasm!(self.asm
                 ; .arch x64
-                ; mov r11, QWORD self.places.requests
+                ; mov r11, QWORD self.addresses.requests
                 ; cmp DWORD [r11], 0
             ),
         }

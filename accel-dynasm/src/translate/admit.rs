@@ -4,7 +4,7 @@ use accel_api::{CpuFeatures, Feature};
 use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::string::Strings;
-use crate::mode::Mode;
+use crate::block_mode::BlockMode;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,7 +30,7 @@ pub(crate) enum Action {
     Return,
     JumpIndirect,
     CallIndirect,
-    /// To another privilege: see [`crate::transfer`].
+    /// To another privilege: see [`crate::runtime::transfer`].
     Transfer,
     /// By its function in x86-core.
     Generic,
@@ -60,7 +60,7 @@ pub(crate) struct Admission {
     pub features: CpuFeatures,
     /// The guest has BMI1, whatever the host has.
     pub bmi1: bool,
-    pub mode: Mode,
+    pub mode: BlockMode,
 }
 
 impl Admission {

@@ -13,7 +13,7 @@ use super::flags::ARITH;
 use super::plan::{RSP, Step};
 use super::scratch::Held;
 use super::{Cold, SiteKind};
-use crate::engine::NOTHING;
+use crate::dispatch::NOTHING;
 
 impl Emitter<'_> {
     pub(super) fn branch(&mut self, step: &Step) {
@@ -140,13 +140,13 @@ impl Emitter<'_> {
             .filter(|r| *r != RSP && Self::scratch(*r).is_none());
         if register.is_none() {
             self.load_target(step);
-            dynasm!(self.asm ; .arch x64 ; mov [self.places.temporary()], r10);
+            dynasm!(self.asm ; .arch x64 ; mov [self.addresses.temporary()], r10);
         }
         self.push_return(step);
         self.need_flags(ARITH, [true; 2]);
         match register {
             Some(r) => dynasm!(self.asm ; .arch x64 ; mov r10, Rq(r)),
-            None => dynasm!(self.asm ; .arch x64 ; mov r10, [self.places.temporary()]),
+            None => dynasm!(self.asm ; .arch x64 ; mov r10, [self.addresses.temporary()]),
         }
         self.indirect(8);
     }
@@ -189,7 +189,7 @@ impl Emitter<'_> {
     /// Goes to the address in R10. No instruction here changes a flag.
     pub(super) fn jump_table(&mut self, site: u32) {
         let class = self.source.mode.class();
-        let (negated, code) = (self.places.negated(class), self.places.code(class));
+        let (negated, code) = (self.addresses.negated(class), self.addresses.code(class));
         let label = self.asm.new_dynamic_label();
         dynasm!(self.asm
             ; .arch x64

@@ -21,8 +21,8 @@ impl Emitter<'_> {
                         None => dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]),
                         Some(address) => dynasm!(self.asm ; .arch x64 ; mov r10, QWORD address),
                     }
-                    dynasm!(self.asm ; .arch x64 ; mov [self.places.ea()], r10);
-                    self.hand_over(self.places.stubs.miss, site);
+                    dynasm!(self.asm ; .arch x64 ; mov [self.addresses.ea()], r10);
+                    self.hand_over(self.addresses.stubs.miss, site);
                 }
                 Cold::Refill { label, back, site, full, anchor, access } => {
                     let (write, size) = (access.write, i32::from(access.size));
@@ -31,7 +31,7 @@ impl Emitter<'_> {
                         ; .arch x64
                         ; =>label
                         ; xor r10, [anchor.0]
-                        ; sub DWORD [self.places.refills()], 1
+                        ; sub DWORD [self.addresses.refills()], 1
                         ; js =>full_label
                     );
                     self.look_up(write);
@@ -40,24 +40,24 @@ impl Emitter<'_> {
                         ; .arch x64
                         ; cmp r10, PAGE - size
                         ; ja =>miss
-                        ; mov [self.places.ea()], r10
+                        ; mov [self.addresses.ea()], r10
                         ; mov r10, [r11 + tag]
                         ; mov r11, [r11 + self.addend()]
                         ; mov [anchor.0], r10
                         ; mov [anchor.1], r11
-                        ; mov DWORD [self.places.anchors_filled], 1
-                        ; mov r10, [self.places.ea()]
+                        ; mov DWORD [self.addresses.anchors_filled], 1
+                        ; mov r10, [self.addresses.ea()]
                         ; jmp =>back
                         ; =>full_label
                     );
-                    self.hand_over(self.places.stubs.miss, full);
+                    self.hand_over(self.addresses.stubs.miss, full);
                     self.cold.push(Cold::Miss { label: miss, site, address: None, tag });
                 }
                 Cold::Ask { label, link, delta, flags } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
                     self.out.links[link].ask = at(self.asm.offset());
                     self.set_rip(delta);
-                    self.hand_over(self.places.stubs.lookup, self.bases.link + link as u32);
+                    self.hand_over(self.addresses.stubs.lookup, self.bases.link + link as u32);
                     if let Some(flags) = flags {
                         let load = at(self.asm.offset());
                         self.held = [Held::Nothing; 2];
@@ -76,23 +76,23 @@ impl Emitter<'_> {
                     self.jump_table(site);
                 }
                 Cold::Unknown { label, site } => {
-                    let argument = site | crate::engine::INDIRECT;
-                    dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov DWORD [self.places.site()], argument as i32);
-                    self.jump_to(self.places.stubs.displaced[self.source.mode.class()]);
+                    let argument = site | crate::dispatch::INDIRECT;
+                    dynasm!(self.asm ; .arch x64 ; =>label ; mov rcx, r11 ; mov DWORD [self.addresses.site()], argument as i32);
+                    self.jump_to(self.addresses.stubs.victim[self.source.mode.class()]);
                 }
                 Cold::Generic { label, site } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
-                    self.hand_over(self.places.stubs.generic, site);
+                    self.hand_over(self.addresses.stubs.generic, site);
                 }
                 Cold::Poll { label, site, dirty } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
                     for (r, _) in SCRATCH.into_iter().zip(dirty).filter(|(_, dirty)| *dirty) {
-                        dynasm!(self.asm ; .arch x64 ; mov [self.places.gpr(r)], Rq(r));
+                        dynasm!(self.asm ; .arch x64 ; mov [self.addresses.gpr(r)], Rq(r));
                     }
-                    self.hand_over(self.places.stubs.poll, site);
+                    self.hand_over(self.addresses.stubs.poll, site);
                 }
             }
-            // Jumps out of cold code have cold code of their own.
+            // JumpCache out of cold code have cold code of their own.
             if !self.cold.is_empty() {
                 self.cold();
             }

@@ -10,8 +10,8 @@ use super::lazy::{Known, Recipe, Replay};
 use super::plan::{Base, Plan, RSP, SCRATCH, Step};
 use super::scratch::Held;
 use super::values::Value;
-use super::{Assembler, Bases, Cold, Link, MayFault, Output, Site, SiteKind, Source, at};
-use crate::places::Places;
+use super::{Assembler, Bases, Cold, DirectJump, MayFault, Output, Site, SiteKind, Source, at};
+use crate::jit_context::addresses::Addresses;
 
 /// The start of a block that jumps back to it.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub(super) struct Turn {
 pub(super) struct Emitter<'a> {
     pub asm: &'a mut Assembler,
     pub plan: &'a Plan,
-    pub places: &'a Places,
+    pub addresses: &'a Addresses,
     pub source: &'a Source<'a>,
     pub bases: Bases,
     pub out: &'a mut Output,
@@ -67,7 +67,7 @@ impl<'a> Emitter<'a> {
     pub(super) fn new(
         asm: &'a mut Assembler,
         plan: &'a Plan,
-        places: &'a Places,
+        addresses: &'a Addresses,
         source: &'a Source<'a>,
         bases: Bases,
         out: &'a mut Output,
@@ -79,7 +79,7 @@ impl<'a> Emitter<'a> {
         Self {
             asm,
             plan,
-            places,
+            addresses,
             source,
             bases,
             out,
@@ -108,7 +108,7 @@ impl<'a> Emitter<'a> {
         self.out.far_entry = at(self.asm.offset());
         if self.pic() {
             let back = -i32::from(self.source.offset);
-            dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + back] ; mov [self.places.code_page], r10);
+            dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + back] ; mov [self.addresses.code_page], r10);
         }
         self.out.entry = at(self.asm.offset());
         self.begin_loop();
@@ -139,7 +139,7 @@ impl<'a> Emitter<'a> {
         self.out.starts.push((at(self.asm.offset()), u16::MAX));
         self.out.retired = at(self.asm.offset());
         self.set_rip(i64::from(self.source.offset));
-        self.hand_over(self.places.stubs.lookup, crate::engine::RETIRED);
+        self.hand_over(self.addresses.stubs.lookup, crate::dispatch::RETIRED);
         self.cold();
     }
 
@@ -200,14 +200,14 @@ impl<'a> Emitter<'a> {
         self.asm.extend(bytes.as_slice());
     }
 
-    /// Jumps to a stub with an argument.
+    /// JumpCache to a stub with an argument.
     pub(super) fn hand_over(&mut self, stub: [usize; 2], argument: u32) {
         dynasm!(self.asm ; .arch x64 ; mov r11d, argument as i32);
         self.jump_to(stub[usize::from(self.source.mode.vectors())]);
     }
 
     pub(super) fn jump_to(&mut self, stub: usize) {
-        crate::stubs::jump(self.asm, self.bases.code, stub);
+        crate::runtime::stubs::jump(self.asm, self.bases.code, stub);
     }
 
     /// Adds a site; its number.
@@ -257,7 +257,7 @@ impl<'a> Emitter<'a> {
         self.counted = first + n;
         if n > 0 {
             self.release(1);
-            let place = self.places.instructions();
+            let place = self.addresses.instructions();
             dynasm!(self.asm
                 ; .arch x64
                 ; mov r11, [place]
@@ -376,7 +376,7 @@ impl<'a> Emitter<'a> {
             return;
         }
         let delta = target.wrapping_sub(self.source.page) as i32;
-        dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.code_page]);
+        dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.addresses.code_page]);
         self.put(encode::lea(r, Memory { base: Some(r), index: None, disp: delta }));
         if narrow {
             dynasm!(self.asm ; .arch x64 ; mov Rd(r), Rd(r));
@@ -410,7 +410,7 @@ impl<'a> Emitter<'a> {
                 self.load_to_temporary(&operand, step);
                 let memory = self.access(&stack, [true, false], step);
                 self.spill(0);
-                dynasm!(self.asm ; .arch x64 ; mov r10, [self.places.temporary()]);
+                dynasm!(self.asm ; .arch x64 ; mov r10, [self.addresses.temporary()]);
                 self.held[0] = Held::Nothing;
                 self.put(encode::store(memory, 10));
             }
@@ -422,13 +422,13 @@ impl<'a> Emitter<'a> {
         self.move_rsp(-8);
     }
 
-    /// Loads the operand into [`crate::home::Context::temporary`].
+    /// Loads the operand into [`crate::jit_context::JitContext::temporary`].
     pub(super) fn load_to_temporary(&mut self, operand: &super::plan::Access, step: &Step) {
         let memory = self.access(operand, [false, false], step);
         self.spill(0);
         self.put(encode::load(10, memory));
         self.held[0] = Held::Nothing;
-        dynasm!(self.asm ; .arch x64 ; mov [self.places.temporary()], r10);
+        dynasm!(self.asm ; .arch x64 ; mov [self.addresses.temporary()], r10);
     }
 
     fn pop(&mut self, step: &Step) {
@@ -461,7 +461,7 @@ impl<'a> Emitter<'a> {
         let number = self.generic_number(step);
         let here = at(self.asm.offset());
         let site = self.site(SiteKind::Generic(number), here);
-        self.hand_over(self.places.stubs.generic, site);
+        self.hand_over(self.addresses.stubs.generic, site);
         // Coming back loads both.
         self.held = [Held::Guest { dirty: false }; 2];
     }
@@ -474,11 +474,11 @@ impl<'a> Emitter<'a> {
 
     /// RIP = the page's address + `delta`; uses R11.
     pub(super) fn set_rip(&mut self, delta: i64) {
-        let place = self.places.rip;
+        let place = self.addresses.rip;
         if self.pic() {
             dynasm!(self.asm
                 ; .arch x64
-                ; mov r11, [self.places.code_page]
+                ; mov r11, [self.addresses.code_page]
                 ; lea r11, [r11 + delta as i32]
                 ; mov [place], r11
             );
@@ -499,14 +499,14 @@ impl<'a> Emitter<'a> {
         let field = at(self.asm.offset()) - 4;
         let known = self.known_flags();
         let (host_flags, known) = (self.flags.is_complete(), self.number(known));
-        self.out.links.push(Link { field, ask: 0, far, host_flags, known, load: (0, 0) });
+        self.out.links.push(DirectJump { field, ask: 0, far, host_flags, known, load: (0, 0) });
         self.out.links.len() - 1
     }
 
     /// `r` = the page's address + `delta`.
     pub(super) fn page_relative(&mut self, r: u8, delta: i64) {
         if self.pic() {
-            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.code_page]);
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.addresses.code_page]);
             self.put(encode::lea(r, Memory { base: Some(r), index: None, disp: delta as i32 }));
         } else {
             self.constant(r, self.source.page.wrapping_add_signed(delta));

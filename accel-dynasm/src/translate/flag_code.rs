@@ -11,10 +11,11 @@ use super::emit::Emitter;
 use super::encode::{self, Memory};
 use super::flag_plan::replay;
 use super::flags::ARITH;
-use super::lazy::{KEPT, Known, LazyFlags, Operand, Operation, Place, Recipe, Replay};
+use super::lazy::{Known, LazyFlags, Operand, Operation, Place, Recipe, Replay};
 use super::plan::{RCX, RSP, SCRATCH, Step};
 use super::scratch::Held;
-use crate::engine::NOTHING;
+use crate::dispatch::NOTHING;
+use crate::jit_context::KEPT;
 
 /// Which of R10 and R11 code may use.
 pub(super) type Free = [bool; 2];
@@ -142,7 +143,7 @@ impl Emitter<'_> {
             ; mov Rq(r), rax
             ; lahf
             ; seto al
-            ; mov [self.places.saved_flags()], ax
+            ; mov [self.addresses.saved_flags()], ax
             ; mov rax, Rq(r)
         );
         self.flags.lazy = Some(Recipe::SAVED);
@@ -206,7 +207,7 @@ impl Emitter<'_> {
         while let Some((operand, was)) = recipe.lost(before, behind) {
             let (n, Place::Register(r)) = (self.free_place(&recipe)?, was.place) else { return None };
             self.need_register(r);
-            dynasm!(self.asm ; .arch x64 ; mov [self.places.kept(n)], Rq(r));
+            dynasm!(self.asm ; .arch x64 ; mov [self.addresses.kept(n)], Rq(r));
             recipe.keep(operand, n, was.plus);
             if let Some(lazy) = &mut self.flags.lazy {
                 lazy.keep(operand, n, was.plus);
@@ -278,18 +279,18 @@ impl Emitter<'_> {
                 Some(r) => dynasm!(self.asm
                     ; .arch x64
                     ; mov Rq(r), rax
-                    ; movzx eax, WORD [self.places.saved_flags()]
+                    ; movzx eax, WORD [self.addresses.saved_flags()]
                     ; add al, 0x7f
                     ; sahf
                     ; mov rax, Rq(r)
                 ),
                 None => dynasm!(self.asm
                     ; .arch x64
-                    ; mov [self.places.rax()], rax
-                    ; movzx eax, WORD [self.places.saved_flags()]
+                    ; mov [self.addresses.rax()], rax
+                    ; movzx eax, WORD [self.addresses.saved_flags()]
                     ; add al, 0x7f
                     ; sahf
-                    ; mov rax, [self.places.rax()]
+                    ; mov rax, [self.addresses.rax()]
                 ),
             }
         }
@@ -320,10 +321,10 @@ impl Emitter<'_> {
     fn fetch(&mut self, r: u8, operand: Operand<Place>) {
         let (from, plus) = match operand.place {
             Place::Constant => return self.constant(r, i64::from(operand.plus) as u64),
-            Place::Kept(n) => (self.places.kept(n), operand.plus),
+            Place::Kept(n) => (self.addresses.kept(n), operand.plus),
             Place::Register(other) => match Self::scratch(other) {
                 // Memory has it.
-                Some(_) => (self.places.gpr(other), operand.plus),
+                Some(_) => (self.addresses.gpr(other), operand.plus),
                 None => {
                     let memory = Memory { base: Some(other), index: None, disp: operand.plus };
                     return self.put(encode::lea(r, memory));
@@ -454,7 +455,7 @@ impl Emitter<'_> {
         self.release(to);
         let (r, size) = (SCRATCH[to], replay.size);
         self.put(encode::load_zero_extended(r, memory, size));
-        dynasm!(self.asm ; .arch x64 ; mov [self.places.kept(n)], Rq(r));
+        dynasm!(self.asm ; .arch x64 ; mov [self.addresses.kept(n)], Rq(r));
         let other = |operand: u32| step.ins.op_register(operand).full_register().number() as u8;
         let constant = step.ins.try_immediate(1).ok().map(|n| Second::Constant(n as i32));
         let first = replay.operands[0].place == Known::Fetched;

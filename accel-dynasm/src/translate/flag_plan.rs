@@ -224,7 +224,7 @@ mod tests {
     use x86_core::{Cpu, DECODER_OPTIONS};
 
     use super::*;
-    use crate::mode::Mode;
+    use crate::block_mode::BlockMode;
     use crate::translate::admit::Admission;
     use crate::translate::lazy::{LazyFlags, Place, Recipe};
 
@@ -238,10 +238,10 @@ mod tests {
         let ins = iced_x86::Decoder::with_ip(64, code, 0, DECODER_OPTIONS).decode();
         let mut plan = Plan::default();
         let admission =
-            Admission { features: accel_api::CpuFeatures::of_host(), bmi1: true, mode: Mode::plain() };
+            Admission { features: accel_api::CpuFeatures::of_host(), bmi1: true, mode: BlockMode::plain() };
         plan.add(ins, code, 0, &admission, &mut iced_x86::InstructionInfoFactory::new());
         let replay = replay(&plan.steps[0], &plan.values[0], &plan.values[1])?;
-        let mut context = crate::home::Context { flags: flags.0.into(), ..Default::default() };
+        let mut context = crate::jit_context::JitContext { flags: flags.0.into(), ..Default::default() };
         let mut recipe = Recipe::behind(Some(Recipe::SAVED), replay)?;
         for n in 0.. {
             let Some((operand, was)) = recipe.lost(&plan.values[0], &plan.values[1]) else { break };
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn saved_flags_come_first() {
         let mut flags = ArithFlags::from_rflags(flag::CF | flag::OF);
-        let context = crate::home::Context { flags: flags.0.into(), ..Default::default() };
+        let context = crate::jit_context::JitContext { flags: flags.0.into(), ..Default::default() };
         let cpu = testing::cpu(x86_core::Mode::Long);
         assert_eq!(LazyFlags::SAVED.flags(&cpu, &context), flags);
         7u8.inc(&mut flags);

@@ -96,11 +96,11 @@ mod tests {
     use x86_core::DECODER_OPTIONS;
 
     use super::*;
-    use crate::mode::Mode;
+    use crate::block_mode::BlockMode;
     use crate::translate::admit::Admission;
 
     fn admission() -> Admission {
-        Admission { features: accel_api::CpuFeatures::of_host(), bmi1: true, mode: Mode::plain() }
+        Admission { features: accel_api::CpuFeatures::of_host(), bmi1: true, mode: BlockMode::plain() }
     }
 
     fn effect(bytes: &[u8]) -> Effect {

@@ -10,16 +10,13 @@ use x86_core::alu::{ArithFlags, Word, flag};
 
 use super::flags::{ARITH, Effect};
 use super::values::{Value, first_values};
-use crate::home::Context;
-
-/// Operands that can be kept in memory at a time.
-pub(crate) const KEPT: usize = 6;
+use crate::jit_context::{JitContext, KEPT};
 
 /// Where a value is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Place {
     Register(u8),
-    /// In [`Context::kept`].
+    /// In [`JitContext::kept`].
     Kept(u8),
     /// Zero.
     Constant,
@@ -82,7 +79,7 @@ pub(crate) struct Replay<P> {
 /// How the flags can be had.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Lazy<P> {
-    /// Sets all; without it, those in [`Context::flags`] come first.
+    /// Sets all; without it, those in [`JitContext::flags`] come first.
     pub first: Option<Replay<P>>,
     /// Then sets some.
     pub then: Option<Replay<P>>,
@@ -197,7 +194,7 @@ impl LazyFlags {
     }
 
     /// The flags, of a vCPU whose registers are those of the block.
-    pub(crate) fn flags(&self, cpu: &Cpu, context: &Context) -> ArithFlags {
+    pub(crate) fn flags(&self, cpu: &Cpu, context: &JitContext) -> ArithFlags {
         let mut flags = ArithFlags(context.flags as u16);
         for Replay { operation, size, operands, .. } in self.replays() {
             let [a, b] = operands.map(|operand| {

@@ -31,10 +31,10 @@ use x86_core::{DECODER_OPTIONS, MAX_INSTRUCTION, lines};
 
 use self::admit::{Action, Admission};
 use self::emit::Emitter;
-pub(crate) use self::lazy::{KEPT, LazyFlags};
+pub(crate) use self::lazy::LazyFlags;
 use self::plan::Plan;
-use crate::mode::Mode;
-use crate::places::Places;
+use crate::block_mode::BlockMode;
+use crate::jit_context::addresses::Addresses;
 
 const PAGE: usize = accel_api::PAGE_SIZE as usize;
 
@@ -52,7 +52,7 @@ pub(crate) struct Source<'a> {
     pub page: u64,
     /// Of the first instruction in the page.
     pub offset: u16,
-    pub mode: Mode,
+    pub mode: BlockMode,
     /// Each memory access is checked on its own.
     pub separate: bool,
     /// Offsets in the page of instructions that are to have no anchors.
@@ -89,7 +89,7 @@ pub(crate) struct Site {
     pub retry: u32,
     pub next: u32,
     /// How the guest's flags can be had, as number in [`Output::recipes`]; or
-    /// [`NOTHING`](crate::engine::NOTHING), where they are in the host's.
+    /// [`NOTHING`](crate::dispatch::NOTHING), where they are in the host's.
     pub flags: u32,
 }
 
@@ -116,7 +116,7 @@ pub(crate) enum SiteKind {
 
 /// A jump that can lead to a block once it is known.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Link {
+pub(crate) struct DirectJump {
     /// Of the 32-bit distance in the block.
     pub field: u32,
     /// Where it leads at first: to the code that asks. From the start of the block.
@@ -148,7 +148,7 @@ pub(crate) struct MayFault {
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     pub sites: Vec<Site>,
-    pub links: Vec<Link>,
+    pub links: Vec<DirectJump>,
     pub generics: Vec<Instruction>,
     pub recipes: Vec<LazyFlags>,
     pub faults: Vec<MayFault>,
@@ -233,7 +233,7 @@ impl Translator {
         &mut self,
         source: &Source<'_>,
         admission: &Admission,
-        places: &Places,
+        addresses: &Addresses,
         bases: Bases,
         limit: usize,
     ) -> Outcome {
@@ -277,7 +277,7 @@ impl Translator {
         Emitter::new(
             &mut self.asm,
             &self.plan,
-            places,
+            addresses,
             source,
             bases,
             &mut self.output,

@@ -14,7 +14,7 @@ use super::encode::{self, Memory};
 use super::flag_plan::Costs;
 use super::flags::Effect;
 use super::values::{Value, first_values, follow};
-use crate::home::SLOTS;
+use crate::jit_context::SLOTS;
 
 /// Most bytes that one group spans: the more, the likelier it crosses into another page.
 const MAX_SPAN: i64 = 1024;
@@ -101,7 +101,7 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// Jumps to `first`, the start of its block.
+    /// JumpCache to `first`, the start of its block.
     pub(super) fn turns_to(&self, first: u64) -> bool {
         matches!(self.action, Action::Jump | Action::Jcc) && self.ins.near_branch64() == first
     }

@@ -22,7 +22,7 @@ impl Emitter<'_> {
     pub(super) fn spill(&mut self, n: usize) {
         if self.held[n] == (Held::Guest { dirty: true }) {
             let r = SCRATCH[n];
-            dynasm!(self.asm ; .arch x64 ; mov [self.places.gpr(r)], Rq(r));
+            dynasm!(self.asm ; .arch x64 ; mov [self.addresses.gpr(r)], Rq(r));
             self.held[n] = Held::Guest { dirty: false };
         }
     }
@@ -42,7 +42,7 @@ impl Emitter<'_> {
     pub(super) fn need(&mut self, n: usize) {
         if !matches!(self.held[n], Held::Guest { .. }) {
             let r = SCRATCH[n];
-            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.places.gpr(r)]);
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [self.addresses.gpr(r)]);
             self.held[n] = Held::Guest { dirty: false };
         }
     }

@@ -63,7 +63,7 @@ impl Emitter<'_> {
         self.lose_flags(11);
         dynasm!(self.asm
             ; .arch x64
-            ; test DWORD [self.places.system_flags], flag::DF as i32
+            ; test DWORD [self.addresses.system_flags], flag::DF as i32
             ; jnz =>label
         );
         if strings.repeated {
@@ -85,7 +85,7 @@ impl Emitter<'_> {
             }
             dynasm!(e.asm ; .arch x64 ; cmp r10, PAGE ; ja =>label ; mov r11, [r11 + e.addend()]);
         };
-        let temporary = self.places.temporary();
+        let temporary = self.addresses.temporary();
         if strings.source {
             ends_in_page(self, RSI, false);
             dynasm!(self.asm ; .arch x64 ; mov [temporary], r11);

@@ -1,6 +1,6 @@
 //! Instructions that kernels execute by the thousand and that concern the vCPU's state outside its registers.
 //!
-//! They are admitted only where they cannot fault: at CPL 0, or with what guards them a part of [`crate::mode::Mode`].
+//! They are admitted only where they cannot fault: at CPL 0, or with what guards them a part of [`crate::block_mode::BlockMode`].
 
 use accel_api::host_time::Lease;
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -33,7 +33,7 @@ impl Emitter<'_> {
     fn clear_system_flag(&mut self, bit: u64) {
         self.release(1);
         self.lose_flags(11);
-        dynasm!(self.asm ; .arch x64 ; and DWORD [self.places.system_flags], !(bit as i32));
+        dynasm!(self.asm ; .arch x64 ; and DWORD [self.addresses.system_flags], !(bit as i32));
     }
 
     /// No look at requests follows before the next instruction is over; an interrupt that waits already takes the long
@@ -45,9 +45,9 @@ impl Emitter<'_> {
         let label = self.asm.new_dynamic_label();
         dynasm!(self.asm
             ; .arch x64
-            ; cmp DWORD [self.places.waiting()], 0
+            ; cmp DWORD [self.addresses.waiting()], 0
             ; jne =>label
-            ; or DWORD [self.places.system_flags], flag::IF as i32
+            ; or DWORD [self.addresses.system_flags], flag::IF as i32
         );
         let number = self.generic_number(step);
         let here = at(self.asm.offset());
@@ -58,7 +58,7 @@ impl Emitter<'_> {
     fn swapgs(&mut self) {
         self.spill_all();
         self.held = [Held::Nothing; 2];
-        let (base, other) = (self.places.segment_base(seg::GS), self.places.kernel_gs_base);
+        let (base, other) = (self.addresses.segment_base(seg::GS), self.addresses.kernel_gs_base);
         dynasm!(self.asm
             ; .arch x64
             ; mov r10, [base]
@@ -84,17 +84,17 @@ impl Emitter<'_> {
             ; shl rdx, 32
             ; or rax, rdx
             ; mov rdx, rax
-            ; sub rdx, [self.places.lease_since]
+            ; sub rdx, [self.addresses.lease_since]
             ; shr rdx, Lease::SHIFT as i8
             ; jnz =>label
-            ; sub rax, [self.places.lease_removed]
-            ; add rax, [self.places.tsc_offset]
+            ; sub rax, [self.addresses.lease_removed]
+            ; add rax, [self.addresses.tsc_offset]
             ; mov rdx, rax
             ; shr rdx, 32
             ; mov eax, eax
         );
         if step.ins.code() == Code::Rdtscp {
-            dynasm!(self.asm ; .arch x64 ; mov ecx, [self.places.tsc_aux]);
+            dynasm!(self.asm ; .arch x64 ; mov ecx, [self.addresses.tsc_aux]);
         }
         // What is overwritten by then holds no operand of the flags any more.
         self.done = true;
@@ -117,10 +117,10 @@ impl Emitter<'_> {
         self.need_flags(ARITH, [true, false]);
         // RFLAGS from where its parts are: what LAHF and SETO give, and the vCPU's own. RF and VM are clear. AX is as it is
         // saved, so that the flags can be had back.
-        let saved = self.places.saved_flags();
+        let saved = self.addresses.saved_flags();
         dynasm!(self.asm
             ; .arch x64
-            ; mov [self.places.rax()], rax
+            ; mov [self.addresses.rax()], rax
             ; lahf
             ; seto al
             ; mov [saved], ax
@@ -129,9 +129,9 @@ impl Emitter<'_> {
             ; mov al, [saved + 1]
             ; and eax, 0xd5
             ; or r10d, eax
-            ; or r10, [self.places.system_flags]
+            ; or r10, [self.addresses.system_flags]
             ; or r10d, 2
-            ; mov rax, [self.places.rax()]
+            ; mov rax, [self.addresses.rax()]
         );
         self.flags = FlagState { host: 0, lazy: Some(Recipe::SAVED) };
         self.put(encode::store(memory, 10));
@@ -142,12 +142,12 @@ impl Emitter<'_> {
     fn read_special(&mut self, step: &Step) {
         let to = step.ins.op0_register().full_register().number() as u8;
         match step.ins.op1_register() {
-            Register::CR2 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.places.cr2]),
-            Register::CR3 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.places.cr3]),
-            Register::CR0 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.places.cr0]),
-            Register::CR4 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.places.cr4]),
+            Register::CR2 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.addresses.cr2]),
+            Register::CR3 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.addresses.cr3]),
+            Register::CR0 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.addresses.cr0]),
+            Register::CR4 => dynasm!(self.asm ; .arch x64 ; mov Rq(to), [self.addresses.cr4]),
             register => {
-                let place = self.places.selector(segment_index(register).unwrap_or(seg::DS));
+                let place = self.addresses.selector(segment_index(register).unwrap_or(seg::DS));
                 dynasm!(self.asm ; .arch x64 ; movzx Rd(to), WORD [place]);
             }
         }

@@ -1,4 +1,4 @@
-//! Instructions that change the privilege, by code that all blocks share: see [`crate::transfer`].
+//! Instructions that change the privilege, by code that all blocks share: see [`crate::runtime::transfer`].
 
 use iced_x86::Code;
 use x86_core::TlbMode;
@@ -17,11 +17,11 @@ impl Emitter<'_> {
         let stub = match step.ins.code() {
             Code::Syscall => {
                 self.page_relative(10, step.next_offset().into());
-                self.places.stubs.syscall
+                self.addresses.stubs.syscall
             }
-            Code::Sysretq => self.places.stubs.sysret,
+            Code::Sysretq => self.addresses.stubs.sysret,
             _ => {
-                self.places.stubs.iret
+                self.addresses.stubs.iret
                     [usize::from(self.source.mode.tlb() == TlbMode::SupervisorOnly as usize)]
             }
         };

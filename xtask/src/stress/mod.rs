@@ -1,4 +1,4 @@
-//! The longer test of the translator: Linux with much different work for as long as one wants.
+//! The longer test of the JIT: Linux with much different work for as long as one wants.
 //!
 //! 1. The guest is Debian's kernel with both suites of [`guests::suite`] and busybox; [`SCRIPT`] is what it does: pieces
 //!    of work in an order of each round's own, each of which checks its results.
