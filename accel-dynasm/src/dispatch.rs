@@ -236,7 +236,6 @@ impl Dispatcher {
                 site: self.blocks.sites.next(region),
                 link: self.blocks.links.next(region),
                 generic: self.blocks.generics.next(region),
-                recipe: self.blocks.recipes.next(region),
                 code: self.cache.cursor(),
             };
             let outcome = self.translator.translate(&source, &admission, &self.addresses, bases, limit);
@@ -296,6 +295,7 @@ impl Dispatcher {
         let out = &mut self.translator.output;
         self.stats.translated += 1;
         self.stats.instructions_translated += u64::from(out.instructions);
+        self.blocks.recipes.take(region, out);
         self.blocks.sites.extend(region, out.sites.iter().map(|site| (number, *site)));
         let generics = out.generics.iter().map(|&instruction| Generic {
             instruction,
@@ -306,10 +306,8 @@ impl Dispatcher {
         self.blocks.generics.extend(region, generics);
         let mut number_of_known = NOTHING;
         if let Some(known) = known.filter(|_| out.flags_matter) {
-            number_of_known = self.blocks.recipes.next(region) + out.recipes.len() as u32;
-            out.recipes.push(known);
+            number_of_known = self.blocks.recipes.number(region, known);
         }
-        self.blocks.recipes.extend(region, out.recipes.iter().copied());
         self.blocks.links.extend(region, out.links.iter().map(|link| ChainedJump::new(number, *link)));
         let block = Block {
             key,

@@ -109,16 +109,27 @@ impl Cpu {
 
     /// Walks once; nothing if an entry was not what it had been when A or D was to be set.
     fn try_walk(&mut self, address: u64, kind: AccessKind, user: bool, ac: bool) -> Exec<Option<Walked>> {
-        let levels = if self.efer & EFER_LMA != 0 {
-            4
+        if self.efer & EFER_LMA != 0 {
+            self.try_levels::<4>(address, kind, user, ac)
         } else if self.cr4 & CR4_PAE != 0 {
-            3
+            self.try_levels::<3>(address, kind, user, ac)
         } else {
-            2
-        };
-        let mut trail = Trail { entries: [(0, 0); 4], len: 0, width: if levels == 2 { 4 } else { 8 } };
+            self.try_levels::<2>(address, kind, user, ac)
+        }
+    }
+
+    /// A walk of tables of `LEVELS` levels: 4, PAE's 3, or 2 with entries of 4 bytes. Each has code of its own, since a walk is
+    /// most of what an access costs that the soft TLB does not know.
+    fn try_levels<const LEVELS: u32>(
+        &mut self,
+        address: u64,
+        kind: AccessKind,
+        user: bool,
+        ac: bool,
+    ) -> Exec<Option<Walked>> {
+        let mut trail = Trail { entries: [(0, 0); 4], len: 0, width: if LEVELS == 2 { 4 } else { 8 } };
         let mut rights = Rights { writable: true, user: true, no_execute: false };
-        let (gpa, shift, leaf) = match self.descend(address, levels, &mut trail, &mut rights) {
+        let (gpa, shift, leaf) = match self.descend::<LEVELS>(address, &mut trail, &mut rights) {
             Ok(found) => found,
             Err(reason) => return Err(self.page_fault(address, reason, kind, user)),
         };
@@ -135,38 +146,39 @@ impl Cpu {
     }
 
     /// Finds the leaf: guest-physical address, log2 of the page size, leaf entry. `Err` is the error code's first part.
-    fn descend(
+    #[inline(always)]
+    fn descend<const LEVELS: u32>(
         &self,
         address: u64,
-        levels: u32,
         trail: &mut Trail,
         rights: &mut Rights,
     ) -> Result<(u64, u32, u64), u32> {
+        let width = if LEVELS == 2 { 4 } else { 8 };
         let nxe = self.efer & EFER_NXE != 0;
-        let (bits, root) = match levels {
+        let (bits, root) = match LEVELS {
             4 => (9, self.cr3 & ADDRESS),
             3 => (9, self.cr3 & 0xffff_ffe0),
             _ => (10, self.cr3 & 0xffff_f000),
         };
         let mut table = root;
-        for level in (1..=levels).rev() {
+        for level in (1..=LEVELS).rev() {
             let shift = 12 + bits * (level - 1);
             let index = address >> shift & ((1 << bits) - 1);
             // With PAE the first table has four entries.
-            let index = if levels == 3 && level == 3 { address >> 30 & 3 } else { index };
-            let at = table + index * trail.width as u64;
-            let pdpte = levels == 3 && level == 3;
-            let entry = if pdpte { self.pdptes[index as usize] } else { self.read_table(at, trail.width) };
+            let index = if LEVELS == 3 && level == 3 { address >> 30 & 3 } else { index };
+            let at = table + index * width as u64;
+            let pdpte = LEVELS == 3 && level == 3;
+            let entry = if pdpte { self.pdptes[index as usize] } else { self.read_table(at, width) };
             if entry & P == 0 {
                 return Err(0);
             }
-            let large = level > 1 && !pdpte && entry & PS != 0 && (levels > 2 || self.cr4 & CR4_PSE != 0);
-            let mut reserved = match levels {
+            let large = level > 1 && !pdpte && entry & PS != 0 && (LEVELS > 2 || self.cr4 & CR4_PSE != 0);
+            let mut reserved = match LEVELS {
                 4 => BEYOND,
                 3 => PAE_BEYOND,
                 _ => 0,
             };
-            if trail.width == 8 && !nxe {
+            if width == 8 && !nxe {
                 reserved |= NX;
             }
             if pdpte {
@@ -177,7 +189,7 @@ impl Cpu {
             }
             if large {
                 // The PAT bit (12) is not part of the address; what lies between it and the page size is reserved.
-                reserved |= if levels == 2 { 1 << 21 } else { ((1 << shift) - 1) & !0x1fff };
+                reserved |= if LEVELS == 2 { 1 << 21 } else { ((1 << shift) - 1) & !0x1fff };
             }
             if entry & reserved != 0 {
                 return Err(code::PRESENT | code::RESERVED);
@@ -185,23 +197,23 @@ impl Cpu {
             if !pdpte {
                 rights.writable &= entry & RW != 0;
                 rights.user &= entry & US != 0;
-                rights.no_execute |= trail.width == 8 && nxe && entry & NX != 0;
+                rights.no_execute |= width == 8 && nxe && entry & NX != 0;
                 trail.entries[trail.len] = (at, entry);
                 trail.len += 1;
             }
             if level == 1 || large {
                 let mask = (1u64 << shift) - 1;
-                let base = if large && levels == 2 {
+                let base = if large && LEVELS == 2 {
                     // PSE-36: bits 39:32 of the address are in bits 20:13 of the entry (4.3, table 4-4).
                     entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32
-                } else if trail.width == 4 {
+                } else if width == 4 {
                     entry & 0xffff_f000
                 } else {
                     entry & ADDRESS & !mask
                 };
                 return Ok((base | address & mask, shift, entry));
             }
-            table = if trail.width == 4 { entry & 0xffff_f000 } else { entry & ADDRESS };
+            table = if width == 4 { entry & 0xffff_f000 } else { entry & ADDRESS };
         }
         Err(0)
     }

@@ -10,8 +10,8 @@ use x86_core::{Cpu, KeyHasher, Keyed};
 use crate::block_mode::BlockMode;
 use crate::dispatch::NOTHING;
 use crate::store::chaining::ChainedJump;
-use crate::store::regions::{Numbered, region_of};
-use crate::translate::{LazyFlags, MayFault, Site};
+use crate::store::regions::{Numbered, REGIONS, region_of};
+use crate::translate::{LazyFlags, MayFault, Output, Site};
 
 /// Place and circumstances of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,6 +118,43 @@ pub(crate) struct Generic {
 /// Most blocks at one place that are for who comes with known flags.
 const VARIANTS: usize = 4;
 
+/// How flags can be had: each way once a region, since a few thousand serve all exits of all blocks.
+#[derive(Default)]
+pub(crate) struct Recipes {
+    list: Numbered<LazyFlags>,
+    numbers: [Keyed<LazyFlags, u32>; REGIONS],
+}
+
+impl Recipes {
+    pub(crate) fn get(&self, number: u32) -> Option<&LazyFlags> {
+        self.list.get(number)
+    }
+
+    /// The number of `flags` in `region`.
+    pub(crate) fn number(&mut self, region: usize, flags: LazyFlags) -> u32 {
+        let Self { list, numbers } = self;
+        *numbers[region].entry(flags).or_insert_with(|| {
+            let number = list.next(region);
+            list.push(region, flags);
+            number
+        })
+    }
+
+    /// Takes those of a translation, whose indices become numbers.
+    pub(crate) fn take(&mut self, region: usize, of: &mut Output) {
+        let numbers: Vec<u32> = of.recipes.iter().map(|flags| self.number(region, *flags)).collect();
+        let numbered = |index: u32| numbers.get(index as usize).copied().unwrap_or(NOTHING);
+        of.sites.iter_mut().for_each(|site| site.flags = numbered(site.flags));
+        of.links.iter_mut().for_each(|link| link.known = numbered(link.known));
+        of.faults.iter_mut().for_each(|fault| fault.flags = numbered(fault.flags));
+    }
+
+    fn clear(&mut self, region: usize) {
+        self.list.clear(region);
+        self.numbers[region].clear();
+    }
+}
+
 /// Where blocks are.
 #[derive(Default)]
 pub(crate) struct Blocks {
@@ -129,8 +166,7 @@ pub(crate) struct Blocks {
     /// With the block each belongs to.
     pub sites: Numbered<(u32, Site)>,
     pub generics: Numbered<Generic>,
-    /// How flags can be had.
-    pub recipes: Numbered<LazyFlags>,
+    pub recipes: Recipes,
     pub links: Numbered<ChainedJump>,
 }
 

@@ -99,13 +99,13 @@ impl Emitter<'_> {
 
     /// How they can be had, unless they are in the host's.
     pub(super) fn flags_now(&mut self) -> Option<LazyFlags> {
+        self.out.flags_matter |= self.at_entry;
+        if self.flags.is_complete() {
+            return None;
+        }
         let known = self.known_flags();
-        debug_assert!(
-            self.flags.is_complete() || known.is_some(),
-            "flags are lost at {:?}",
-            self.plan.steps[self.now].ins
-        );
-        known.filter(|_| !self.flags.is_complete())
+        debug_assert!(known.is_some(), "flags are lost at {:?}", self.plan.steps[self.now].ins);
+        known
     }
 
     /// Likewise, as a number; [`NOTHING`] if they are.
@@ -124,7 +124,7 @@ impl Emitter<'_> {
         if n == recipes.len() {
             recipes.push(flags);
         }
-        self.bases.recipe + n as u32
+        n as u32
     }
 
     /// What comes next changes the host's flags. Of R10 and R11, `r` is changed.
@@ -189,7 +189,7 @@ impl Emitter<'_> {
         if wanted && let Some(recipe) = next {
             next = self.keep_operands(recipe);
         }
-        next = next.filter(|recipe| recipe.placed(behind).is_some());
+        next = next.filter(|recipe| recipe.is_placed(behind));
         if step.seen_behind && !complete && next.is_none() {
             self.required = ARITH;
         }

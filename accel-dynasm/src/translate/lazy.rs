@@ -4,6 +4,8 @@
 //! in registers, so that nothing has to be saved: whoever wants the flags executes the operation again. That is the block
 //! itself, where the guest reads them ([`super::flag_code`]), or Rust, where a block is left by a fault.
 
+use std::hash::{Hash, Hasher};
+
 use x86_core::Cpu;
 use x86_core::alu::wide::NoByte;
 use x86_core::alu::{ArithFlags, Word, flag};
@@ -77,12 +79,29 @@ pub(crate) struct Replay<P> {
 }
 
 /// How the flags can be had.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Lazy<P> {
     /// Sets all; without it, those in [`JitContext::flags`] come first.
     pub first: Option<Replay<P>>,
     /// Then sets some.
     pub then: Option<Replay<P>>,
+}
+
+/// Hashed once for each exit of a block: two words an operation.
+impl Hash for Lazy<Place> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for replay in [self.first, self.then].into_iter().flatten() {
+            let place = |operand: Operand<Place>| match operand.place {
+                Place::Register(n) => u64::from(n),
+                Place::Kept(n) => 0x100 | u64::from(n),
+                Place::Constant => 0x200,
+            };
+            let [a, b] = replay.operands;
+            let what = replay.operation as u64 | u64::from(replay.size) << 8;
+            state.write_u64(what | place(a) << 16 | place(b) << 32);
+            state.write_u64(u64::from(a.plus as u32) | u64::from(b.plus as u32) << 32);
+        }
+    }
 }
 
 /// By registers at one place of the code.
@@ -127,6 +146,11 @@ impl Recipe {
     /// Where the operands are while registers hold `values`; `None` if one is in none.
     pub(super) fn placed(self, values: &[Value; 18]) -> Option<LazyFlags> {
         self.map(|operand| operand.placed(values))
+    }
+
+    /// Whether [`Self::placed`] finds all of them.
+    pub(super) fn is_placed(&self, values: &[Value; 18]) -> bool {
+        self.operands().all(|operand| operand.placed(values).is_some())
     }
 
     /// An operand that a register holds in `before` and none holds in `behind`, and where it was.

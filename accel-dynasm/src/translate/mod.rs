@@ -88,7 +88,7 @@ pub(crate) struct Site {
     /// block.
     pub retry: u32,
     pub next: u32,
-    /// How the guest's flags can be had, as number in [`Output::recipes`]; or
+    /// How the guest's flags can be had, as index in [`Output::recipes`], and later as number among those of all blocks; or
     /// [`NOTHING`](crate::dispatch::NOTHING), where they are in the host's.
     pub flags: u32,
 }
@@ -198,7 +198,6 @@ pub(crate) struct Bases {
     pub site: u32,
     pub link: u32,
     pub generic: u32,
-    pub recipe: u32,
     /// Offset in the code cache at which the block is going to lie.
     pub code: usize,
 }
