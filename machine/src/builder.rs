@@ -39,6 +39,7 @@ pub struct MachineBuilder {
     on_triple_fault: OnReset,
     listener: Option<PhaseListener>,
     devices: Vec<AddDevices>,
+    device_memory: u64,
 }
 
 /// Puts an embedder's devices on the board.
@@ -62,6 +63,7 @@ impl Default for MachineBuilder {
             on_triple_fault: OnReset::End,
             listener: None,
             devices: Vec::new(),
+            device_memory: 64 * MIB,
         }
     }
 }
@@ -160,6 +162,13 @@ impl MachineBuilder {
         self
     }
 
+    /// Most memory that devices can have besides the guest's RAM ([`Wiring::memory`]); 64 MiB unless told. It costs nothing until
+    /// it is used.
+    pub fn device_memory(mut self, bytes: u64) -> Self {
+        self.device_memory = bytes;
+        self
+    }
+
     /// Adds devices of the embedder's own: `add` puts them on the board when the machine's are there. May be called again.
     pub fn devices(
         mut self,
@@ -201,7 +210,7 @@ impl MachineBuilder {
         let boot = BootSource::open(self.boot, self.initrd, self.cmdline, map, self.cpus, tsc_khz)?;
         let regions = boot.regions()?;
         let layout: Vec<_> = regions.iter().map(|&(gpa, len, _)| (gpa, len)).collect();
-        let ram = Arc::new(GuestRam::new(&layout)?);
+        let ram = Arc::new(GuestRam::with_device_memory(&layout, self.device_memory)?);
         let states = boot.load(&ram)?;
 
         let clock = Arc::new(VmClock::new(tsc.khz));
@@ -219,27 +228,16 @@ impl MachineBuilder {
             console: self.console,
             debug_console: self.debug_console,
         })?;
+        for (region, (.., access)) in ram.regions().iter().zip(&regions) {
+            chipset.memory.fix(region.clone(), *access);
+        }
         let mut wiring =
             Wiring { chipset: &mut chipset, clock: &clock, timers: &timers, control: &control, ram: &ram };
         self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
         let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;
         let accel = accelerator.id();
-        let access = regions.iter().map(|&(.., access)| access).collect();
         let name = self.name;
-        Machine::assemble(Parts {
-            name,
-            vm,
-            accel,
-            chipset,
-            timers,
-            clock,
-            control,
-            ram,
-            access,
-            boot,
-            tsc,
-            states,
-        })
+        Machine::assemble(Parts { name, vm, accel, chipset, timers, clock, control, ram, boot, tsc, states })
     }
 
     /// Builds the machine and lets it run.

@@ -38,6 +38,7 @@ use crate::control::{Control, GuestEnd};
 use crate::host;
 use crate::interrupts::{InterruptCell, IntrWire};
 use crate::memory_map::MemoryMap;
+use crate::memory_slots::MemorySlots;
 use crate::ram_unit::RamUnit;
 use crate::timers::Timers;
 
@@ -83,6 +84,7 @@ pub(crate) struct ChipsetSpec<'a> {
 pub(crate) struct Chipset {
     pub(crate) bus: Arc<MachineBus>,
     pub(crate) interrupts: Arc<InterruptCell>,
+    pub(crate) memory: Arc<MemorySlots>,
     pub(crate) uart: Arc<Uart>,
     pub(crate) pm: Arc<AcpiPm>,
     pub(crate) timed: Vec<Arc<dyn TimedDevice>>,
@@ -188,7 +190,8 @@ impl Chipset {
 
         let bus = MachineBus { pio, mmio, pic, ioapic, log: LogLimit::new(clock) };
         let timed: Vec<Arc<dyn TimedDevice>> = vec![pit, rtc, pm.clone()];
-        Ok(Self { bus: Arc::new(bus), interrupts, uart, pm, timed, lines, debug_output, units })
+        let memory = Arc::default();
+        Ok(Self { bus: Arc::new(bus), interrupts, memory, uart, pm, timed, lines, debug_output, units })
     }
 
     /// Writes out what is queued, waiting at most `patience`, then frees every vCPU that waits for the console.

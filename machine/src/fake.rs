@@ -98,14 +98,7 @@ impl Accelerator for FakeAccelerator {
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn AccelVm>, AccelError> {
         let port = Arc::new(FakePort::default());
         let wakes = (0..spec.vcpus).map(|_| Arc::new(Wake::default())).collect();
-        Ok(Arc::new_cyclic(|this| FakeVm {
-            this: this.clone(),
-            port,
-            wakes,
-            program: self.program.clone(),
-            slots: Mutex::default(),
-            ram: spec.ram.clone(),
-        }))
+        Ok(FakeVm::new(port, wakes, self.program.clone(), &spec.ram))
     }
 }
 
@@ -114,8 +107,38 @@ pub(crate) struct FakeVm {
     pub(crate) port: Arc<FakePort>,
     wakes: Vec<Arc<Wake>>,
     program: Arc<Program>,
-    slots: Mutex<Vec<(u64, u64)>>,
+    slots: Mutex<Vec<(SlotId, RamRegion)>>,
     ram: Arc<GuestRam>,
+}
+
+impl FakeVm {
+    fn new(
+        port: Arc<FakePort>,
+        wakes: Vec<Arc<Wake>>,
+        program: Arc<Program>,
+        ram: &Arc<GuestRam>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            port,
+            wakes,
+            program,
+            slots: Mutex::default(),
+            ram: ram.clone(),
+        })
+    }
+
+    /// One without vCPUs.
+    pub(crate) fn alone(ram: &Arc<GuestRam>) -> Arc<Self> {
+        Self::new(Arc::default(), Vec::new(), Arc::new(|_| Step::Halt), ram)
+    }
+
+    /// Guest-physical address and bytes of each slot.
+    pub(crate) fn mapped(&self) -> Vec<(u64, u64)> {
+        let mut list: Vec<_> = self.slots.lock().unwrap().iter().map(|(_, r)| (r.gpa(), r.size())).collect();
+        list.sort_unstable();
+        list
+    }
 }
 
 impl std::fmt::Debug for FakeVm {
@@ -125,12 +148,22 @@ impl std::fmt::Debug for FakeVm {
 }
 
 impl AccelVm for FakeVm {
-    fn map(&self, _: SlotId, region: &RamRegion, _: Access) -> Result<(), AccelError> {
-        self.slots.lock().unwrap().push((region.gpa(), region.size()));
+    fn map(&self, slot: SlotId, region: &RamRegion, _: Access) -> Result<(), AccelError> {
+        let mut slots = self.slots.lock().unwrap();
+        let overlaps =
+            |r: &RamRegion| r.gpa() < region.gpa() + region.size() && region.gpa() < r.gpa() + r.size();
+        if slots.iter().any(|(id, r)| *id == slot || overlaps(r)) {
+            return Err(AccelError::BadSlot { slot: slot.0, why: "in use" });
+        }
+        slots.push((slot, region.clone()));
         Ok(())
     }
     fn unmap(&self, slot: SlotId) -> Result<(), AccelError> {
-        Err(AccelError::BadSlot { slot: slot.0, why: "the fake keeps its slots" })
+        let mut slots = self.slots.lock().unwrap();
+        let bad = AccelError::BadSlot { slot: slot.0, why: "not mapped" };
+        let at = slots.iter().position(|(id, _)| *id == slot).ok_or(bad)?;
+        slots.remove(at);
+        Ok(())
     }
     fn bind_vcpu(&self, cfg: &VcpuConfig, bus: Arc<dyn VcpuBus>) -> Result<Box<dyn Vcpu>, AccelError> {
         let wake = self.wakes.get(cfg.id as usize).ok_or(AccelError::BadVcpu(cfg.id))?.clone();

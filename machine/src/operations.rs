@@ -153,7 +153,8 @@ impl Core {
             vcpu.join();
         }
         self.timers.stop();
-        // The backend's port may hold the bus, which holds the controllers, which hold the port.
+        // The backend may hold the bus, which holds the devices, which hold what leads to the backend.
         self.chipset.interrupts.detach();
+        self.chipset.memory.detach();
     }
 }

@@ -4,9 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use accel_api::{
-    AccelError, AccelId, AccelVm, Access, CpuState, GuestRam, RamError, SlotId, VcpuId, VcpuStats,
-};
+use accel_api::{AccelError, AccelId, AccelVm, CpuState, GuestRam, RamError, VcpuId, VcpuStats};
 use devices::uart::Uart;
 use state::Units;
 
@@ -98,8 +96,6 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<VmClock>,
     pub(crate) control: Arc<Control>,
     pub(crate) ram: Arc<GuestRam>,
-    /// What the guest may do with each region of `ram`.
-    pub(crate) access: Vec<Access>,
     pub(crate) boot: BootSource,
     pub(crate) tsc: TscFrequency,
     /// First states, by vCPU.
@@ -114,11 +110,8 @@ impl Machine {
 
     /// Maps the memory, attaches the interrupts, binds the vCPUs. They are parked, time stands at 0.
     pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { name, vm, accel, chipset, timers, clock, control, ram, access, boot, tsc, states } =
-            parts;
-        for (slot, (region, access)) in (0..).zip(ram.regions().iter().zip(access)) {
-            vm.map(SlotId(slot), region, access)?;
-        }
+        let Parts { name, vm, accel, chipset, timers, clock, control, ram, boot, tsc, states } = parts;
+        chipset.memory.attach(vm.clone())?;
         chipset.interrupts.attach(vm.interrupts())?;
         timers.start(&name, chipset.timed.clone()).map_err(MachineError::Timers)?;
         let mut vcpus = Vec::new();

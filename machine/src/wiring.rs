@@ -9,6 +9,7 @@ use state::StateUnit;
 use crate::chipset::{Chipset, ChipsetError};
 use crate::clock::VmClock;
 use crate::control::Control;
+use crate::memory_slots::MemoryWindow;
 use crate::timers::Timers;
 
 /// The board that a device is put on: what [`MachineBuilder::devices`](crate::MachineBuilder::devices) is given, when the
@@ -78,6 +79,12 @@ impl Wiring<'_> {
     /// Power and reset.
     pub fn control(&self) -> Arc<dyn MachineControl> {
         self.control.clone()
+    }
+
+    /// A window through which the guest sees memory of a device ([`GuestRam::allocate`]), nothing at first. The device moves it
+    /// while vCPUs run.
+    pub fn memory_window(&self) -> MemoryWindow {
+        self.chipset.memory.add()
     }
 
     /// The guest's memory: checked accesses, whose writes are recorded ([`GuestRam::memory`]).

@@ -72,6 +72,8 @@ pub mod map {
     pub const EXTRA: u64 = 0xa0_0000;
     /// Slot number for [`EXTRA`].
     pub const EXTRA_SLOT: u32 = 7;
+    /// Memory that devices can have.
+    pub const DEVICE_BYTES: u64 = 0x4_0000;
     /// 64 KiB of RAM above 4 GiB.
     pub const HIGH: u64 = 1 << 32;
     /// No RAM: devices.
@@ -205,7 +207,7 @@ impl Rig {
 
     fn with(accel: &Arc<dyn Accelerator>, vcpus: u32, features: &[Feature]) -> Self {
         let layout = [(0, map::RAM_END), (map::ROM, 0x1_0000), (map::EXTRA, 0x1_0000), (map::HIGH, 0x1_0000)];
-        let ram = Arc::new(GuestRam::new(&layout).expect("RAM"));
+        let ram = Arc::new(GuestRam::with_device_memory(&layout, map::DEVICE_BYTES).expect("RAM"));
         let mut model = CpuModel::named("x86-64-v2", vcpus, tsc_khz()).expect("model");
         model.fit(accel.caps());
         model.features = model.features.with(features);

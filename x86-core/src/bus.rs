@@ -13,8 +13,9 @@ impl Cpu {
         if present {
             self.vm.enter(self.id as usize, 0);
         }
-        // Nobody waited for us, so that already the rest of this instruction must do without what it knew.
-        self.serve_memory_requests();
+        // Nobody waited for us, so that already the rest of this instruction must do without what it knew. Where code lies may
+        // have changed, too: the executor looks before the next instruction.
+        self.leave |= self.serve_memory_requests();
         self.heed_requests();
         result
     }

@@ -2,6 +2,7 @@
 
 use accel_api::{Access, PAGE_SIZE, PageFlags, RamRegion, SlotId};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A snapshot of the mapped slots, sorted by address. Replaced as a whole when a slot comes or goes.
 #[derive(Clone, Debug, Default)]
@@ -9,11 +10,32 @@ pub struct MemoryMap {
     slots: Vec<Slot>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Slot {
     id: SlotId,
     region: RamRegion,
     writable: bool,
+    /// What look-ups need of the region, at hand.
+    gpa: u64,
+    size: u64,
+    host: AtomicPtr<u8>,
+    /// Of its first page.
+    index: usize,
+}
+
+impl Slot {
+    fn new(id: SlotId, region: RamRegion, writable: bool) -> Self {
+        let (gpa, size, host) = (region.gpa(), region.size(), AtomicPtr::new(region.host_addr()));
+        let index = (region.offset() / PAGE_SIZE) as usize;
+        Self { id, region, writable, gpa, size, host, index }
+    }
+}
+
+// By hand: an atomic pointer, which is one so that threads may share it, is never changed.
+impl Clone for Slot {
+    fn clone(&self) -> Self {
+        Self::new(self.id, self.region.clone(), self.writable)
+    }
 }
 
 /// A guest-physical page that is RAM.
@@ -41,7 +63,7 @@ impl MemoryMap {
             return Err("overlaps another slot");
         }
         let mut slots = self.slots.clone();
-        slots.push(Slot { id, region: region.clone(), writable: access == Access::ReadWrite });
+        slots.push(Slot::new(id, region.clone(), access == Access::ReadWrite));
         slots.sort_by_key(|s| s.region.gpa());
         Ok(Self { slots })
     }
@@ -59,15 +81,15 @@ impl MemoryMap {
 
     /// The RAM page that holds `gpa`, if any.
     pub fn page(&self, gpa: u64) -> Option<RamPage> {
-        let at = self.slots.partition_point(|s| s.region.gpa() <= gpa).checked_sub(1)?;
+        let at = self.slots.partition_point(|s| s.gpa <= gpa).checked_sub(1)?;
         let slot = &self.slots[at];
-        let within = (gpa - slot.region.gpa()) & !(PAGE_SIZE - 1);
-        if within >= slot.region.size() {
+        let within = (gpa - slot.gpa) & !(PAGE_SIZE - 1);
+        if within >= slot.size {
             return None;
         }
         Some(RamPage {
-            host: slot.region.host_addr().wrapping_add(within as usize),
-            index: ((slot.region.offset() + within) / PAGE_SIZE) as usize,
+            host: slot.host.load(Ordering::Relaxed).wrapping_add(within as usize),
+            index: slot.index + (within / PAGE_SIZE) as usize,
             writable: slot.writable,
         })
     }

@@ -13,6 +13,7 @@ pub mod locks;
 pub mod lost;
 pub mod memory;
 pub mod model;
+pub mod moving;
 pub mod nmi;
 pub mod order;
 pub mod pcid;
@@ -98,6 +99,7 @@ macro_rules! __conformance_checks {
             model: cpuid features named_msrs other_msrs system_calls;
             pcid: spaces_apart global_pages many_spaces stores_between bit_63;
             state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
+            moving: window_moves_while_running pieces_change_access code_takes_turns dirty_windows;
             slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running
                 last_store_before_a_copy code_unmapped;
             time: one_shot periodic tsc_deadline time_stamp reading_leaves_the_rest_alone;
