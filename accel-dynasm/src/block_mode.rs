@@ -1,9 +1,9 @@
-//! What of the vCPU's state code is translated for.
+//! The state of a vCPU that a block is translated for (QEMU's flags of a translation block).
 
 use x86_core::bits::CR4_TSD;
 use x86_core::{Cpu, TlbMode};
 
-/// A set of circumstances; part of a block's key.
+/// Privilege, vector state and other bits that code depends on; a part of a block's key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct BlockMode(u16);
 
@@ -12,7 +12,7 @@ const SSE_READY: u16 = 1 << 3;
 const AVX_READY: u16 = 1 << 4;
 const UNMASKED: u16 = 1 << 5;
 const TSC_DISABLED: u16 = 1 << 7;
-const SEPARATE: u16 = 1 << 6;
+const UNGROUPED: u16 = 1 << 6;
 
 impl BlockMode {
     /// As `cpu` is, with the guest's vector registers in the host's or not.
@@ -34,23 +34,29 @@ impl BlockMode {
         Self(0)
     }
 
-    /// Whether code for these circumstances may go on as `cpu` is now.
+    /// Code that accesses data by `tlb`, with or without vector registers, which are ready to be used.
+    #[cfg(test)]
+    pub(crate) fn for_test(tlb: TlbMode, vectors: bool) -> Self {
+        Self(tlb as u16 | if vectors { VECTORS | SSE_READY | AVX_READY } else { 0 })
+    }
+
+    /// Whether code of this mode may go on as `cpu` is now.
     pub(crate) fn holds(self, cpu: &Cpu) -> bool {
-        Self::of(cpu, self.vectors()).0 == self.0 & !SEPARATE
+        Self::of(cpu, self.vectors()).0 == self.0 & !UNGROUPED
     }
 
-    /// Each memory access is checked on its own.
-    pub(crate) fn separate(self) -> Self {
-        Self(self.0 | SEPARATE)
+    /// The same, for the form of a block in which each memory access has a check of its own.
+    pub(crate) fn ungrouped(self) -> Self {
+        Self(self.0 | UNGROUPED)
     }
 
-    /// The opposite.
-    pub(crate) fn together(self) -> Self {
-        Self(self.0 & !SEPARATE)
+    /// The same, for the form in which groups of accesses share a check.
+    pub(crate) fn grouped(self) -> Self {
+        Self(self.0 & !UNGROUPED)
     }
 
-    pub(crate) fn is_separate(self) -> bool {
-        self.0 & SEPARATE != 0
+    pub(crate) fn is_ungrouped(self) -> bool {
+        self.0 & UNGROUPED != 0
     }
 
     /// The guest's vector registers are in the host's.
@@ -86,12 +92,12 @@ impl BlockMode {
         self.tlb() == TlbMode::User as usize
     }
 
-    /// Its jump table.
+    /// The class of the code, which selects its jump cache.
     pub(crate) fn class(self) -> usize {
         Self::class_of(self.tlb(), self.vectors())
     }
 
-    /// The jump table of code that accesses data through table `tlb`.
+    /// The class of code that accesses data through table `tlb`.
     pub(crate) fn class_of(tlb: usize, vectors: bool) -> usize {
         tlb + 3 * usize::from(vectors)
     }
@@ -101,13 +107,13 @@ impl BlockMode {
         class >= 3
     }
 
-    /// Whether a jump table is one of user code.
+    /// Whether a class is one of user code.
     pub(crate) fn is_user_class(class: usize) -> bool {
         class % 3 == TlbMode::User as usize
     }
 
-    /// What code of the same class can differ in.
-    pub(crate) fn circumstances(self) -> u16 {
+    /// The bits in which code of the same class can differ.
+    pub(crate) fn within_class(self) -> u16 {
         self.0 & (SSE_READY | AVX_READY | UNMASKED | TSC_DISABLED)
     }
 

@@ -33,9 +33,9 @@ pub struct Config {
     /// Mistranslates this constant, for tests of [`Self::verify`].
     #[doc(hidden)]
     pub sabotage: Option<u32>,
-    /// Makes a mistake in blocks that have this constant, for tests of what becomes of one.
+    /// Injects a bug into blocks that have this constant, for tests of what becomes of one.
     #[doc(hidden)]
-    pub slip: Option<(u32, InjectedBug)>,
+    pub bug: Option<(u32, InjectedBug)>,
 }
 
 impl Config {
@@ -62,7 +62,7 @@ impl Default for Config {
             perf_map: None,
             jitdump: None,
             sabotage: None,
-            slip: None,
+            bug: None,
         }
     }
 }

@@ -1,51 +1,57 @@
-//! Counters.
+//! What `--stats` counts.
 
 use iced_x86::Instruction;
 
-/// Of one vCPU.
+/// What the code store of one vCPU has done.
 #[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Counters {
+pub(crate) struct StoreCounters {
     pub translated: u64,
     pub instructions_translated: u64,
-    pub lookups: u64,
-    pub links: u64,
-    pub jump_misses: u64,
-    pub tlb_misses: u64,
-    pub refills: u64,
-    pub roaming: u64,
-    pub slow_accesses: u64,
-    pub group_misses: u64,
-    pub separated: u64,
-    pub generic_calls: u64,
-    pub single_steps: u64,
-    pub host_faults: u64,
+    pub chained: u64,
+    pub ungrouped: u64,
     pub invalidations: u64,
+    /// Regions.
     pub evictions: u64,
+    /// Blocks.
     pub evicted: u64,
 }
 
-impl Counters {
-    pub(crate) fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("blocks_translated", self.translated),
-            ("instructions_translated", self.instructions_translated),
-            ("lookups", self.lookups),
-            ("links", self.links),
-            ("jump_table_misses", self.jump_misses),
-            ("tlb_misses", self.tlb_misses),
-            ("anchor_refills", self.refills),
-            ("anchors_given_up", self.roaming),
-            ("slow_accesses", self.slow_accesses),
-            ("group_misses", self.group_misses),
-            ("blocks_separated", self.separated),
-            ("generic_calls", self.generic_calls),
-            ("single_steps", self.single_steps),
-            ("host_faults", self.host_faults),
-            ("code_invalidations", self.invalidations),
-            ("regions_evicted", self.evictions),
-            ("blocks_evicted", self.evicted),
-        ]
-    }
+/// How often one vCPU has left host code, and what for.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct ExitCounters {
+    pub lookups: u64,
+    pub jump_cache_misses: u64,
+    pub tlb_misses: u64,
+    pub inline_tlb_refills: u64,
+    pub inline_tlb_given_up: u64,
+    pub slow_accesses: u64,
+    pub group_misses: u64,
+    pub helper_calls: u64,
+    pub single_steps: u64,
+    pub host_faults: u64,
+}
+
+/// All counters by name.
+pub(crate) fn list(store: &StoreCounters, exits: &ExitCounters) -> Vec<(&'static str, u64)> {
+    vec![
+        ("blocks_translated", store.translated),
+        ("instructions_translated", store.instructions_translated),
+        ("lookups", exits.lookups),
+        ("jumps_chained", store.chained),
+        ("jump_cache_misses", exits.jump_cache_misses),
+        ("tlb_misses", exits.tlb_misses),
+        ("inline_tlb_refills", exits.inline_tlb_refills),
+        ("inline_tlb_given_up", exits.inline_tlb_given_up),
+        ("slow_accesses", exits.slow_accesses),
+        ("group_misses", exits.group_misses),
+        ("blocks_ungrouped", store.ungrouped),
+        ("helper_calls", exits.helper_calls),
+        ("single_steps", exits.single_steps),
+        ("host_faults", exits.host_faults),
+        ("code_invalidations", store.invalidations),
+        ("regions_evicted", store.evictions),
+        ("blocks_evicted", store.evicted),
+    ]
 }
 
 /// Instructions executed by their functions in x86-core, by mnemonic.

@@ -1,18 +1,26 @@
-//! The JIT accelerator: x86-64 guest code becomes x86-64 host code.
+//! The JIT accelerator: x86-64 guest code becomes x86-64 host code, block by block.
 //!
-//! 1. `translate` makes host code of a block of guest instructions. Guest registers are the host's, flags and vector registers
-//!    too, so most instructions are copied; memory operands are led through the soft TLB.
-//! 2. `cache.rs` keeps code, `blocks.rs` what is known of it, `links.rs` what leads from block to block, `jumps.rs` the tables
-//!    for computed jumps; `engine.rs` finds, translates and drops. When the cache is full `evict.rs` makes room, by `regions.rs`.
-//! 3. `stubs.rs` is the way between translated code and Rust, `calls.rs` what is called: whatever the translator does not know
-//!    is executed by x86-core. `transfer.rs` is the way from a program to the kernel and back.
-//! 4. `home.rs` is where state lies so that code can address it, `signals.rs` takes exceptions of the host, `slips.rs` what
-//!    should not be.
-//! 5. `lockstep.rs` compares what blocks do with what x86-core does, `report.rs` tells of a difference, `show.rs` shows
-//!    blocks; `perf.rs` and `jitdump.rs` tell perf of them.
-//! 6. Code of 16 and 32 bits is interpreted. Everything that is not executing instructions is x86-core's
-//!    [`x86_core::soft`], shared with the interpreter.
-#![allow(clippy::useless_conversion)] // what dynasm! makes of register numbers
+//! Guest registers, flags and vector registers are the host's (ADR 9), so most instructions are copied; memory operands are led
+//! through the soft TLB.
+//!
+//! 1. `translate/`, the *translator*, makes host code and metadata of the bytes of a block. It is pure: it knows addresses and
+//!    numbers of the other parts only as relocations.
+//! 2. `store/`, the *code store*, keeps host code and metadata: cache regions, blocks, chaining, jump cache, invalidation.
+//! 3. `runtime/`, the *runtime*, is the way between host code and Rust: stubs, helpers, changes of privilege, signals.
+//! 4. `dispatch.rs`, the *dispatcher*, finds, makes and runs blocks. It alone knows the three others.
+//! 5. `jit_context.rs` is the memory that host code addresses, `block_mode.rs` the state of a vCPU that a block is made for.
+//! 6. `debug/` looks at blocks from outside: lockstep, listings, perf.
+//!
+//! ```text
+//!   dispatch ──► store ────► translate ──► jit_context, block_mode
+//!      │  │                     ▲
+//!      │  └────► runtime ───────┘   (numbers and offsets of stubs)
+//!      └───────► config, debug ──► store
+//! ```
+//!
+//! `cargo xtask lint` checks that no folders import each other in a circle. Code of 16 and 32 bits is interpreted. Everything but
+//! executing instructions is x86-core's [`x86_core::soft`], shared with the interpreter.
+#![allow(clippy::useless_conversion)] // of register numbers, in the expansion of dynasm!
 
 mod block_mode;
 mod config;
@@ -59,7 +67,7 @@ fn check() -> Result<(), Absent> {
     jit_context::memory::check().map_err(|error| {
         absent(&error, "raise the limit of the process's address space (ulimit -v), or use the interpreter")
     })?;
-    store::code_cache::CodeCache::new(4096, false).map(drop).map_err(|error| {
+    store::check().map_err(|error| {
         let remedy = "allow the process memory that is executable (SELinux: execmem; systemd: \
                       MemoryDenyWriteExecute=no), or use the interpreter";
         absent(&error, remedy)
@@ -77,14 +85,14 @@ fn absent(error: &AccelError, remedy: &str) -> Absent {
 /// Makes the JIT.
 ///
 /// # Errors
-/// None; the signature is that of every backend. What the host refuses shows in a vCPU that cannot be made.
+/// None; the signature is that of every backend. If the host refuses memory, a vCPU cannot be made.
 pub fn create() -> Result<Arc<dyn Accelerator>, AccelError> {
     Ok(create_with(Config::default()))
 }
 
-/// Makes the JIT with choices of one's own.
+/// Makes the JIT with a configuration.
 pub fn create_with(config: Config) -> Arc<dyn Accelerator> {
-    // What is compared includes RAM, which nobody else must store to meanwhile.
+    // Lockstep compares RAM too, which no other vCPU must store to meanwhile.
     let max_vcpus = if config.verify.is_some() { 1 } else { jit_context::memory::room(MAX_VCPUS) };
     Arc::new(Jit { caps: caps(max_vcpus), config: Arc::new(config) })
 }

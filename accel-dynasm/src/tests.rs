@@ -44,7 +44,7 @@ fn instructions_are_counted_at_no_cost_to_their_effect() {
     }
 }
 
-/// JumpCache that wait to be linked when a region is emptied must not be linked in what comes next.
+/// Jumps that wait to be chained when a region is emptied must not be chained in the code that comes next.
 #[test]
 fn a_small_cache_is_emptied_again_and_again() {
     let config = Arc::new(Config { cache_bytes: 0, ..Config::default() });
@@ -327,7 +327,7 @@ fn the_jump_that_fills_the_cache() {
         let mut pair = Pair::<Dispatcher>::new(scene, &config);
         let end = pair.check("by hand", &Program::new(0, &code), 1, &|cpu| cpu.flags = Default::default());
         assert_eq!(end, Some(Ok(())));
-        pair.executor().check_links();
+        pair.executor().store().check_chains();
         evictions += counter(&pair, "regions_evicted");
     }
     assert!(evictions > 100, "{evictions}");
@@ -353,7 +353,7 @@ fn locked_instructions_are_found_when_refused() {
         let mut pair = Pair::<Dispatcher>::new(scene, &config(HostCpu::detect()));
         let end = pair.check("by hand", &Program::new(0, code), 1, &pointing(gpr::RBX, scene.data));
         assert_eq!(end, Some(Ok(())));
-        let blocks = &pair.executor().blocks.list;
+        let blocks = &pair.executor().store().blocks.list;
         let mut found =
             (0..REGIONS).flat_map(|region| blocks.of(region)).map(|block| !block.faults.is_empty());
         assert_eq!(found.any(|known| known), locked, "{code:02x?}");
@@ -394,7 +394,7 @@ fn functions_with_one_entry() {
         (cpu.gpr[gpr::RBX], cpu.gpr[gpr::RSI]) = (scene.code + 15, scene.again + 15);
     });
     assert_eq!(end, Some(Ok(())));
-    let misses = counter(&pair, "jump_table_misses");
+    let misses = counter(&pair, "jump_cache_misses");
     assert!((3..12).contains(&misses), "{misses}");
 }
 
@@ -406,12 +406,13 @@ fn what_is_known_of_blocks_is_bounded() {
     let mut most = 0;
     for turn in 0..4000u32 {
         // mov eax, n; jz next; jmp next: other code in the same place, when it has been there for long enough to be
-        // translated though the place is restless
+        // translated though it is self-modifying
         let code = [&[0xb8][..], &(turn / 5).to_le_bytes(), &[0x74, 0, 0xeb, 0]].concat();
         let end = pair.check("by hand", &Program::new(0, &code), 1, &|_| ());
         assert_eq!(end, Some(Ok(())));
-        pair.executor().check_links();
-        let known = (0..REGIONS).map(|region| pair.executor().blocks.list.of(region).len()).sum::<usize>();
+        pair.executor().store().check_chains();
+        let known =
+            (0..REGIONS).map(|region| pair.executor().store().blocks.list.of(region).len()).sum::<usize>();
         most = most.max(known);
         assert!(counter(&pair, "blocks") <= known as u64);
     }
@@ -421,6 +422,7 @@ fn what_is_known_of_blocks_is_bounded() {
 }
 
 mod flags;
+mod golden;
 mod inline_tlb;
 mod string;
 mod transfer;

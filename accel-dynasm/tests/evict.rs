@@ -24,7 +24,7 @@ const COLD: u64 = 0xe000;
 const HOT: u64 = 100;
 const TURNS: u64 = 3;
 
-/// HelperCounts each cold function, and all hot ones after each 64 of them; three times. RAX counts calls of both. How often it did,
+/// Calls each cold function, and all hot ones after each 64 of them; three times. RAX counts calls of both. How often it did,
 /// and the vCPU's counters.
 fn run(accel: &Arc<dyn Accelerator>) -> (u64, impl Fn(&str) -> u64 + use<>) {
     const COLD_AT: u64 = map::RAM_END - 8 * COLD;

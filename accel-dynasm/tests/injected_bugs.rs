@@ -31,7 +31,7 @@ fn rig(accel: &Arc<dyn Accelerator>) -> Rig {
 }
 
 fn run(slip: InjectedBug) -> (String, String) {
-    let accel = create_with(Config { slip: Some((CONSTANT, slip)), ..Config::default() });
+    let accel = create_with(Config { bug: Some((CONSTANT, slip)), ..Config::default() });
     let rig = rig(&accel);
     let mut runner = rig.vcpu(0, &rig.long_mode(0));
     let error = runner.vcpu.run().expect_err("the mistake shows");

@@ -34,9 +34,9 @@ pub(crate) fn text(list: &[VcpuStats]) -> String {
 fn rates(stats: &VcpuStats) -> Vec<String> {
     const WAYS: [(&str, &str); 5] = [
         ("lookups", "lookup of a block"),
-        ("jump_table_misses", "jump table miss"),
+        ("jump_cache_misses", "jump cache miss"),
         ("tlb_misses", "TLB miss"),
-        ("generic_calls", "call"),
+        ("helper_calls", "helper call"),
         ("instructions_translated", "translated one"),
     ];
     let Some(instructions) = stats.instructions else { return Vec::new() };
@@ -84,15 +84,15 @@ mod tests {
             VcpuStats { counters: vec![("lookups", 8)], ..VcpuStats::default() },
             VcpuStats {
                 instructions: Some(80_000),
-                counters: vec![("lookups", 8), ("tlb_misses", 0), ("generic_calls", 3)],
+                counters: vec![("lookups", 8), ("tlb_misses", 0), ("helper_calls", 3)],
                 calls: Vec::new(),
             },
         ];
         let expected = "vCPU 0: 1_234_567 instructions, exits 12, blocks 1_000\n\
                         vCPU 0: calls for syscall 2_000, cpuid 3\n\
                         vCPU 1, lookups 8\n\
-                        vCPU 2: 80_000 instructions, lookups 8, tlb_misses 0, generic_calls 3\n\
-                        vCPU 2: instructions for each lookup of a block 10_000, call 26_666\n";
+                        vCPU 2: 80_000 instructions, lookups 8, tlb_misses 0, helper_calls 3\n\
+                        vCPU 2: instructions for each lookup of a block 10_000, helper call 26_666\n";
         assert_eq!(text(&list), expected);
         assert_eq!(speed(&list, 2.0), "2.000 seconds");
         assert_eq!(speed(&list[..1], 2.0), "2.000 seconds, 0.6 million instructions a second");

@@ -455,14 +455,14 @@ impl Cpu {
         offset_of!(Cpu, segs) + size_of::<Segment>() * index + offset_of!(Segment, base)
     }
 
-    /// Byte offset in `Cpu` of what says that anchors are filled, see [`crate::tlb::Anchors::filled_offset`].
-    pub const fn anchors_filled_offset() -> usize {
-        offset_of!(Cpu, tlb) + crate::tlb::Anchors::filled_offset()
+    /// Byte offset in `Cpu` of the word that says that inline TLB entries are filled: [`crate::tlb::InlineTlb::filled_offset`].
+    pub const fn inline_tlb_filled_offset() -> usize {
+        offset_of!(Cpu, tlb) + crate::tlb::InlineTlb::filled_offset()
     }
 
-    /// Byte offsets in `Cpu` of tag and addend of an anchor of the soft TLB, see [`crate::tlb::Anchors::offsets`].
-    pub const fn anchor_offsets(mode: TlbMode, write: bool, number: usize) -> (usize, usize) {
-        let (tag, addend) = crate::tlb::Anchors::offsets(mode, write, number);
+    /// Byte offsets in `Cpu` of tag and addend of an inline TLB entry: [`crate::tlb::InlineTlb::offsets`].
+    pub const fn inline_tlb_offsets(mode: TlbMode, write: bool, number: usize) -> (usize, usize) {
+        let (tag, addend) = crate::tlb::InlineTlb::offsets(mode, write, number);
         (offset_of!(Cpu, tlb) + tag, offset_of!(Cpu, tlb) + addend)
     }
 

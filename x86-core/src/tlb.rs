@@ -11,13 +11,13 @@
 
 #![allow(unsafe_code)] // finds the current table by its offset in the vCPU
 
-mod anchors;
+mod inline;
 mod spaces;
 
 use std::mem::offset_of;
 
 use crate::{Cpu, KeyedSet};
-pub use anchors::{ANCHORS, Anchors};
+pub use inline::{INLINE_TLB_ENTRIES, InlineTlb};
 use spaces::Spaces;
 
 /// Entries in each table; a power of two.
@@ -122,7 +122,7 @@ pub struct Tlb {
     /// A table in which nothing ever hits.
     nothing: [TlbEntry; TLB_ENTRIES],
     /// Copies of some of them, at the accesses themselves.
-    anchors: Anchors,
+    inline: InlineTlb,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
     /// Slots of it that hold, or held, translations that are not global: a bit for each.
     fetch_filled: [u64; FETCH_ENTRIES / 64],
@@ -308,7 +308,7 @@ impl Default for Tlb {
         let none = FetchEntry { tag: u64::MAX, host: std::ptr::null(), page: 0, global: false };
         Self {
             data: [table; MODES],
-            anchors: Anchors::EMPTY,
+            inline: InlineTlb::EMPTY,
             nothing: table,
             fetch: Box::new([none; FETCH_ENTRIES]),
             fetch_filled: [0; FETCH_ENTRIES / 64],
@@ -395,7 +395,7 @@ impl Tlb {
     }
 
     fn flush_global(&mut self) {
-        self.anchors.clear();
+        self.inline.clear();
         for (mode, index) in self.filled_global.slots() {
             if self.global.has(mode, index) {
                 self.data[mode][index] = empty(index);
@@ -409,7 +409,7 @@ impl Tlb {
 
     /// Forgets all of the current address space but global translations (CR3 load, Intel SDM vol. 3, 4.10.4.1).
     pub fn flush_non_global(&mut self) {
-        self.anchors.clear();
+        self.inline.clear();
         for (mode, index) in self.filled.slots() {
             if !self.global.has(mode, index) {
                 self.data[mode][index] = empty(index);
@@ -423,7 +423,7 @@ impl Tlb {
     /// Forgets the page of `address` in the current address space, and global ones (INVLPG). If it may be part of a large
     /// page, all like it goes: its pieces are spread over the tables.
     pub fn flush_page(&mut self, address: u64) {
-        self.anchors.clear();
+        self.inline.clear();
         let base = address & PAGE_MASK;
         if self.large_global.may_have(base) {
             self.flush_global();
@@ -446,7 +446,7 @@ impl Tlb {
 
     /// Makes every store ask again.
     pub fn drop_write_tags(&mut self) {
-        self.anchors.clear();
+        self.inline.clear();
         self.write_generation += 1;
         for filled in [&mut self.filled, &mut self.filled_global] {
             for (mode, index) in filled.slots() {
@@ -459,7 +459,7 @@ impl Tlb {
 
     /// Makes stores to RAM page `page` ask again; true if some could hit until now.
     pub fn drop_write_tags_of(&mut self, page: usize) -> bool {
-        self.anchors.clear();
+        self.inline.clear();
         let mut found = false;
         for filled in [&self.filled, &self.filled_global] {
             if !filled.stored.may_have(page) {

@@ -1,13 +1,10 @@
-//! What is told of a block that did not do what its instructions do.
+//! The report on a block that did not do what its instructions do.
 
 use std::fmt::Write as _;
 
-use accel_api::AccelError;
-use x86_core::shared::request;
-use x86_core::{Cpu, Registers};
+use x86_core::Registers;
 
-use crate::debug::lockstep::Difference;
-use crate::dispatch::Dispatcher;
+use super::lockstep::Difference;
 
 const GPR: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -15,32 +12,21 @@ const GPR: [&str; 16] = [
 ];
 const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
 
-impl Dispatcher {
-    /// Makes the vCPU stop, with all that is known of a difference.
-    #[cold]
-    pub(crate) fn report(&mut self, cpu: &Cpu, number: u32, difference: &Difference) {
-        let block = self.blocks.get(number);
-        let (rip, hash) = (difference.before.rip, block.key.hash());
-        let summary =
-            format!("translated code at {rip:#x} (block {hash:#018x}) is wrong: {}", difference.what);
-        let code = block.code as usize;
-        let mut report = registers(difference);
-        for wrong in &difference.bytes {
-            // A String takes all that is written.
-            let _ = writeln!(
-                report,
-                "! RAM offset {:#x}, stored by instruction {}: interpreted {}, translated {}",
-                wrong.place,
-                wrong.step + 1,
-                hex(&wrong.expected),
-                hex(&wrong.found),
-            );
-        }
-        report += &self.describe(block, self.cache.bytes(code..code + block.code_len as usize));
-        let options = format!("--verify --jit-bisect {hash:#x}..{hash:#x}");
-        self.failure = Some(AccelError::Diverged { summary, report, options });
-        cpu.shared.post(request::KICK);
+/// Registers before and behind the block, and bytes that differ.
+pub(crate) fn describe(difference: &Difference) -> String {
+    let mut report = registers(difference);
+    for wrong in &difference.bytes {
+        // A String takes all that is written.
+        let _ = writeln!(
+            report,
+            "! RAM offset {:#x}, stored by instruction {}: interpreted {}, translated {}",
+            wrong.place,
+            wrong.step + 1,
+            hex(&wrong.expected),
+            hex(&wrong.found),
+        );
     }
+    report
 }
 
 /// Both register files, with a mark at what differs.

@@ -1,24 +1,21 @@
-//! Checks translated code against the semantics functions it stands for.
+//! Lockstep: checks host code against the semantics functions of the instructions that it was translated from.
 //!
-//! 1. Blocks are neither linked nor found by the jump tables, so that each comes back to [`Dispatcher::execute`] at its end.
+//! 1. Blocks are neither chained nor found in the jump cache, so that each comes back to the dispatcher at its end.
 //! 2. Before a block that is to be checked runs, x86-core executes the same instructions on trial
-//!    ([`x86_core::Rehearsal`]): its registers behind each are kept, its stores are taken back. So nobody else may store to
+//!    ([`x86_core::Rehearsal`]): its registers behind each are kept, its stores are taken back. So nothing else may store to
 //!    RAM: there is one vCPU, and devices do so only when the guest asks them, which ends a trial.
-//! 3. Behind the block, wherever it was left, its registers and all bytes stored are compared with those behind as many
-//!    instructions.
+//! 3. When the block is left, wherever that is, its registers and all bytes stored are compared with those of the trial after
+//!    as many instructions.
 //! 4. Where a trial ends before the block does (a device, an instruction that gives something else each time), what came
 //!    before is compared when the block hands that instruction over.
 
 use x86_core::alu::flag;
 use x86_core::{Cpu, Fault, Registers, Rehearsal, TrialEnd, WrongBytes, vector};
 
-use crate::dispatch::Dispatcher;
-use crate::translate::Site;
-
 /// Times that each block is checked, whatever the share.
 const FIRST: u8 = 2;
 
-/// What a comparison found.
+/// A difference between host code and the trial.
 #[derive(Clone, Debug)]
 pub(crate) struct Difference {
     pub what: String,
@@ -97,7 +94,7 @@ impl Lockstep {
     pub(crate) fn hand_over(&mut self, cpu: &mut Cpu, counted: u64) {
         let executed = counted.wrapping_sub(self.start) as usize;
         if self.rehearsal.end == TrialEnd::Barred && executed + 1 == self.rehearsal.states.len() {
-            // Behind STI nobody looks before this instruction is over: the shadow needs no other record.
+            // Behind STI interrupts are not looked for before this instruction is over: the shadow needs no other record.
             self.compare(cpu, executed, true);
         }
     }
@@ -182,48 +179,5 @@ impl Lockstep {
             bytes: self.rehearsal.journal().map(|j| j.wrong_bytes(steps)).unwrap_or_default(),
             executed,
         });
-    }
-}
-
-impl Dispatcher {
-    /// Whether block `number`, about to run, is to be checked.
-    pub(crate) fn is_due(&mut self, number: u32) -> bool {
-        let Self { lockstep, blocks, .. } = self;
-        lockstep.as_mut().is_some_and(|lockstep| lockstep.due(number, &mut blocks.get_mut(number).checked))
-    }
-
-    /// x86-core is about to execute the instruction of `site`, which a trial may not have gone beyond.
-    pub(crate) fn compare_before(&mut self, cpu: &mut Cpu, site: &Site) {
-        let counted = self.counted();
-        if let Some(lockstep) = self.lockstep.as_mut().filter(|l| l.active()) {
-            lockstep.hand_over(cpu, counted - 1 - u64::from(site.rest));
-        }
-    }
-
-    /// Runs block `number`, which was found for RIP, and compares.
-    pub(crate) fn run_checked(&mut self, cpu: &mut Cpu, number: u32) {
-        let limit = self.blocks.get(number).instructions.into();
-        let start = self.counted();
-        if let Some(lockstep) = &mut self.lockstep {
-            lockstep.begin(cpu, limit, start);
-        }
-        self.enter(cpu, number);
-        let (counted, fault) = (self.counted(), self.fault);
-        let Some(lockstep) = &mut self.lockstep else { return };
-        lockstep.finish(cpu, counted, fault);
-        if let Some(difference) = lockstep.difference.take() {
-            self.report(cpu, number, &difference);
-        }
-    }
-}
-
-/// Changes each occurrence of `constant` in `code`: a mistranslation to be found.
-#[cold]
-pub(crate) fn sabotage(code: &mut [u8], constant: u32) {
-    let bytes = constant.to_le_bytes();
-    for at in 0..code.len().saturating_sub(3) {
-        if code[at..at + 4] == bytes {
-            code[at] ^= 1;
-        }
     }
 }

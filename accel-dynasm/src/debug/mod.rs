@@ -1,4 +1,8 @@
-//! What looks at translated code from outside: comparison with single instructions, listings, perf, and bugs on purpose.
+//! What looks at host code from outside.
+//!
+//! 1. [`lockstep`] compares blocks with their instructions, [`divergence`] reports a difference.
+//! 2. [`listing`] shows blocks; [`perf_map`] and [`jitdump`] let perf(1) name and show them.
+//! 3. [`injected_bug`] makes wrong code for tests.
 
 pub(crate) mod divergence;
 pub(crate) mod injected_bug;

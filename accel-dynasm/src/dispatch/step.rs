@@ -1,38 +1,38 @@
-//! Instructions on their own: those that cross into another page, which are blocks of one instruction, and those of which
-//! no translation is to be had or wanted.
+//! Single instructions: those that cross into another page, which are blocks of one instruction, and those that have no
+//! translation or are not to have one.
 //!
-//! What a block of two pages was translated from depends on a second translation of addresses. So none but jumps that
-//! look at the linear address lead to one in user code, and links to one of the kernel are taken back like those to
-//! another page.
+//! The code of a block of two pages depends on a second translation of addresses. So in user code only jumps that look at the
+//! linear address lead to one, and jumps to one of the kernel's ask again when those to other pages do.
 
 use accel_api::PAGE_SIZE;
 use x86_core::{CodePage, Cpu, Exec, MAX_INSTRUCTION};
 
-use crate::dispatch::Dispatcher;
+use super::Dispatcher;
 
 impl Dispatcher {
     /// The page behind the one of RIP, if it can be fetched from.
-    pub(crate) fn second_page(&mut self, cpu: &mut Cpu) -> Option<CodePage> {
+    pub(super) fn second_page(&mut self, cpu: &mut Cpu) -> Option<CodePage> {
         cpu.code_page_at((cpu.rip | (PAGE_SIZE - 1)).wrapping_add(1)).ok().flatten()
     }
 
     /// Whether the second page of block `number`, which was found for RIP, is what it was; if it has one.
-    pub(crate) fn is_whole(&mut self, cpu: &mut Cpu, number: u32) -> bool {
-        let Some(second) = self.blocks.get(number).second else { return true };
+    pub(super) fn is_whole(&mut self, cpu: &mut Cpu, number: u32) -> bool {
+        let Some(second) = self.store.blocks.get(number).second else { return true };
         self.second_page(cpu).is_some_and(|page| page.index == second)
     }
 
     /// Whether the translation of the second page of block `number`, which was found for RIP, is global; if it has one.
-    pub(crate) fn is_global(&mut self, cpu: &mut Cpu, number: u32) -> bool {
-        self.blocks.get(number).second.is_none() || self.second_page(cpu).is_some_and(|page| page.global)
+    pub(super) fn is_global(&mut self, cpu: &mut Cpu, number: u32) -> bool {
+        self.store.blocks.get(number).second.is_none()
+            || self.second_page(cpu).is_some_and(|page| page.global)
     }
 
     /// Decodes and executes the instruction at RIP on its own.
     ///
     /// # Errors
     /// Its fault; RIP stays.
-    pub(crate) fn single(&mut self, cpu: &mut Cpu) -> Exec {
-        self.stats.single_steps += 1;
+    pub(super) fn single(&mut self, cpu: &mut Cpu) -> Exec {
+        self.counters.single_steps += 1;
         cpu.execute_one()?;
         cpu.rip = cpu.next_rip;
         self.count(1);
@@ -44,7 +44,7 @@ impl Dispatcher {
     /// # Errors
     /// The fault of the instruction at RIP.
     #[cold]
-    pub(crate) fn step_through(&mut self, cpu: &mut Cpu, mut left: u16) -> Exec {
+    pub(super) fn step_through(&mut self, cpu: &mut Cpu, mut left: u16) -> Exec {
         self.stepping = None;
         while left > 0 {
             let before = cpu.rip;

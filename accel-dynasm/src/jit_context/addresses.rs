@@ -1,13 +1,12 @@
-//! Addresses that translated code has in it.
+//! Where host code finds the fields of a vCPU's memory.
 
 use std::mem::offset_of;
 
-use accel_api::Segment;
 use accel_api::host_time::Lease;
-use x86_core::{Cpu, DataTable, TLB_ENTRIES, TlbEntry, TlbMode};
+use accel_api::{Segment, Ymm};
+use x86_core::{Cpu, DataTable, TlbMode};
 
-use crate::jit_context::{CLASSES, JitContext, JumpTable, VcpuMemory};
-use crate::runtime::stubs::Stubs;
+use super::{CLASSES, JitContext, JumpTable, VcpuMemory};
 
 /// Absolute addresses below 2 GiB, for one vCPU.
 #[derive(Clone, Debug)]
@@ -26,20 +25,21 @@ pub(crate) struct Addresses {
     pub cr2: i32,
     pub cr3: i32,
     pub cr4: i32,
-    /// To be set to 1 where an anchor is filled.
-    pub anchors_filled: i32,
+    /// To be set to 1 where an inline TLB entry is filled.
+    pub inline_tlb_filled: i32,
     context: i32,
     jumps: i32,
     tlb: [i32; 3],
     /// The vCPU's request word, anywhere.
     pub requests: i64,
-    /// Offsets in the code cache.
-    pub stubs: Stubs,
 }
 
 /// Offsets of the fields of a soft TLB entry.
 pub(crate) mod entry {
-    use super::*;
+    use std::mem::offset_of;
+
+    use x86_core::{TLB_ENTRIES, TlbEntry};
+
     pub(crate) const READ: i32 = offset_of!(TlbEntry, read_tag) as i32;
     pub(crate) const WRITE: i32 = offset_of!(TlbEntry, write_tag) as i32;
     pub(crate) const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
@@ -59,9 +59,9 @@ macro_rules! context_fields {
 }
 
 impl Addresses {
-    /// Those of the vCPU at `home`, which lies below 2 GiB.
-    pub(crate) fn new(home: *mut VcpuMemory, requests: *const std::sync::atomic::AtomicU32) -> Self {
-        let cpu = home.addr() as i32;
+    /// Those of the vCPU at `memory`, which lies below 2 GiB; `requests` may be anywhere.
+    pub(crate) fn new(memory: *const VcpuMemory, requests: *const std::sync::atomic::AtomicU32) -> Self {
+        let cpu = memory.addr() as i32;
         let tlb = |mode| cpu + DataTable::of(mode).offset() as i32;
         Self {
             cpu,
@@ -78,16 +78,15 @@ impl Addresses {
             cr2: cpu + offset_of!(Cpu, cr2) as i32,
             cr3: cpu + offset_of!(Cpu, cr3) as i32,
             cr4: cpu + offset_of!(Cpu, cr4) as i32,
-            anchors_filled: cpu + Cpu::anchors_filled_offset() as i32,
+            inline_tlb_filled: cpu + Cpu::inline_tlb_filled_offset() as i32,
             context: cpu + offset_of!(VcpuMemory, context) as i32,
             jumps: cpu + offset_of!(VcpuMemory, jumps) as i32,
             tlb: [tlb(TlbMode::Supervisor), tlb(TlbMode::User), tlb(TlbMode::SupervisorOnly)],
             requests: requests.addr() as i64,
-            stubs: Stubs::default(),
         }
     }
 
-    context_fields! { host_rsp target vectors rax ea engine instructions temporary waiting site user_vectors was_user refills }
+    context_fields! { host_rsp target vectors rax ea dispatcher instructions temporary waiting site user_vectors was_user refills }
 
     pub(crate) fn gpr(&self, index: u8) -> i32 {
         self.cpu + Cpu::gpr_offset(index as usize) as i32
@@ -95,6 +94,10 @@ impl Addresses {
 
     pub(crate) fn vector(&self, index: u8) -> i32 {
         self.cpu + Cpu::vector_offset(index as usize) as i32
+    }
+
+    pub(crate) fn fault_vector(&self, index: u8) -> i32 {
+        self.context + (offset_of!(JitContext, fault_vectors) + size_of::<Ymm>() * index as usize) as i32
     }
 
     pub(crate) fn segment_base(&self, index: usize) -> i32 {
@@ -109,8 +112,8 @@ impl Addresses {
         self.segment(index) + offset_of!(Segment, selector) as i32
     }
 
-    pub(crate) fn slot(&self, index: u8) -> i32 {
-        self.context + (offset_of!(JitContext, slots) + 8 * index as usize) as i32
+    pub(crate) fn group(&self, index: u8) -> i32 {
+        self.context + (offset_of!(JitContext, groups) + 8 * index as usize) as i32
     }
 
     pub(crate) fn saved_flags(&self) -> i32 {
@@ -126,10 +129,10 @@ impl Addresses {
         self.tlb[mode.min(2)]
     }
 
-    /// Where tag and addend of an anchor are, for accesses through the table with this index.
-    pub(crate) fn anchor(&self, mode: usize, write: bool, number: usize) -> (i32, i32) {
+    /// Where tag and addend of an inline TLB entry are, for accesses through the table with this index.
+    pub(crate) fn inline_tlb(&self, mode: usize, write: bool, number: usize) -> (i32, i32) {
         let modes = [TlbMode::Supervisor, TlbMode::User, TlbMode::SupervisorOnly];
-        let (tag, addend) = Cpu::anchor_offsets(modes[mode.min(2)], write, number);
+        let (tag, addend) = Cpu::inline_tlb_offsets(modes[mode.min(2)], write, number);
         (self.cpu + tag as i32, self.cpu + addend as i32)
     }
 

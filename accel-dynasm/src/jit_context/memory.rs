@@ -1,4 +1,4 @@
-//! Maps a vCPU's memory below 2 GiB.
+//! Maps the memory of a vCPU below 2 GiB.
 #![allow(unsafe_code)] // maps memory and hands out pointers into it
 
 use std::io;
@@ -9,7 +9,7 @@ use accel_api::AccelError;
 use x86_core::Cpu;
 use x86_core::soft::CpuHome;
 
-use super::VcpuMemory;
+use super::{CLASSES, JitContext, JumpTable, VcpuMemory};
 
 /// Bytes to map: whole pages.
 const LEN: usize = size_of::<VcpuMemory>().next_multiple_of(4096);
@@ -46,11 +46,11 @@ fn map(hint: *mut libc::c_void, len: usize, how: libc::c_int) -> io::Result<NonN
     Ok(at)
 }
 
-/// How many more homes there is room for, up to `wanted`.
+/// How many more vCPUs there is room for, up to `wanted`.
 pub(crate) fn room(wanted: u32) -> u32 {
-    let homes: Vec<_> = (0..wanted).map_while(|_| map_home().ok()).collect();
-    homes.iter().for_each(|at| unmap(*at, LEN));
-    homes.len() as u32
+    let mapped: Vec<_> = (0..wanted).map_while(|_| map_vcpu().ok()).collect();
+    mapped.iter().for_each(|at| unmap(*at, LEN));
+    mapped.len() as u32
 }
 
 fn unmap(at: NonNull<u8>, len: usize) {
@@ -58,20 +58,20 @@ fn unmap(at: NonNull<u8>, len: usize) {
     unsafe { libc::munmap(at.as_ptr().cast(), len) };
 }
 
-/// Whether there is room for a home.
+/// Whether there is room for a vCPU.
 pub(crate) fn check() -> Result<(), AccelError> {
-    unmap(map_home()?, LEN);
+    unmap(map_vcpu()?, LEN);
     Ok(())
 }
 
-fn map_home() -> Result<NonNull<u8>, AccelError> {
+fn map_vcpu() -> Result<NonNull<u8>, AccelError> {
     map_low(LEN)
         .map_err(|e| AccelError::Host { what: "map memory below 2 GiB for translated code", source: e })
 }
 
-/// Moves a vCPU to its home.
+/// Moves a vCPU to memory of its own.
 pub(crate) fn place(cpu: Box<Cpu>) -> Result<CpuHome, AccelError> {
-    let at = map_home()?;
+    let at = map_vcpu()?;
     unsafe fn release(cpu: NonNull<Cpu>) {
         unmap(cpu.cast(), LEN);
     }
@@ -80,10 +80,28 @@ pub(crate) fn place(cpu: Box<Cpu>) -> Result<CpuHome, AccelError> {
     Ok(unsafe { CpuHome::at(at.cast(), cpu, release) })
 }
 
-/// The home of a vCPU that [`place`] moved.
-pub(crate) fn of(cpu: &mut Cpu) -> *mut VcpuMemory {
-    // By its address: the pointer reaches further than the reference.
-    std::ptr::with_exposed_provenance_mut(std::ptr::from_mut(cpu).addr())
+/// The memory of a vCPU that [`place`] moved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    pub memory: *const VcpuMemory,
+    pub context: NonNull<JitContext>,
+    pub jumps: NonNull<[JumpTable; CLASSES]>,
+}
+
+impl Placed {
+    /// Finds it by the address of the vCPU, which has been exposed: the pointers reach further than the reference does.
+    pub(crate) fn of(cpu: &Cpu) -> Self {
+        let memory: *mut VcpuMemory = std::ptr::with_exposed_provenance_mut(std::ptr::from_ref(cpu).addr());
+        // SAFETY: `place` has mapped and exposed as much, which is there as long as the vCPU is; neither field is null or
+        // overlaps what `cpu` refers to.
+        unsafe {
+            Self {
+                memory,
+                context: NonNull::new_unchecked(&raw mut (*memory).context),
+                jumps: NonNull::new_unchecked(&raw mut (*memory).jumps),
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -92,13 +110,13 @@ mod tests {
 
     /// By itself the kernel looks for room below 2 GiB only above 1 GiB.
     #[test]
-    fn homes_fill_both_gibibytes() {
-        let homes: Vec<_> = (0..160).map_while(|_| map_home().ok()).collect();
-        let (count, more) = (homes.len(), room(1000));
-        let low = homes.iter().filter(|at| at.as_ptr().addr() < 1 << 30).count();
-        let highest = homes.iter().map(|at| at.as_ptr().addr() + LEN).max();
-        homes.into_iter().for_each(|at| unmap(at, LEN));
-        assert!(count == 160 && low > 0, "{count} homes, {low} of them low");
+    fn vcpus_fill_both_gibibytes() {
+        let mapped: Vec<_> = (0..160).map_while(|_| map_vcpu().ok()).collect();
+        let (count, more) = (mapped.len(), room(1000));
+        let low = mapped.iter().filter(|at| at.as_ptr().addr() < 1 << 30).count();
+        let highest = mapped.iter().map(|at| at.as_ptr().addr() + LEN).max();
+        mapped.into_iter().for_each(|at| unmap(at, LEN));
+        assert!(count == 160 && low > 0, "{count} vCPUs, {low} of them low");
         assert!(highest.is_some_and(|end| end <= 1 << 31));
         assert!(more < 160 && room(1000) > more, "there is an end, which is told");
     }

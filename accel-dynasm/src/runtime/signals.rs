@@ -1,27 +1,29 @@
 //! Exceptions that guest instructions raise in the host.
 //!
 //! 1. Division errors and misaligned vector operands come as signals, on a stack of their own: RSP is the guest's. The handler
-//!    only replaces the address at which execution goes on, by that of a stub.
-//! 2. Any other fault of translated code, or a jump of it to where no code is, is a mistake of ours. It goes the same way, and
-//!    ends the VM with a report (`slips.rs`).
-//! 3. What comes from elsewhere goes to who had it before; guest RAM that the host cannot give, to [`accel_api::GuestRam`].
+//!    only replaces the address at which execution goes on by that of a stub. It looks at nothing but the table of registered
+//!    caches and the [`JitContext`] of one: which block the instruction is of, the helper finds out.
+//! 2. Any other fault of host code of blocks, or a jump of it to where no code is, is a bug of the JIT. It goes the same way,
+//!    and the helper ends the VM with a report.
+//! 3. Signals that come from elsewhere go to the handler that had them before; those of guest RAM that the host cannot give, to
+//!    [`accel_api::GuestRam`].
 #![allow(unsafe_code)] // signal handlers
 
 use std::cell::{Cell, OnceCell};
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use accel_api::signal::Front;
 use accel_api::{AccelError, take_bus_error};
 
-use crate::dispatch::Dispatcher;
-use crate::jit_context::VcpuMemory;
+use crate::jit_context::JitContext;
 
 /// Code caches at a time.
 const SLOTS: usize = 1024;
-/// What instructions can raise, from the host's kernel: those of the guest, and those that are none.
+/// Signals that instructions of host code can raise: those of the guest and of bugs.
 static FRONTS: [Front; 5] = [
     Front::new(libc::SIGSEGV),
     Front::new(libc::SIGBUS),
@@ -36,16 +38,17 @@ const STACK: usize = 64 << 10;
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
-    stubs: [AtomicUsize; 2],
-    home: AtomicUsize,
+    stub: AtomicUsize,
+    /// Exposed address of the [`JitContext`].
+    context: AtomicUsize,
 }
 
 static CACHES: [Slot; SLOTS] = [const {
     Slot {
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
-        stubs: [AtomicUsize::new(0), AtomicUsize::new(0)],
-        home: AtomicUsize::new(0),
+        stub: AtomicUsize::new(0),
+        context: AtomicUsize::new(0),
     }
 }; SLOTS];
 static IN_USE: Mutex<()> = Mutex::new(());
@@ -54,13 +57,19 @@ static HIGHEST: AtomicUsize = AtomicUsize::new(0);
 
 /// A code cache that the handler knows.
 #[derive(Debug)]
-pub(crate) struct Registration(usize);
+pub(super) struct Registration(usize);
 
-/// Makes code in `cache` known. `stubs` are where a fault goes on, without and with vector registers.
-pub(crate) fn register(
+/// Makes code in `cache` known to the handler. Execution goes on at `stub` after a fault in it, which is recorded in `context`.
+///
+/// # Safety
+/// `context` is there until the registration is dropped, and no reference to it is used while code of `cache` runs.
+///
+/// # Errors
+/// Too many caches are registered.
+pub(super) unsafe fn register(
     cache: Range<usize>,
-    stubs: [usize; 2],
-    home: *mut VcpuMemory,
+    stub: usize,
+    context: NonNull<JitContext>,
 ) -> Result<Registration, AccelError> {
     install();
     let _guard = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,10 +81,8 @@ pub(crate) fn register(
         });
     };
     let slot = &CACHES[n];
-    for (place, stub) in slot.stubs.iter().zip(stubs) {
-        place.store(stub, Ordering::Relaxed);
-    }
-    slot.home.store(home.expose_provenance(), Ordering::Relaxed);
+    slot.stub.store(stub, Ordering::Relaxed);
+    slot.context.store(context.as_ptr().expose_provenance(), Ordering::Relaxed);
     slot.start.store(cache.start, Ordering::Relaxed);
     slot.end.store(cache.end, Ordering::Release);
     HIGHEST.fetch_max(n + 1, Ordering::Release);
@@ -122,22 +129,21 @@ unsafe fn take_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
         pc < end && pc >= slot.start.load(Ordering::Relaxed)
     };
     let known = &CACHES[..HIGHEST.load(Ordering::Acquire)];
-    // What somebody has sent is not the code's doing.
+    // A signal that a process has sent is not the code's doing.
     let slot = known.iter().find(in_cache).or_else(|| strayed(registers, signal, pc)).filter(|_| code > 0);
     let Some(slot) = slot else {
         let front = FRONTS.iter().find(|front| front.signal() == signal);
         // SAFETY: the caller's promise.
         return front.map_or((), |front| unsafe { front.pass_on(info, context) });
     };
-    let home: *mut VcpuMemory = std::ptr::with_exposed_provenance_mut(slot.home.load(Ordering::Relaxed));
-    // SAFETY: a registered home is there, and its code runs on this thread, which is here now.
-    let context = unsafe { &mut (*home).context };
-    // SAFETY: likewise, its engine, which was stored as translated code was entered and does not change while that
-    // runs.
-    let engine = unsafe { &*std::ptr::with_exposed_provenance::<Dispatcher>(context.engine as usize) };
-    let vectors = engine.block_at(pc as u64).is_some_and(|block| block.mode.vectors());
-    (context.fault_pc, context.fault_signal) = (pc as u64, signal as u64);
-    registers[libc::REG_RIP as usize] = slot.stubs[usize::from(vectors)].load(Ordering::Relaxed) as i64;
+    let context: *mut JitContext =
+        std::ptr::with_exposed_provenance_mut(slot.context.load(Ordering::Relaxed));
+    // SAFETY: the promise made to `register`: the context is there, and its code runs on this thread, which is here now.
+    unsafe {
+        (*context).fault_pc = pc as u64;
+        (*context).fault_signal = signal as u64;
+    }
+    registers[libc::REG_RIP as usize] = slot.stub.load(Ordering::Relaxed) as i64;
 }
 
 /// The cache whose code runs on this thread and has jumped to where no code is.
@@ -149,10 +155,10 @@ fn strayed(registers: &[libc::greg_t; 23], signal: libc::c_int, pc: usize) -> Op
     let slot = &CACHES[RUNNING.get()?];
     let fetched =
         registers[libc::REG_ERR as usize] & FETCH != 0 && registers[libc::REG_CR2 as usize] as usize == pc;
-    let home: *const VcpuMemory = std::ptr::with_exposed_provenance(slot.home.load(Ordering::Relaxed));
-    // SAFETY: a registered home is there, and its code runs on this thread, which is here now.
-    let host_rsp = unsafe { (*home).context.host_rsp };
-    // A function that was called has locks, and is not to be cut short.
+    let context: *const JitContext = std::ptr::with_exposed_provenance(slot.context.load(Ordering::Relaxed));
+    // SAFETY: a registered context is there; this thread has entered its code, and has not left it.
+    let host_rsp = unsafe { (*context).host_rsp };
+    // A helper holds locks, and must not be cut short.
     let called = host_rsp.wrapping_sub(registers[libc::REG_RSP as usize] as u64) < DEEP;
     (signal == libc::SIGSEGV && fetched && !called).then_some(slot)
 }
@@ -163,12 +169,17 @@ thread_local! {
 }
 
 impl Registration {
-    /// Executes code of this cache, by `enter`.
-    pub(crate) fn run(&self, enter: impl FnOnce()) {
-        RUNNING.set(Some(self.0));
-        enter();
-        RUNNING.set(None);
+    /// The number by which [`running`] knows the cache.
+    pub(super) fn number(&self) -> usize {
+        self.0
     }
+}
+
+/// Executes code of the cache with this number, by `enter`.
+pub(super) fn running(number: usize, enter: impl FnOnce()) {
+    RUNNING.set(Some(number));
+    enter();
+    RUNNING.set(None);
 }
 
 /// The stack that handlers run on while this thread executes translated code.

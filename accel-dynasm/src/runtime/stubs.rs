@@ -1,183 +1,169 @@
-//! The way into translated code, and the ways out of it into Rust.
+//! The way into host code, and the ways out of it into Rust.
 //!
-//! A stub is jumped to with an argument in R11 and the guest's other registers in the host's. It stores them, switches to
-//! the host's stack and calls a function, whose result is where to go on, or null to leave.
+//! A stub is jumped to with an argument in R11 and the guest's other registers in the host's. It stores them, switches to the
+//! host's stack and calls a function ([`super::helpers`]), whose result is where to go on, or null to leave.
 
 use accel_api::AccelError;
-use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
-use crate::jit_context::CLASSES;
+use super::asm::{Assembler, Way, vectors};
+use super::helpers::{Function, Functions};
+use super::{jump_victims, transfer};
 use crate::jit_context::addresses::Addresses;
-use crate::runtime::transfer;
-use crate::store::code_cache::{CodeCache, JUMP_LEN};
-use crate::store::jump_cache;
+use crate::translate::output::StubTable;
 
-/// What a stub calls: the vCPU, its engine and the stub's argument; where to go on.
-pub(crate) type Function =
-    unsafe extern "sysv64" fn(*mut x86_core::Cpu, *mut crate::dispatch::Dispatcher, u32) -> *const u8;
-
-/// Enters translated code at an address; comes back when a function has returned null. The vCPU is passed for the compiler to
-/// know that it changes: translated code knows where it is.
-pub(crate) type Enter = unsafe extern "sysv64" fn(*const u8, *mut x86_core::Cpu);
-
-/// Offsets of the stubs in the code cache.
-#[derive(Clone, Copy, Default, Debug)]
+/// All stubs of a vCPU.
 pub(crate) struct Stubs {
+    pub code: Vec<u8>,
+    /// Offset in the code cache at which host code is entered.
     pub enter: usize,
-    /// Each without and with the guest's vector registers in the host's.
-    pub lookup: [usize; 2],
-    pub miss: [usize; 2],
-    pub generic: [usize; 2],
-    pub poll: [usize; 2],
-    pub fault: [usize; 2],
-    pub syscall: [usize; 2],
-    pub sysret: [usize; 2],
-    /// By whether SMAP keeps the code from a program's data.
-    pub iret: [[usize; 2]; 2],
-    /// By class of code, for jumps.
-    pub victim: [usize; CLASSES],
-}
-
-/// The functions, in the order of [`Stubs`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Functions {
-    pub lookup: Function,
-    pub miss: Function,
-    pub generic: Function,
-    pub poll: Function,
-    pub fault: Function,
+    /// Offset in the code cache at which execution goes on after an exception of the host.
+    pub fault: usize,
+    /// The stubs that blocks jump to.
+    pub table: StubTable,
 }
 
 const RAX: u8 = 0;
 /// Registers that are stored and loaded; RAX goes by itself, RSP last, R10 and R11 are in memory.
 const STORED: [u8; 12] = [1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15];
 
+/// Emits the stubs, for offset `start` of the code cache.
+///
+/// # Errors
+/// They cannot be assembled.
 pub(crate) fn emit(
-    cache: &mut CodeCache,
+    start: usize,
     addresses: &Addresses,
     avx: bool,
     functions: &Functions,
 ) -> Result<Stubs, AccelError> {
-    let start = cache.cursor();
-    let mut asm = VecAssembler::<X64Relocation>::new(start);
+    let mut asm = Assembler::new(start);
     let resume = asm.new_dynamic_label();
-    let go = asm.new_dynamic_label();
-    let mut stubs = Stubs { enter: start + asm.offset().0, ..Stubs::default() };
-    dynasm!(asm
-        ; .arch x64
-        ; push rbx
-        ; push rbp
-        ; push r12
-        ; push r13
-        ; push r14
-        ; push r15
-        ; sub rsp, 8
-        ; mov [addresses.host_rsp()], rsp
-        ; mov rax, rdi
-        ; =>resume
-        ; test rax, rax
-        ; jnz =>go
-        ; add rsp, 8
-        ; pop r15
-        ; pop r14
-        ; pop r13
-        ; pop r12
-        ; pop rbp
-        ; pop rbx
-        ; ret
-        ; =>go
-        ; mov [addresses.target()], rax
-        ; cmp QWORD [addresses.vectors()], 0
-        ; je >scalar
-    );
-    vectors(&mut asm, addresses, avx, false);
-    dynasm!(asm ; .arch x64 ; scalar:);
-    for r in STORED {
-        dynasm!(asm ; .arch x64 ; mov Rq(r), [addresses.gpr(r)]);
-    }
-    dynasm!(asm
-        ; .arch x64
-        ; mov r10, [addresses.gpr(10)]
-        ; mov r11, [addresses.gpr(11)]
-        ; mov rsp, [addresses.gpr(4)]
-        ; movzx eax, WORD [addresses.flags]
-        // OF from its bit, the others from AH.
-        ; add al, 0x7f
-        ; sahf
-        ; mov rax, [addresses.gpr(RAX)]
-        ; jmp QWORD [addresses.target()]
-    );
-
-    let list = [
-        (&mut stubs.lookup, functions.lookup),
-        (&mut stubs.miss, functions.miss),
-        (&mut stubs.generic, functions.generic),
-        (&mut stubs.poll, functions.poll),
-        (&mut stubs.fault, functions.fault),
-    ];
-    for (offsets, function) in list {
-        for (with_vectors, offset) in offsets.iter_mut().enumerate() {
-            dynasm!(asm ; .arch x64 ; .align 16);
-            *offset = start + asm.offset().0;
-            dynasm!(asm
-                ; .arch x64
-                ; mov [addresses.gpr(RAX)], rax
-                ; lahf
-                ; seto al
-                ; mov [addresses.flags], ax
-            );
-            for r in STORED {
-                dynasm!(asm ; .arch x64 ; mov [addresses.gpr(r)], Rq(r));
-            }
-            dynasm!(asm
-                ; .arch x64
-                ; mov [addresses.gpr(4)], rsp
-                ; mov rsp, [addresses.host_rsp()]
-            );
-            if with_vectors == 1 {
-                vectors(&mut asm, addresses, avx, true);
-            }
-            dynasm!(asm
-                ; .arch x64
-                ; mov edi, addresses.cpu
-                ; mov rsi, [addresses.engine()]
-                ; mov edx, r11d
-                ; mov rax, QWORD function as usize as i64
-                ; call rax
-                ; jmp =>resume
-            );
-        }
-    }
-    transfer::emit(&mut asm, start, addresses, avx, &mut stubs);
-    jump_cache::emit(&mut asm, start, addresses, &mut stubs);
+    let mut emitter = Emitter { asm: &mut asm, start, addresses, avx, resume };
+    let enter = emitter.enter();
+    let mut both = |function| [emitter.exit(function, None), emitter.exit(function, Some(Vectors::Guest))];
+    let mut table = StubTable {
+        lookup: both(functions.lookup),
+        tlb_miss: both(functions.tlb_miss),
+        helper: both(functions.helper),
+        poll: both(functions.poll),
+        ..StubTable::default()
+    };
+    let fault = emitter.exit(functions.fault, Some(Vectors::Unknown));
+    transfer::emit(&mut asm, start, addresses, avx, &mut table);
+    table.jump_cache_victims = jump_victims::emit(&mut asm, start, addresses, table.lookup);
     let code = asm.take().map_err(|_| AccelError::Host {
-        what: "assemble the ways into translated code",
+        what: "assemble the ways into host code",
         source: std::io::ErrorKind::Other.into(),
     })?;
-    cache.append(&code);
-    Ok(stubs)
+    Ok(Stubs { code, enter, fault, table })
 }
 
-/// JumpCache to offset `to` of the code cache, from code that is going to lie at offset `start`.
-pub(crate) fn jump(asm: &mut VecAssembler<X64Relocation>, start: usize, to: usize) {
-    let from = start + asm.offset().0 + JUMP_LEN;
-    asm.push(0xe9);
-    asm.extend(&((to as i64 - from as i64) as i32).to_le_bytes());
+/// Vector registers that an exit stores.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Vectors {
+    /// They are the guest's.
+    Guest,
+    /// They are the guest's or not: the helper is to find out.
+    Unknown,
 }
 
-/// Stores or loads the vector registers.
-pub(crate) fn vectors(asm: &mut VecAssembler<X64Relocation>, addresses: &Addresses, avx: bool, store: bool) {
-    for r in 0..16 {
-        let at = addresses.vector(r);
-        match (avx, store) {
-            (true, true) => dynasm!(asm ; .arch x64 ; vmovups [at], Ry(r)),
-            (true, false) => dynasm!(asm ; .arch x64 ; vmovups Ry(r), [at]),
-            (false, true) => dynasm!(asm ; .arch x64 ; movups [at], Rx(r)),
-            (false, false) => dynasm!(asm ; .arch x64 ; movups Rx(r), [at]),
+struct Emitter<'a> {
+    asm: &'a mut Assembler,
+    start: usize,
+    addresses: &'a Addresses,
+    avx: bool,
+    /// Goes on at the host address in RAX.
+    resume: DynamicLabel,
+}
+
+impl Emitter<'_> {
+    /// Enters host code at the address that is the first argument; comes back when a helper has returned null.
+    fn enter(&mut self) -> usize {
+        let go = self.asm.new_dynamic_label();
+        let (at, addresses) = (self.start + self.asm.offset().0, self.addresses);
+        dynasm!(self.asm
+            ; .arch x64
+            ; push rbx
+            ; push rbp
+            ; push r12
+            ; push r13
+            ; push r14
+            ; push r15
+            ; sub rsp, 8
+            ; mov [addresses.host_rsp()], rsp
+            ; mov rax, rdi
+            ; =>self.resume
+            ; test rax, rax
+            ; jnz =>go
+            ; add rsp, 8
+            ; pop r15
+            ; pop r14
+            ; pop r13
+            ; pop r12
+            ; pop rbp
+            ; pop rbx
+            ; ret
+            ; =>go
+            ; mov [addresses.target()], rax
+            ; cmp QWORD [addresses.vectors()], 0
+            ; je >scalar
+        );
+        vectors(self.asm, self.avx, Way::Load, |r| addresses.vector(r));
+        dynasm!(self.asm ; .arch x64 ; scalar:);
+        for r in STORED {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(r), [addresses.gpr(r)]);
         }
+        dynasm!(self.asm
+            ; .arch x64
+            ; mov r10, [addresses.gpr(10)]
+            ; mov r11, [addresses.gpr(11)]
+            ; mov rsp, [addresses.gpr(4)]
+            ; movzx eax, WORD [addresses.flags]
+            // OF from its bit, the others from AH.
+            ; add al, 0x7f
+            ; sahf
+            ; mov rax, [addresses.gpr(RAX)]
+            ; jmp QWORD [addresses.target()]
+        );
+        at
     }
-    if avx && store {
-        // Rust's own instructions are slow on some processors while upper halves are in use.
-        dynasm!(asm ; .arch x64 ; vzeroupper);
+
+    /// Leaves host code for `function`.
+    fn exit(&mut self, function: Function, stored: Option<Vectors>) -> usize {
+        dynasm!(self.asm ; .arch x64 ; .align 16);
+        let (at, addresses) = (self.start + self.asm.offset().0, self.addresses);
+        dynasm!(self.asm
+            ; .arch x64
+            ; mov [addresses.gpr(RAX)], rax
+            ; lahf
+            ; seto al
+            ; mov [addresses.flags], ax
+        );
+        for r in STORED {
+            dynasm!(self.asm ; .arch x64 ; mov [addresses.gpr(r)], Rq(r));
+        }
+        dynasm!(self.asm
+            ; .arch x64
+            ; mov [addresses.gpr(4)], rsp
+            ; mov rsp, [addresses.host_rsp()]
+        );
+        match stored {
+            None => {}
+            Some(Vectors::Guest) => vectors(self.asm, self.avx, Way::Store, |r| addresses.vector(r)),
+            Some(Vectors::Unknown) => {
+                vectors(self.asm, self.avx, Way::Store, |r| addresses.fault_vector(r));
+            }
+        }
+        dynasm!(self.asm
+            ; .arch x64
+            ; mov edi, addresses.cpu
+            ; mov rsi, [addresses.dispatcher()]
+            ; mov edx, r11d
+            ; mov rax, QWORD function as usize as i64
+            ; call rax
+            ; jmp =>self.resume
+        );
+        at
     }
 }

@@ -1,39 +1,40 @@
 //! Changes of privilege without Rust: shared code that SYSCALL, SYSRET and IRET of 64-bit code jump to, with their site in R11.
 //!
-//! 1. Whatever is unusual is handed to x86-core's function: nothing of the guest's state changes before the last check.
-//! 2. What changes is what the function changes in [`x86_core::Cpu`], and what follows from that; the way on is the jump
-//!    table of the kind of code that comes next.
+//! 1. Unusual cases are handed to x86-core's function: nothing of the guest's state changes before the last check.
+//! 2. The code changes the fields of [`x86_core::Cpu`] that the function changes, and what follows from them. It goes on through
+//!    the jump cache of the code that comes next.
 //! 3. Vector registers are stored on the way into the kernel, and loaded on the way to a program that uses them.
-//! 4. The engine sees in [`crate::jit_context::JitContext::was_user`] that the privilege has changed since it last looked.
-//! 5. Nothing looks at requests on the way in, but on the way out: a program that does nothing but system calls must see
-//!    them, too.
+//! 4. The dispatcher sees in [`JitContext::was_user`](crate::jit_context::JitContext::was_user) that the privilege has changed
+//!    since it last looked.
+//! 5. Requests are looked at on the way out of the kernel, not on the way in: a program that does nothing but system calls
+//!    must see them, too.
 
 mod iret;
 
 use std::mem::offset_of;
 
 use accel_api::Segment;
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use x86_core::alu::flag;
 use x86_core::bits::{CR4_SMAP, EFER_SCE};
 use x86_core::rights::{CODE64, DATA, DPL3};
 use x86_core::{Cpu, DataTable, TlbMode, seg};
 
+use super::asm::{Assembler, Way, jump, vectors};
 use crate::block_mode::BlockMode;
-use crate::dispatch::INDIRECT;
 use crate::jit_context::addresses::Addresses;
-use crate::runtime::stubs::{Stubs, jump, vectors};
+use crate::translate::output::{INDIRECT, StubTable};
 
 /// Flags that the single step, alignment checks and SMAP, or virtual interrupts hang on.
 const UNUSUAL: i32 = (flag::TF | flag::AC | flag::VIF | flag::VIP | flag::RF | flag::VM) as i32;
 
-/// Emits the code and tells where it is.
-pub(crate) fn emit(
-    asm: &mut VecAssembler<X64Relocation>,
+/// Emits the code and enters it into `stubs`, which has the exits already.
+pub(super) fn emit(
+    asm: &mut Assembler,
     start: usize,
     addresses: &Addresses,
     avx: bool,
-    stubs: &mut Stubs,
+    stubs: &mut StubTable,
 ) {
     let mut emitter =
         Transfer { slow: asm.new_dynamic_label(), unknown: asm.new_dynamic_label(), asm, addresses, avx };
@@ -41,20 +42,20 @@ pub(crate) fn emit(
     emitter.syscall();
     stubs.sysret = emitter.entries(start);
     emitter.sysret();
-    for (stub, mode) in stubs.iret.iter_mut().zip([TlbMode::Supervisor, TlbMode::SupervisorOnly]) {
-        *stub = emitter.entries(start);
-        emitter.iret(mode);
-    }
+    stubs.iret = emitter.entries(start);
+    emitter.iret(TlbMode::Supervisor);
+    stubs.iret_smap = emitter.entries(start);
+    emitter.iret(TlbMode::SupervisorOnly);
     emitter.ways_out(start, stubs);
 }
 
 struct Transfer<'a> {
-    asm: &'a mut VecAssembler<X64Relocation>,
+    asm: &'a mut Assembler,
     addresses: &'a Addresses,
     avx: bool,
     /// Hands the instruction over, with nothing done.
     slow: DynamicLabel,
-    /// The instruction is done, and the jump table does not know the address in R10.
+    /// The instruction is done, and the jump cache does not have the address in R10.
     unknown: DynamicLabel,
 }
 
@@ -68,7 +69,7 @@ impl Transfer<'_> {
     fn entries(&mut self, start: usize) -> [usize; 2] {
         dynasm!(self.asm ; .arch x64 ; .align 16);
         let with_vectors = start + self.asm.offset().0;
-        vectors(self.asm, self.addresses, self.avx, true);
+        vectors(self.asm, self.avx, Way::Store, |r| self.addresses.vector(r));
         let without = start + self.asm.offset().0;
         dynasm!(self.asm
             ; .arch x64
@@ -244,7 +245,7 @@ impl Transfer<'_> {
             ; jnz =>self.unknown
         );
         if with_vectors {
-            vectors(self.asm, self.addresses, self.avx, false);
+            vectors(self.asm, self.avx, Way::Load, |r| self.addresses.vector(r));
         }
         self.restore();
         dynasm!(self.asm ; .arch x64 ; jmp QWORD [r11 * 8 + self.addresses.code(class)]);
@@ -262,10 +263,10 @@ impl Transfer<'_> {
     }
 
     /// Vector registers are in memory by now.
-    fn ways_out(&mut self, start: usize, stubs: &Stubs) {
+    fn ways_out(&mut self, start: usize, stubs: &StubTable) {
         dynasm!(self.asm ; .arch x64 ; =>self.slow ; mov r11, [self.addresses.site()]);
         self.restore();
-        jump(self.asm, start, stubs.generic[0]);
+        jump(self.asm, start, stubs.helper[0]);
         dynasm!(self.asm
             ; .arch x64
             ; =>self.unknown

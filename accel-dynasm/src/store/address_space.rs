@@ -1,41 +1,35 @@
-//! Keeps what the engine knows in step with the vCPU's translations and circumstances.
+//! Keeps ways between blocks in step with the vCPU's translations of addresses.
 //!
-//! * The jump tables of user code hold for one [`View`]; those of one that may come back are put away.
-//! * Those of the kernel hold until global translations of code change, unless its code lies on pages that are not global;
-//!   so do its links to other pages.
-//! * A recent look-up has the generation of the translation it was made through.
+//! * The jump caches of user code hold for one [`View`]; those of a view that may come back are saved.
+//! * The jump caches of the kernel hold until global translations of code change, unless its code lies on pages that are not
+//!   global; so do its chained jumps to other pages.
+//! * The look-up cache has the generation of the translation that each entry was found through.
 
-use x86_core::{Cpu, Tlb};
+use x86_core::Cpu;
 
+use super::CodeStore;
+use super::jump_cache::View;
 use crate::block_mode::BlockMode;
-use crate::dispatch::Dispatcher;
-use crate::store::jump_cache::View;
 
-/// What the engine has followed.
+/// The translations that the store was last brought in step with.
 #[derive(Debug, Default)]
-pub(crate) struct Followed {
+pub(super) struct Translations {
     view: View,
     global_fetch_generation: u64,
     write_generation: u64,
     /// Code of the kernel lies on pages that are not global.
-    pub fleeting: bool,
+    fleeting: bool,
 }
 
-impl Dispatcher {
-    /// Forgets what does not hold, now that the vCPU may have changed its translations or its circumstances.
-    pub(crate) fn follow(&mut self, cpu: &Cpu) {
-        let user = cpu.cpl == 3;
-        let context = self.context();
-        if user != (context.was_user != 0) {
-            context.was_user = user.into();
-            self.vectors = user && context.user_vectors != 0;
-        }
-        let (tlb, last) = (&cpu.tlb, &mut self.followed);
+impl CodeStore {
+    /// Drops the ways that do not hold, now that the vCPU may have changed its translations or its mode. `user_vectors`:
+    /// user code finds its vector registers in the host's. Whether that is so from now on, if the view has changed.
+    pub(crate) fn sync(&mut self, cpu: &Cpu, user_vectors: bool) -> Option<bool> {
+        let (tlb, last) = (&cpu.tlb, &mut self.translations);
         last.write_generation = tlb.write_generation;
-        let circumstances = BlockMode::of(cpu, false).circumstances();
-        let view = View { generation: tlb.fetch_generation, circumstances };
+        let view = View { generation: tlb.fetch_generation, mode: BlockMode::of(cpu, false).within_class() };
         if view == last.view {
-            return;
+            return None;
         }
         let before = std::mem::replace(&mut last.view, view);
         let changed = view.generation != before.generation;
@@ -43,33 +37,33 @@ impl Dispatcher {
         last.global_fetch_generation = tlb.global_fetch_generation;
         let fleeting = changed && last.fleeting;
         if global {
-            self.jumps.clear_user(self.home);
-            self.jumps.forget_away();
+            self.jump_cache.clear_user();
+            self.jump_cache.drop_saved();
         } else if !changed || tlb.may_return(before.generation) {
-            let vectors = self.context().user_vectors != 0;
-            self.jumps.leave(self.home, before, vectors);
+            self.jump_cache.save_user(before, user_vectors);
         } else {
-            self.jumps.clear_user(self.home);
+            self.jump_cache.clear_user();
         }
-        self.context().user_vectors = self.jumps.resume(self.home, view).unwrap_or(false).into();
-        if global || fleeting || view.circumstances != before.circumstances {
-            self.jumps.clear_kernel(self.home);
+        let vectors = self.jump_cache.restore_user(view).unwrap_or(false);
+        if global || fleeting || view.mode != before.mode {
+            self.jump_cache.clear_kernel();
         }
         if global || fleeting {
-            self.followed.fleeting = false;
-            self.unlink_far();
+            self.translations.fleeting = false;
+            self.unchain_far();
         }
+        Some(vectors)
     }
 
-    /// Whether translations of code may have changed since a block was last looked up; or what stores may do, which it may
-    /// have checked for stores that are still to come.
+    /// Code of the kernel was found on a page that is not global.
+    pub(crate) fn has_fleeting_code(&mut self) {
+        self.translations.fleeting = true;
+    }
+
+    /// Whether translations of code may have changed since a block was last looked up; or whether the rights of stores have,
+    /// which a block may have checked for stores that are still to come.
     pub(crate) fn moved(&self, cpu: &Cpu) -> bool {
-        let last = &self.followed;
+        let last = &self.translations;
         cpu.tlb.fetch_generation != last.view.generation || cpu.tlb.write_generation != last.write_generation
     }
-}
-
-/// What a look-up holds for that was made through a translation, global or not.
-pub(crate) fn generation(tlb: &Tlb, global: bool) -> u64 {
-    if global { tlb.global_fetch_generation } else { tlb.fetch_generation }
 }

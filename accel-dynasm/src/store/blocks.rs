@@ -1,5 +1,5 @@
-//! What is known of translated blocks: by their place in RAM, and by where their code lies. What is dropped is kept until
-//! its code is, so that the memory it takes is bounded by that of code.
+//! Metadata of blocks: by their place in RAM, and by where their code lies. A block that is dropped is kept as long as its code
+//! is, so the memory of metadata is bounded by that of code.
 
 use std::hash::Hasher as _;
 
@@ -7,13 +7,12 @@ use iced_x86::Instruction;
 use x86_core::exec::ExecFn;
 use x86_core::{Cpu, KeyHasher, Keyed};
 
+use super::regions::{Numbered, REGIONS, region_of};
 use crate::block_mode::BlockMode;
-use crate::dispatch::NOTHING;
-use crate::store::chaining::ChainedJump;
-use crate::store::regions::{Numbered, REGIONS, region_of};
-use crate::translate::{LazyFlags, MayFault, Output, Site};
+use crate::translate::output::{DirectJump, MayFault, NOTHING, Site};
+use crate::translate::plan::lazy_flags::LazyFlags;
 
-/// Place and circumstances of a block.
+/// What a block is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     /// RAM page and offset in it.
@@ -37,7 +36,7 @@ impl Key {
         self.place & 0xfff
     }
 
-    /// A number for people, the same in every run in which the code lies at the same place.
+    /// A number for reports, the same in every run in which the code lies at the same place.
     pub(crate) fn hash(self) -> u64 {
         let mut hasher = KeyHasher::default();
         hasher.write_u64(self.place);
@@ -49,14 +48,14 @@ impl Key {
 /// Lines of its second page that an instruction can reach into.
 pub(crate) const SECOND_LINES: u64 = 1;
 
-/// One translation.
+/// One translation block.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub key: Key,
-    /// RAM page that its only instruction crosses into.
+    /// RAM page that its only instruction crosses into, if it does.
     pub second: Option<usize>,
     pub mode: BlockMode,
-    /// Linear address of its page when it was translated: of user code, one of them.
+    /// Linear address of its page when it was translated; user code may be mapped at others too.
     pub page: u64,
     /// Offset of its code in the cache, and lengths of code and of guest code.
     pub code: u32,
@@ -71,23 +70,23 @@ pub(crate) struct Block {
     pub retired: u32,
     /// Times that a group's check has failed.
     pub misses: u32,
-    /// The first of the links that lead to it, or [`NOTHING`].
+    /// The first of the jumps that are chained to it, or [`NOTHING`].
     pub incoming: u32,
     /// Times that it was checked, in lockstep.
     pub checked: u8,
     /// Its code must not be entered any more.
     pub dropped: bool,
     pub faults: Box<[MayFault]>,
-    /// It is for who comes with flags that can be had as this number in [`Blocks::recipes`]; or [`NOTHING`].
+    /// It is entered only with flags that this recipe gives, by its number; with [`NOTHING`], with flags in the host's.
     pub known: u32,
     /// The flags it is entered with make a difference.
     pub flags_matter: bool,
-    /// What it is shown by, where somebody may want to see it.
+    /// What listings show of it, if they are wanted.
     pub listing: Option<Box<Listing>>,
 }
 
 impl Block {
-    /// Linear address of its page where `cpu`, which is in it, has it.
+    /// Linear address of its page as `cpu`, which executes it, has it mapped.
     pub(crate) fn page_now(&self, cpu: &Cpu) -> u64 {
         if self.mode.user() { cpu.code_page } else { self.page }
     }
@@ -106,19 +105,39 @@ pub(crate) struct Listing {
     pub starts: Box<[(u32, u16)]>,
 }
 
-/// An instruction executed by its function in x86-core.
+/// An instruction that a helper executes: by its function in x86-core.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Generic {
+pub(crate) struct Helper {
     pub instruction: Instruction,
     pub function: ExecFn,
     /// Has an operand relative to RIP, or is a branch: what it was decoded for depends on the page's address.
     pub relative: bool,
 }
 
-/// Most blocks at one place that are for who comes with known flags.
+/// A direct jump of block `from`, and where it leads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChainedJump {
+    pub(super) from: u32,
+    pub(super) jump: DirectJump,
+    /// The block that it leads to, or [`NOTHING`] while it asks; and its neighbours in the list of that block.
+    pub(super) to: u32,
+    pub(super) previous: u32,
+    pub(super) next: u32,
+    /// It is in the store's list of jumps to other pages.
+    pub(super) noted: bool,
+}
+
+impl ChainedJump {
+    /// A jump as it is emitted: it leads to where it asks.
+    pub(super) fn new(from: u32, jump: DirectJump) -> Self {
+        Self { from, jump, to: NOTHING, previous: NOTHING, next: NOTHING, noted: false }
+    }
+}
+
+/// Most variants of a block: those that are entered with flags that a recipe gives (ADR 19).
 const VARIANTS: usize = 4;
 
-/// How flags can be had: each way once a region, since a few thousand serve all exits of all blocks.
+/// Recipes for flags: each is kept once a region, since a few thousand serve all exits of all blocks.
 #[derive(Default)]
 pub(crate) struct Recipes {
     list: Numbered<LazyFlags>,
@@ -131,7 +150,7 @@ impl Recipes {
     }
 
     /// The number of `flags` in `region`.
-    pub(crate) fn number(&mut self, region: usize, flags: LazyFlags) -> u32 {
+    pub(super) fn number(&mut self, region: usize, flags: LazyFlags) -> u32 {
         let Self { list, numbers } = self;
         *numbers[region].entry(flags).or_insert_with(|| {
             let number = list.next(region);
@@ -140,34 +159,26 @@ impl Recipes {
         })
     }
 
-    /// Takes those of a translation, whose indices become numbers.
-    pub(crate) fn take(&mut self, region: usize, of: &mut Output) {
-        let numbers: Vec<u32> = of.recipes.iter().map(|flags| self.number(region, *flags)).collect();
-        let numbered = |index: u32| numbers.get(index as usize).copied().unwrap_or(NOTHING);
-        of.sites.iter_mut().for_each(|site| site.flags = numbered(site.flags));
-        of.links.iter_mut().for_each(|link| link.known = numbered(link.known));
-        of.faults.iter_mut().for_each(|fault| fault.flags = numbered(fault.flags));
-    }
-
     fn clear(&mut self, region: usize) {
         self.list.clear(region);
         self.numbers[region].clear();
     }
 }
 
-/// Where blocks are.
+/// All blocks, and their numbered parts.
 #[derive(Default)]
 pub(crate) struct Blocks {
     pub list: Numbered<Block>,
     by_key: Keyed<Key, u32>,
-    /// Those for who comes with known flags.
+    /// Blocks that are entered with flags that a recipe gives.
     variants: Keyed<Key, [u32; VARIANTS]>,
     by_page: Keyed<usize, Vec<u32>>,
     /// With the block each belongs to.
     pub sites: Numbered<(u32, Site)>,
-    pub generics: Numbered<Generic>,
+    pub helpers: Numbered<Helper>,
+    /// How flags can be had that are not in the host's.
     pub recipes: Recipes,
-    pub links: Numbered<ChainedJump>,
+    pub jumps: Numbered<ChainedJump>,
 }
 
 impl Blocks {
@@ -175,7 +186,7 @@ impl Blocks {
         self.by_key.get(&key).copied()
     }
 
-    /// The blocks for who comes with known flags, with places for more.
+    /// The variants of a block, `None` where there is room for one.
     pub(crate) fn variants(&self, key: Key) -> impl Iterator<Item = Option<u32>> {
         let numbers = self.variants.get(&key).copied().unwrap_or([NOTHING; VARIANTS]);
         numbers.into_iter().map(|number| (!self.is_gone(number)).then_some(number))
@@ -185,7 +196,7 @@ impl Blocks {
         self.list.get(number).is_none_or(|block| block.dropped)
     }
 
-    /// How the flags can be had by who comes to block `number`, if it is for known ones.
+    /// The recipe that gives the flags where block `number` is entered, if it is a variant.
     pub(crate) fn known(&self, number: u32) -> Option<&LazyFlags> {
         self.recipes.get(self.get(number).known)
     }
@@ -214,7 +225,7 @@ impl Blocks {
         }
     }
 
-    /// Takes the blocks of a RAM page that `hit` says so of out of use; their numbers.
+    /// Drops the blocks of a RAM page for which `hit` holds; their numbers.
     pub(crate) fn drop_page(&mut self, page: usize, hit: impl Fn(&Block) -> bool) -> Vec<u32> {
         let Some(numbers) = self.by_page.get_mut(&page) else { return Vec::new() };
         let list = &mut self.list;
@@ -254,7 +265,7 @@ impl Blocks {
         self.by_key.len() + variants.filter(|number| **number != NOTHING).count()
     }
 
-    /// Forgets the blocks of a region, from which no link leads anywhere.
+    /// Forgets the blocks of a region, none of whose jumps is chained.
     pub(crate) fn clear(&mut self, region: usize) {
         self.by_key.retain(|_, number| region_of(*number) != region);
         self.variants.retain(|_, numbers| {
@@ -268,8 +279,8 @@ impl Blocks {
         });
         self.list.clear(region);
         self.sites.clear(region);
-        self.generics.clear(region);
+        self.helpers.clear(region);
         self.recipes.clear(region);
-        self.links.clear(region);
+        self.jumps.clear(region);
     }
 }

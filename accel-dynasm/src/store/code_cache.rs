@@ -1,4 +1,4 @@
-//! Memory for translated code: one file mapped twice, once to be written and once to be executed, so that no page is ever
+//! Memory for host code: one file mapped twice, once to be written and once to be executed, so that no page is ever
 //! both.
 #![allow(unsafe_code)] // maps memory and writes code into it
 
@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 
 use accel_api::{AccelError, PAGE_SIZE};
 
-use crate::store::regions::REGIONS;
+use super::regions::{MOST_NUMBERS, REGIONS};
 
 /// Blocks begin at multiples of this.
 const ALIGN: usize = 16;
@@ -20,7 +20,7 @@ pub(crate) const MOST: usize = 1 << 30;
 /// Bytes of a jump that [`CodeCache::put_jump`] puts.
 pub(crate) const JUMP_LEN: usize = 5;
 
-/// What lies at the start stays; behind it code is filled in region by region.
+/// Code at the start stays (the stubs); behind it blocks fill region by region.
 #[derive(Debug)]
 pub(crate) struct CodeCache {
     writable: NonNull<u8>,
@@ -46,7 +46,7 @@ impl CodeCache {
         Ok(Self { writable, executable, len, start: 0, region_len: len, current: 0, ends: [0; REGIONS] })
     }
 
-    /// Lets what has been appended stay, and makes regions of what is left.
+    /// Lets the code that has been appended stay, and makes regions of the rest.
     pub(crate) fn divide(&mut self) {
         self.start = self.cursor();
         self.region_len = ((self.len - self.start) / REGIONS) & !(ALIGN - 1);
@@ -157,6 +157,9 @@ impl CodeCache {
         start..start + self.len
     }
 }
+
+/// Each item that is numbered belongs to at least a byte of code.
+const _: () = assert!(MOST / REGIONS <= MOST_NUMBERS);
 
 /// Maps new shared memory, or `fd`.
 fn map(len: usize, protection: i32, fd: Option<&OwnedFd>) -> Option<NonNull<u8>> {

@@ -1,37 +1,59 @@
-//! A few blocks that were found lately, in front of the map of all.
+//! A direct-mapped cache of blocks by linear address, in front of the tables of all.
 
 use x86_core::Tlb;
 
 use crate::block_mode::BlockMode;
 
 /// Entries; a power of two.
-pub(crate) const RECENT: usize = 1024;
+const ENTRIES: usize = 1024;
 
-/// A block by linear address and circumstances.
 #[derive(Clone, Copy)]
-pub(crate) struct LookupEntry {
-    pub address: u64,
-    pub mode: BlockMode,
-    /// What of the engine's state it holds for.
-    pub stamp: u64,
-    /// And which of the two generations of fetch translations.
-    pub generation: u64,
-    pub block: u32,
+struct Entry {
+    address: u64,
+    mode: BlockMode,
+    stamp: u64,
+    generation: u64,
+    block: u32,
 }
 
-impl LookupEntry {
-    /// An entry that never holds.
-    pub(crate) fn none(mode: BlockMode) -> Self {
-        Self { address: 0, mode, stamp: 0, generation: 0, block: 0 }
+/// Blocks that were found lately.
+pub(super) struct LookupCache {
+    entries: Box<[Entry; ENTRIES]>,
+    /// Entries hold only if they were made since it was changed last.
+    stamp: u64,
+}
+
+impl LookupCache {
+    /// An empty cache.
+    pub(super) fn new(mode: BlockMode) -> Self {
+        // No stamp is 0.
+        let empty = Entry { address: 0, mode, stamp: 0, generation: 0, block: 0 };
+        Self { entries: Box::new([empty; ENTRIES]), stamp: 1 }
     }
 
-    /// Whether it holds now.
-    pub(crate) fn holds(&self, stamp: u64, tlb: &Tlb) -> bool {
+    /// The block for `address`, if the translation that it was found through still holds.
+    pub(super) fn find(&self, address: u64, mode: BlockMode, tlb: &Tlb) -> Option<u32> {
+        let entry = &self.entries[index(address)];
         let generations = [tlb.fetch_generation, tlb.global_fetch_generation];
-        self.stamp == stamp && generations.contains(&self.generation)
+        let holds = entry.address == address
+            && entry.mode == mode
+            && entry.stamp == self.stamp
+            && generations.contains(&entry.generation);
+        holds.then_some(entry.block)
+    }
+
+    /// `block` was found for `address` through a translation that is global or not.
+    pub(super) fn insert(&mut self, address: u64, mode: BlockMode, block: u32, tlb: &Tlb, global: bool) {
+        let generation = if global { tlb.global_fetch_generation } else { tlb.fetch_generation };
+        self.entries[index(address)] = Entry { address, mode, stamp: self.stamp, generation, block };
+    }
+
+    /// Drops all entries.
+    pub(super) fn clear(&mut self) {
+        self.stamp += 1;
     }
 }
 
-pub(crate) fn recent_index(address: u64) -> usize {
-    (address ^ address >> 10) as usize % RECENT
+fn index(address: u64) -> usize {
+    (address ^ address >> 10) as usize % ENTRIES
 }

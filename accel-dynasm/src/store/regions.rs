@@ -1,6 +1,6 @@
-//! The code cache is filled region by region, in turn, and emptied likewise: when all are full, the one that was filled
-//! first makes room, and the others keep what runs. What is known of code is kept by region too, so that it goes with the
-//! code; its numbers have their region in them, and do not change while others go.
+//! Regions of the code cache: they are filled one after the other and emptied in the same order. When all are full, the oldest
+//! makes room, and the others keep what runs. Metadata is kept by region too, and goes with the code; its numbers have their
+//! region in them, so they do not change when another region is emptied.
 
 use std::ops::{Index, IndexMut};
 
@@ -9,6 +9,9 @@ pub(crate) const REGIONS: usize = 16;
 
 /// Bits of a number that count within a region: more than there are bytes of code in one.
 const INDEX_BITS: u32 = 26;
+
+/// Most items that a region can number.
+pub(super) const MOST_NUMBERS: usize = 1 << INDEX_BITS;
 
 /// The region that number `n` belongs to.
 pub(crate) fn region_of(n: u32) -> usize {
@@ -19,7 +22,7 @@ fn index_of(n: u32) -> usize {
     (n & ((1 << INDEX_BITS) - 1)) as usize
 }
 
-/// Numbered things, by region.
+/// A list of numbered items for each region.
 pub(crate) struct Numbered<T>([Vec<T>; REGIONS]);
 
 impl<T> Default for Numbered<T> {
@@ -29,7 +32,7 @@ impl<T> Default for Numbered<T> {
 }
 
 impl<T> Numbered<T> {
-    /// The number of what is pushed next.
+    /// The number of the item that is pushed next.
     pub(crate) fn next(&self, region: usize) -> u32 {
         (region as u32) << INDEX_BITS | self.0[region].len() as u32
     }
@@ -46,7 +49,7 @@ impl<T> Numbered<T> {
         self.0.get(region_of(n))?.get(index_of(n))
     }
 
-    /// Those of a region, in the order in which they were pushed.
+    /// The items of a region, in the order in which they were pushed.
     pub(crate) fn of(&self, region: usize) -> &[T] {
         &self.0[region]
     }
@@ -56,7 +59,7 @@ impl<T> Numbered<T> {
         ((region as u32) << INDEX_BITS)..self.next(region)
     }
 
-    /// Drops those of a region; their numbers are given away again.
+    /// Drops the items of a region; their numbers are given out again.
     pub(crate) fn clear(&mut self, region: usize) {
         self.0[region].clear();
     }
@@ -76,7 +79,5 @@ impl<T> IndexMut<u32> for Numbered<T> {
     }
 }
 
-/// Numbers leave the bits free that arguments of the stub that looks up have besides.
-const _: () = assert!((REGIONS as u32) << INDEX_BITS <= crate::dispatch::INDIRECT);
-/// Each thing that is numbered belongs to at least a byte of code.
-const _: () = assert!(crate::store::code_cache::MOST / REGIONS <= 1 << INDEX_BITS);
+/// Numbers leave the bits free that the argument of the stub `lookup` has besides.
+const _: () = assert!((REGIONS as u32) << INDEX_BITS <= crate::translate::output::INDIRECT);

@@ -1,21 +1,21 @@
-//! Code that is written again and again: translating it costs more than it gives.
+//! Self-modifying code: where code is overwritten again and again, translating it costs more than it gives.
 //!
-//! A page whose code was overwritten a few times is suspect. Blocks on it are interpreted until they have been met often
-//! enough without having been overwritten; so a program that generates code pays for translations only of what runs often.
+//! A page whose code was overwritten a few times is suspect. A block on it is interpreted until it has been met often enough
+//! without having been overwritten; so a program that generates code pays for translations only of code that runs often.
 
 use x86_core::Keyed;
 
-use crate::store::blocks::Key;
+use super::blocks::Key;
 
 /// Invalidations that make a page suspect.
 const SUSPECT: u32 = 8;
 /// Times that a block on a suspect page is interpreted first.
 const PATIENCE: u32 = 16;
 
-/// Pages, and blocks, that are known at a time: code that is somewhere else each time must not take memory without end.
+/// Pages, and blocks, that are known at a time: code that is somewhere else each time must not take memory without bound.
 const MOST: usize = 1 << 16;
 
-/// What is known of pages and blocks.
+/// Invalidations by page, and how often blocks on suspect pages have been met since.
 #[derive(Debug, Default)]
 pub(crate) struct SelfModifyingCode {
     pages: Keyed<usize, u32>,
@@ -23,8 +23,8 @@ pub(crate) struct SelfModifyingCode {
 }
 
 impl SelfModifyingCode {
-    /// Some code of RAM page `page` was overwritten, that of these blocks.
-    pub(crate) fn dropped(&mut self, page: usize, blocks: impl Iterator<Item = Key>) {
+    /// Code of RAM page `page` was overwritten, that of these blocks.
+    pub(super) fn invalidated(&mut self, page: usize, blocks: impl Iterator<Item = Key>) {
         if self.pages.len() >= MOST {
             self.pages.clear();
         }
@@ -34,8 +34,8 @@ impl SelfModifyingCode {
         }
     }
 
-    /// Whether the block, which has no translation, is better interpreted now.
-    pub(crate) fn is(&mut self, key: Key) -> bool {
+    /// Whether the block, which has no translation, is better interpreted this time.
+    pub(crate) fn is_suspect(&mut self, key: Key) -> bool {
         if self.pages.get(&key.ram_page()).is_none_or(|n| *n < SUSPECT) {
             return false;
         }

@@ -72,7 +72,7 @@ fn forms() {
 
 /// From page to page, across their ends, to a page that cannot be written, to addresses that are not canonical.
 #[test]
-fn what_the_anchor_does_not_know() {
+fn misses() {
     let read = |stride| looping(stride, |a| a.adc(rax, qword_ptr(rbx)));
     let write = |stride| looping(stride, |a| a.adc(qword_ptr(rbx), rax));
     for scene in &SCENES {
@@ -105,12 +105,12 @@ fn counters(scene: &Scene, stride: i32, offset: u64) -> (u64, u64) {
     let counter = |name: &str| {
         pair.executor().counters().iter().find(|(other, _)| *other == name).expect("a counter").1
     };
-    (counter("anchor_refills"), counter("tlb_misses"))
+    (counter("inline_tlb_refills"), counter("tlb_misses"))
 }
 
 /// An access that stays in its page is filled once; one that changes pages, each time, but never by Rust.
 #[test]
-fn anchors_are_filled_by_translated_code() {
+fn entries_are_filled_by_host_code() {
     let (stays, wanders) = (counters(&SCENES[0], 8, 0), counters(&SCENES[0], 0x180, 0));
     assert_eq!(stays.0, 0, "{stays:?}");
     assert!(wanders.0 > 500 && wanders.1 < 900, "{wanders:?}");

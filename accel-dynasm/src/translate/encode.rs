@@ -3,6 +3,8 @@
 //! Guest registers are the host's, so all that ever has to change in an instruction is where its memory operand lies. The
 //! bytes are taken apart (Intel SDM vol. 2A, chapter 2) and put together again around a new ModRM, SIB and displacement.
 
+use iced_x86::{Instruction, OpKind, Register};
+
 /// Bytes of one instruction.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Bytes {
@@ -243,6 +245,14 @@ pub(crate) fn with_memory(code: &[u8], memory: Memory, high_byte: bool) -> Optio
     memory.put(&mut out, parts.modrm >> 3);
     out.extend(parts.immediate);
     (out.len <= x86_core::MAX_INSTRUCTION).then_some(out)
+}
+
+/// Whether one of the operands is AH, CH, DH or BH.
+pub(super) fn names_high_byte(ins: &Instruction) -> bool {
+    (0..ins.op_count()).any(|n| {
+        ins.op_kind(n) == OpKind::Register
+            && matches!(ins.op_register(n), Register::AH | Register::CH | Register::DH | Register::BH)
+    })
 }
 
 #[cfg(test)]

@@ -157,7 +157,7 @@ impl Tlb {
 
     /// Keeps the current address space's translations for a return to `cr3`, and empties the tables of them.
     fn leave_space(&mut self, cr3: u64) {
-        self.anchors.clear();
+        self.inline.clear();
         let at = self.spaces.free_place();
         self.spaces.switches += 1;
         let space = &mut self.spaces.list[at];

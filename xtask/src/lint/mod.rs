@@ -1,9 +1,11 @@
 //! Rules of the house that neither rustc nor clippy checks.
 //!
 //! * [`crates`]: which crate of the workspace may depend on which, and that others' crates are accounted for.
+//! * [`imports`]: which file of a crate may import which.
 //! * [`text`]: what may stand in a source file, read through [`source`], which tells code from comments and strings.
 
 mod crates;
+mod imports;
 mod source;
 mod text;
 
@@ -54,11 +56,14 @@ pub(crate) fn run() -> Result<Vec<Finding>> {
         bail!("no source file below {}", root.display());
     }
     files.sort();
+    let mut contents = Vec::new();
     for file in files {
         let path = file.strip_prefix(root)?.to_string_lossy().replace('\\', "/");
         let content = fs::read_to_string(&file).with_context(|| format!("cannot read {path}"))?;
         findings.extend(text::check(&path, &content));
+        contents.push((path, content));
     }
+    findings.extend(imports::check(contents.iter().map(|(path, content)| (path.as_str(), content.as_str()))));
     Ok(findings)
 }
 
