@@ -43,19 +43,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// What we read of `cargo metadata --no-deps`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Metadata {
-    packages: Vec<Package>,
+    pub(super) packages: Vec<Package>,
     pub(super) workspace_root: String,
 }
 
 #[derive(Debug, Deserialize)]
-struct Package {
+pub(super) struct Package {
     name: String,
-    dependencies: Vec<Dependency>,
+    /// Absolute.
+    #[serde(default)]
+    pub(super) manifest_path: String,
+    pub(super) dependencies: Vec<Dependency>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Dependency {
-    name: String,
+pub(super) struct Dependency {
+    pub(super) name: String,
     /// Absent for the normal kind, else "dev" or "build".
     kind: Option<String>,
 }

@@ -1,9 +1,11 @@
 //! Rules of the house that neither rustc nor clippy checks.
 //!
+//! * [`async_runtime`]: which folders may be asynchronous.
 //! * [`crates`]: which crate of the workspace may depend on which, and that others' crates are accounted for.
 //! * [`imports`]: which file of a crate may import which.
 //! * [`text`]: what may stand in a source file, read through [`source`], which tells code from comments and strings.
 
+mod async_runtime;
 mod crates;
 mod imports;
 mod source;
@@ -47,6 +49,7 @@ pub(crate) fn run() -> Result<Vec<Finding>> {
     }
     let metadata = crates::parse(&output.stdout)?;
     let mut findings = crates::check(&metadata);
+    findings.extend(async_runtime::manifests(&metadata));
     let root = Path::new(&metadata.workspace_root);
     let documented = fs::read_to_string(root.join("docs/dependencies.md")).context("docs/dependencies.md")?;
     findings.extend(crates::undocumented(&metadata, &documented));

@@ -1,6 +1,7 @@
 //! Rules on the text of a file.
 
 use super::Finding;
+use super::async_runtime;
 use super::source::{Line, lines};
 
 const LONGEST: usize = 600;
@@ -35,6 +36,9 @@ pub(super) fn check(path: &str, content: &str) -> Vec<Finding> {
                 report(number, format!("{name} is not for this code base"));
             }
         }
+        if let Some(message) = async_runtime::source(path, line) {
+            report(number, message);
+        }
         if opens_unsafe(&lines, number) && !is_justified(&lines, number) {
             report(number, "unsafe block without a // SAFETY: comment".to_owned());
         }
@@ -43,7 +47,7 @@ pub(super) fn check(path: &str, content: &str) -> Vec<Finding> {
 }
 
 /// `token` not inside a longer identifier.
-fn has_word(code: &str, token: &str) -> bool {
+pub(super) fn has_word(code: &str, token: &str) -> bool {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     let edge = |c: Option<char>, side: Option<char>| !(side.is_some_and(word) && c.is_some_and(word));
     code.match_indices(token).any(|(at, _)| {
