@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex};
 use state::{RestoreError, Section, StateUnit};
 
 use crate::saved::acpi_pm::{SavedAcpiPm, SavedResetControl};
-use crate::seams::{Clock, IrqLine, MachineControl, PioDevice, TimedDevice, TimerHost};
+use crate::seams::{Clock, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice, TimerHost};
 use crate::util::{lock, ns_of_tick, read_bytes, ticks_at, write_bytes};
 
 /// PM timer frequency in Hz (4.8.3.3).
 pub const PM_TIMER_HZ: u64 = 3_579_545;
-/// First port of the block: PM1a event block, `PM1a_EVT_BLK`, 4 bytes.
+/// First port of the block where firmware puts it: PM1a event block, `PM1a_EVT_BLK`, 4 bytes.
 pub const ACPI_PM_PORT: u16 = 0x600;
 /// Length of the block in ports.
 pub const ACPI_PM_LEN: u16 = 12;
@@ -122,7 +122,6 @@ impl AcpiPmState {
 /// PM1a event and control blocks and the PM timer.
 #[derive(Debug)]
 pub struct AcpiPm {
-    base: u16,
     state: Mutex<AcpiPmState>,
     clock: Arc<dyn Clock>,
     sci: Arc<dyn IrqLine>,
@@ -131,16 +130,15 @@ pub struct AcpiPm {
 }
 
 impl AcpiPm {
-    /// The block at port `base`, usually [`ACPI_PM_PORT`]; `sci` is the SCI line.
+    /// The block; `sci` is the SCI line.
     pub fn new(
-        base: u16,
         clock: Arc<dyn Clock>,
         sci: Arc<dyn IrqLine>,
         timers: Arc<dyn TimerHost>,
         control: Arc<dyn MachineControl>,
     ) -> Arc<Self> {
         let state = Mutex::new(AcpiPmState::new(clock.now()));
-        Arc::new(Self { base, state, clock, sci, timers, control })
+        Arc::new(Self { state, clock, sci, timers, control })
     }
 
     /// Asks the guest to shut down, as the front panel's button does.
@@ -158,16 +156,16 @@ impl AcpiPm {
     }
 }
 
-impl PioDevice for AcpiPm {
-    fn pio_read(&self, port: u16, size: u8) -> u32 {
-        self.with(|s, now| read_bytes(port, size, |p| s.read(p.wrapping_sub(self.base), now)))
+/// Its ports, by their offsets: the LPC bridge moves the block.
+impl MmioDevice for AcpiPm {
+    fn mmio_read(&self, offset: u64, size: u8) -> u64 {
+        self.with(|s, now| read_bytes(offset as u16, size, |offset| s.read(offset, now))).into()
     }
 
-    fn pio_write(&self, port: u16, size: u8, value: u32) {
+    fn mmio_write(&self, offset: u64, size: u8, value: u64) {
         let (mut off, mut rearm) = (false, false);
         self.with(|s, _| {
-            write_bytes(port, size, value, |p, v| {
-                let offset = p.wrapping_sub(self.base);
+            write_bytes(offset as u16, size, value as u32, |offset, v| {
                 off |= s.write(offset, v);
                 rearm |= offset < 4;
             });
@@ -287,12 +285,14 @@ impl StateUnit for ResetControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::Ports;
     use crate::testing::{
         Request, Rig, Rng, TestClock, TestControl, TestLine, TestTimers, device_tests, pio_access,
     };
 
     struct Pm {
         dev: Arc<AcpiPm>,
+        io: Arc<Ports>,
         clock: Arc<TestClock>,
         sci: Arc<TestLine>,
         timers: Arc<TestTimers>,
@@ -304,8 +304,9 @@ mod tests {
         fn new(clock: Arc<TestClock>) -> Self {
             let (sci, timers) = (Arc::new(TestLine::default()), Arc::new(TestTimers::default()));
             let control = Arc::new(TestControl::default());
-            let dev = AcpiPm::new(0x600, clock.clone(), sci.clone(), timers.clone(), control.clone());
-            Self { dev, clock, sci, timers, control }
+            let dev = AcpiPm::new(clock.clone(), sci.clone(), timers.clone(), control.clone());
+            let io = Arc::new(Ports { base: 0x600, device: dev.clone() });
+            Self { dev, io, clock, sci, timers, control }
         }
         fn device(&self) -> &AcpiPm {
             &self.dev
@@ -315,7 +316,7 @@ mod tests {
                 self.dev.press_power_button();
             }
             let ports = [0x600, 0x601, 0x602, 0x603, 0x604, 0x605, 0x606, 0x608, 0x60b];
-            pio_access(&*self.dev, &ports, rng) << 1 | u64::from(self.sci.level())
+            pio_access(&*self.io, &ports, rng) << 1 | u64::from(self.sci.level())
         }
         fn timed(&self) -> Option<&dyn TimedDevice> {
             Some(&*self.dev)
@@ -333,15 +334,15 @@ mod tests {
     fn timer_is_exact_and_wraps_at_32_bits() {
         let p = pm();
         p.clock.set(1_000_000_000);
-        assert_eq!(p.dev.pio_read(0x608, 4), 3_579_545);
-        assert_eq!(p.dev.pio_read(0x609, 1), 3_579_545 >> 8 & 0xff);
+        assert_eq!(p.io.pio_read(0x608, 4), 3_579_545);
+        assert_eq!(p.io.pio_read(0x609, 1), 3_579_545 >> 8 & 0xff);
         let wrap = ns_of_tick(1 << 32, PM_TIMER_HZ);
         p.clock.set(wrap - 1);
-        assert_eq!(p.dev.pio_read(0x608, 4), u32::MAX);
+        assert_eq!(p.io.pio_read(0x608, 4), u32::MAX);
         p.clock.set(wrap);
-        assert_eq!(p.dev.pio_read(0x608, 4), 0);
-        p.dev.pio_write(0x608, 4, 5);
-        assert_eq!(p.dev.pio_read(0x608, 4), 0, "read only");
+        assert_eq!(p.io.pio_read(0x608, 4), 0);
+        p.io.pio_write(0x608, 4, 5);
+        assert_eq!(p.io.pio_read(0x608, 4), 0, "read only");
     }
 
     /// 4.8.3.1.1: TMR_STS is set when bit 31 changes.
@@ -349,7 +350,7 @@ mod tests {
     fn carry_raises_sci_if_enabled() {
         let p = pm();
         assert_eq!(p.dev.deadline(), None);
-        p.dev.pio_write(0x602, 2, 1);
+        p.io.pio_write(0x602, 2, 1);
         assert_eq!(p.timers.rearmed(), 1);
         let first = ns_of_tick(1 << 31, PM_TIMER_HZ);
         assert_eq!(p.dev.deadline(), Some(first));
@@ -358,8 +359,8 @@ mod tests {
         p.clock.set(first);
         p.dev.expire(first);
         assert!(p.sci.level());
-        assert_eq!((p.dev.pio_read(0x600, 2), p.dev.deadline()), (1, None));
-        p.dev.pio_write(0x600, 2, 1);
+        assert_eq!((p.io.pio_read(0x600, 2), p.dev.deadline()), (1, None));
+        p.io.pio_write(0x600, 2, 1);
         assert!(!p.sci.level());
         assert_eq!(p.dev.deadline(), Some(ns_of_tick(1 << 32, PM_TIMER_HZ)));
     }
@@ -369,33 +370,33 @@ mod tests {
         let p = pm();
         p.dev.press_power_button();
         assert!(!p.sci.level());
-        p.dev.pio_write(0x602, 2, 0xffff);
-        assert_eq!(p.dev.pio_read(0x602, 2), 0x0721);
+        p.io.pio_write(0x602, 2, 0xffff);
+        assert_eq!(p.io.pio_read(0x602, 2), 0x0721);
         assert!(p.sci.level());
-        p.dev.pio_write(0x601, 1, 0x01);
+        p.io.pio_write(0x601, 1, 0x01);
         assert!(!p.sci.level());
-        assert_eq!(p.dev.pio_read(0x600, 2), 0);
+        assert_eq!(p.io.pio_read(0x600, 2), 0);
     }
 
     /// 4.8.3.2.1: only SLP_EN with the type of S5 powers off.
     #[test]
     fn sleep_control() {
         let p = pm();
-        assert_eq!(p.dev.pio_read(0x604, 2), 1, "SCI_EN");
-        p.dev.pio_write(0x604, 2, 0);
-        assert_eq!(p.dev.pio_read(0x604, 2), 1, "ACPI mode cannot be left");
+        assert_eq!(p.io.pio_read(0x604, 2), 1, "SCI_EN");
+        p.io.pio_write(0x604, 2, 0);
+        assert_eq!(p.io.pio_read(0x604, 2), 1, "ACPI mode cannot be left");
         let s5 = u32::from(SLP_TYP_S5) << 10;
-        p.dev.pio_write(0x604, 2, s5 | 1);
+        p.io.pio_write(0x604, 2, s5 | 1);
         assert_eq!(p.control.take(), []);
-        assert_eq!(p.dev.pio_read(0x604, 2), s5 | 1);
-        p.dev.pio_write(0x604, 2, 1 << 10 | 1 << 13);
+        assert_eq!(p.io.pio_read(0x604, 2), s5 | 1);
+        p.io.pio_write(0x604, 2, 1 << 10 | 1 << 13);
         assert_eq!(p.control.take(), []);
-        p.dev.pio_write(0x604, 2, s5 | 1 << 13 | 1);
+        p.io.pio_write(0x604, 2, s5 | 1 << 13 | 1);
         assert_eq!(p.control.take(), [Request::PowerOff]);
-        assert_eq!(p.dev.pio_read(0x604, 2), s5 | 1, "SLP_EN is write only");
-        p.dev.pio_write(0x605, 1, (s5 | 1 << 13) >> 8);
+        assert_eq!(p.io.pio_read(0x604, 2), s5 | 1, "SLP_EN is write only");
+        p.io.pio_write(0x605, 1, (s5 | 1 << 13) >> 8);
         assert_eq!(p.control.take(), [Request::PowerOff], "byte access");
-        p.dev.pio_write(0x602, 4, (s5 | 1 << 13) << 16);
+        p.io.pio_write(0x602, 4, (s5 | 1 << 13) << 16);
         assert_eq!(p.control.take(), [Request::PowerOff], "dword over enable and control");
     }
 

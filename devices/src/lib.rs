@@ -20,6 +20,7 @@ pub mod debug_port;
 pub mod i8042;
 pub mod ioapic;
 pub mod output;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod post;

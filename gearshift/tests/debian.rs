@@ -55,6 +55,43 @@ fn a_script_needs_no_terminal_and_sees_all_vcpus() {
     assert!(text.contains("Debian's linux-image-"), "{text}");
 }
 
+/// The kernel takes over what it finds on the PCI bus, through the configuration spaces where the tables say that they are, and
+/// complains of nothing.
+#[test]
+fn the_pci_bus_is_as_the_kernel_expects() {
+    if !have_guest() {
+        return;
+    }
+    let mut child = gearshift(&["run", "--mem", "256M"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = b"dmesg | grep -iE 'pci|mmconfig|ecam|BAR ' | sed 's/^/pci-/'; cat /proc/bus/pci/devices; poweroff -f\n";
+    child.stdin.take().unwrap().write_all(script).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let console = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}\n{console}", stderr(&output));
+    for said in [
+        "MMCONFIG at [mem 0xe0000000-0xefffffff] reserved in E820",
+        "PCI: Using configuration type 1",
+        "PCI Root Bridge [PCI0] (domain 0000 [bus 00-ff])",
+        "root bus resource [mem 0xf0000000-0xfebfffff window]",
+        "[8086:29c0] type 00 class 0x060000",
+        "[8086:2918] type 00 class 0x060100",
+        "0000\t808629c0\t0",
+        "00f8\t80862918\t0",
+    ] {
+        assert!(console.contains(said), "{said}: {console}");
+    }
+    for line in console.lines().filter(|line| line.starts_with("pci-")) {
+        for bad in ["conflict", "can't", "fail", "error", "invalid", "bogus", "not reserved", "bug]"] {
+            assert!(!line.to_lowercase().contains(bad), "{line}");
+        }
+    }
+}
+
 /// The kernel finds AVX2, uses XSAVE for it, and busybox's C library its string functions.
 #[test]
 fn the_v3_model_is_one_to_linux() {

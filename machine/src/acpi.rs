@@ -1,4 +1,4 @@
-//! ACPI tables: RSDP, XSDT, FADT, FACS, MADT, DSDT (ACPI 6.5, chapter 5).
+//! ACPI tables: RSDP, XSDT, FADT, FACS, MADT, MCFG, DSDT (ACPI 6.5, chapter 5).
 //!
 //! 1. The machine is a fixed-hardware ACPI platform, in ACPI mode from the start (SMI_CMD is 0): power-off is SLP_TYP 5
 //!    in PM1a_CNT, reset is 6 to port 0xcf9, time is the 32-bit PM timer.
@@ -6,6 +6,7 @@
 //!    from the default: IRQ 0 reaches pin 2, the SCI is level-triggered.
 //! 3. The DSDT describes what a kernel would otherwise probe for. The 8042 is left out on purpose: it is there to reset
 //!    the machine, which needs no table, and a kernel told of it spends time looking for a keyboard.
+//! 4. PCI is a root bridge in the DSDT ([`crate::acpi_pci`]) and an MCFG table that says where its configuration spaces are.
 //!
 //! The tables lie in the reserved ROM area, the RSDP first ([`crate::memory_map::ACPI_AREA`]).
 
@@ -14,11 +15,13 @@ use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, ResourceT
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use crate::memory_map::LAPIC_BASE;
+use crate::acpi_pci;
+use crate::memory_map::{ECAM, LAPIC_BASE, MemoryMap};
 
 const OEM: [u8; 6] = *b"GEARSH";
 const OEM_TABLE: [u8; 8] = *b"GEARSHFT";
@@ -64,8 +67,8 @@ impl AcpiHardware {
 
 /// The tables as bytes to be placed at `base`, the RSDP first. `base` is a multiple of 64.
 ///
-/// `vcpus` is at most [`crate::MAX_VCPUS`].
-pub fn tables(base: u64, vcpus: u32, hw: &AcpiHardware) -> Vec<u8> {
+/// `vcpus` is at most [`crate::MAX_VCPUS`]. PCI has what `map` leaves it.
+pub fn tables(base: u64, vcpus: u32, hw: &AcpiHardware, map: &MemoryMap) -> Vec<u8> {
     let mut image = vec![0; Rsdp::len()];
     // The FACS wants 64 bytes of alignment (ACPI 6.5, 5.2.10); so all get it.
     let mut place = |table: &dyn Aml| {
@@ -75,12 +78,16 @@ pub fn tables(base: u64, vcpus: u32, hw: &AcpiHardware) -> Vec<u8> {
         at
     };
     let facs = place(&FACS::new());
-    let dsdt = place(&dsdt(vcpus, hw));
+    let dsdt = place(&dsdt(vcpus, hw, map));
     let fadt = place(&fadt(facs, dsdt, hw));
     let madt = place(&madt(vcpus, hw));
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(ECAM.start, 0, 0, 255);
+    let mcfg = place(&mcfg);
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    xsdt.add_entry(mcfg);
     let xsdt = place(&xsdt);
 
     let mut rsdp = Vec::new();
@@ -154,7 +161,7 @@ fn madt(vcpus: u32, hw: &AcpiHardware) -> Sdt {
 /// Id of the IOAPIC in its own register and in the MADT.
 pub const IOAPIC_ID: u8 = 0;
 
-fn dsdt(vcpus: u32, hw: &AcpiHardware) -> Sdt {
+fn dsdt(vcpus: u32, hw: &AcpiHardware, map: &MemoryMap) -> Sdt {
     let mut code = Vec::new();
     Name::new("_S5_".into(), &Package::new(vec![&hw.s5, &hw.s5, &0u8, &0u8])).to_aml_bytes(&mut code);
     let edge = |irq| Interrupt::new(true, true, false, false, irq);
@@ -185,6 +192,7 @@ fn dsdt(vcpus: u32, hw: &AcpiHardware) -> Sdt {
         ],
     )
     .to_aml_bytes(&mut code);
+    code.extend(acpi_pci::aml(hw, map));
     for id in 0..vcpus {
         let name = format!("\\_SB_.C{id:03X}");
         Device::new(
@@ -205,6 +213,9 @@ mod tests {
 
     const BASE: u64 = ACPI_AREA;
 
+    fn map() -> MemoryMap {
+        MemoryMap::new(512 << 20).unwrap()
+    }
     fn u32_at(bytes: &[u8], at: usize) -> u32 {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
     }
@@ -249,9 +260,9 @@ mod tests {
     #[test]
     fn tables_are_linked_and_sum_to_zero() {
         for vcpus in [1, 8, crate::MAX_VCPUS] {
-            let image = tables(BASE, vcpus, &AcpiHardware::PC);
+            let image = tables(BASE, vcpus, &AcpiHardware::PC, &map());
             let names: Vec<_> = walk(&image).iter().map(|t| t.0).collect();
-            assert_eq!(names, [*b"FACS", *b"DSDT", *b"FACP", *b"APIC"]);
+            assert_eq!(names, [*b"FACS", *b"DSDT", *b"FACP", *b"APIC", *b"MCFG"]);
             assert!(BASE + image.len() as u64 <= EXTENDED);
         }
     }
@@ -259,7 +270,7 @@ mod tests {
     /// ACPI 6.5, 5.2.12: structure by structure.
     #[test]
     fn madt_names_every_vcpu_and_the_overrides() {
-        let madt = find(&tables(BASE, 3, &AcpiHardware::PC), b"APIC");
+        let madt = find(&tables(BASE, 3, &AcpiHardware::PC, &map()), b"APIC");
         assert_eq!((u32_at(&madt, 36), u32_at(&madt, 40)), (0xfee0_0000, 1));
         let (mut at, mut seen) = (44, Vec::new());
         while at < madt.len() {
@@ -281,7 +292,7 @@ mod tests {
     /// ACPI 6.5, table 5.9.
     #[test]
     fn fadt_describes_the_fixed_hardware() {
-        let fadt = find(&tables(BASE, 1, &AcpiHardware::PC), b"FACP");
+        let fadt = find(&tables(BASE, 1, &AcpiHardware::PC, &map()), b"FACP");
         assert_eq!((fadt.len(), fadt[8]), (276, 6));
         let word = |at| u16::from_le_bytes([fadt[at], fadt[at + 1]]);
         assert_eq!((word(46), u32_at(&fadt, 48)), (9, 0), "SCI_INT, SMI_CMD");
@@ -298,9 +309,17 @@ mod tests {
         assert_eq!((fadt[208], fadt[209], u64_at(&fadt, 212)), (1, 32, 0x608), "X_PM_TMR_BLK");
     }
 
+    /// PCI Firmware Specification 3.3, 4.1.2.
+    #[test]
+    fn mcfg_names_all_buses() {
+        let mcfg = find(&tables(BASE, 1, &AcpiHardware::PC, &map()), b"MCFG");
+        assert_eq!((mcfg.len(), u64_at(&mcfg, 44)), (60, 0xe000_0000));
+        assert_eq!(mcfg[52..56], [0, 0, 0, 255], "segment 0, buses 0 to 255");
+    }
+
     #[test]
     fn dsdt_has_s5_and_one_device_a_vcpu() {
-        let dsdt = find(&tables(BASE, 5, &AcpiHardware::PC), b"DSDT");
+        let dsdt = find(&tables(BASE, 5, &AcpiHardware::PC, &map()), b"DSDT");
         let s5 = dsdt.windows(12).find(|w| w.starts_with(b"\x08_S5_")).expect("_S5");
         assert_eq!(s5[5..], [0x12, 8, 4, 0x0a, 5, 0x0a, 5], "package of 4, SLP_TYP 5");
         assert_eq!(dsdt.windows(8).filter(|w| w == b"ACPI0007").count(), 5);

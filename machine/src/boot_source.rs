@@ -76,7 +76,7 @@ impl BootSource {
     /// The files are not what they have to be, or the host lacks the memory.
     pub(crate) fn load(&self, ram: &GuestRam) -> Result<Vec<CpuState>, MachineError> {
         // First, since an image may have contents of its own there.
-        let tables = acpi::tables(ACPI_AREA, self.cpus, &ACPI_HARDWARE);
+        let tables = acpi::tables(ACPI_AREA, self.cpus, &ACPI_HARDWARE, &self.map);
         ram.memory()
             .write_slice(&tables, GuestAddress(ACPI_AREA))
             .map_err(|_| BootError::NoRam { gpa: ACPI_AREA })?;

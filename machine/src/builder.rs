@@ -234,6 +234,7 @@ impl MachineBuilder {
         let mut wiring =
             Wiring { chipset: &mut chipset, clock: &clock, timers: &timers, control: &control, ram: &ram };
         self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
+        chipset.pci.program();
         let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;
         let accel = accelerator.id();
         let name = self.name;

@@ -23,8 +23,8 @@ const SECOND: u64 = 1_000_000_000;
 /// The devices of one machine.
 #[derive(Debug)]
 pub(crate) struct MachineBus {
-    pub(crate) pio: PioBus,
-    pub(crate) mmio: MmioBus,
+    pub(crate) pio: Arc<PioBus>,
+    pub(crate) mmio: Arc<MmioBus>,
     pub(crate) pic: Arc<Pic>,
     pub(crate) ioapic: Arc<Ioapic>,
     pub(crate) log: LogLimit,

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Every ISA line reaches both controllers, as on the board: line n is pin n of the IOAPIC, but for line 0, which is
-//! pin 2 (the MADT says so). Which of the two is listened to is up to the guest.
+//! pin 2 (the MADT says so). Which of the two is listened to is up to the guest. PCI's interrupt wires are pins 16 to 23, and
+//! drive the inputs of the 8259 pair that the LPC bridge routes them to.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use std::time::{Duration, SystemTime};
 
 use accel_api::GuestRam;
 use devices::acpi_pm::{
-    ACPI_PM_LEN, ACPI_PM_PORT, AcpiPm, PM_TIMER_OFFSET, PM1_CONTROL_OFFSET, RESET_PORT, RESET_VALUE,
-    ResetControl, SCI_IRQ, SLP_TYP_S5,
+    ACPI_PM_PORT, AcpiPm, PM_TIMER_OFFSET, PM1_CONTROL_OFFSET, RESET_PORT, RESET_VALUE, ResetControl,
+    SCI_IRQ, SLP_TYP_S5,
 };
 use devices::bus::{BusError, MmioBus, PioBus};
 use devices::debug_port::{DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DebugConsole, DebugExit};
@@ -39,6 +40,7 @@ use crate::host;
 use crate::interrupts::{InterruptCell, IntrWire};
 use crate::memory_map::MemoryMap;
 use crate::memory_slots::MemorySlots;
+use crate::pci::{PciBoard, PciParts};
 use crate::ram_unit::RamUnit;
 use crate::timers::Timers;
 
@@ -90,6 +92,7 @@ pub(crate) struct Chipset {
     pub(crate) timed: Vec<Arc<dyn TimedDevice>>,
     /// ISA interrupts, which any number of devices may share.
     pub(crate) lines: Vec<Arc<SharedIrqLine>>,
+    pub(crate) pci: PciBoard,
     pub(crate) debug_output: Option<Arc<OutputQueue>>,
     /// All that have state, in the order in which they are restored: controllers before the devices that drive them.
     pub(crate) units: Units,
@@ -101,6 +104,9 @@ pub enum ChipsetError {
     /// Two devices at one address.
     #[error("devices: {0}")]
     Bus(#[from] BusError),
+    /// A PCI function that cannot be, or not there.
+    #[error(transparent)]
+    Pci(#[from] devices::pci::PciError),
     /// Two parts of one name.
     #[error("two devices are called {0}; give one of them another name")]
     UnitName(String),
@@ -115,10 +121,13 @@ impl Chipset {
         let interrupts = InterruptCell::new(control.clone());
         let pic = Pic::new(Arc::new(IntrWire(interrupts.clone())));
         let ioapic = Ioapic::new(IoapicVersion::V20, interrupts.clone());
-        let lines: Vec<_> = (0..ISA_LINES)
-            .map(|irq| {
+        // Inputs of the 8259 pair: an ISA line drives one, PCI's wires may drive the same.
+        let pic_inputs: Vec<_> = (0..ISA_LINES).map(|irq| SharedIrqLine::new(pic.line(irq))).collect();
+        let lines: Vec<_> = (0u8..)
+            .zip(&pic_inputs)
+            .map(|(irq, input)| {
                 let pin = if irq == 0 { 2 } else { irq };
-                SharedIrqLine::new(Arc::new(IrqFanout::new(vec![pic.line(irq), ioapic.line(pin)])))
+                SharedIrqLine::new(Arc::new(IrqFanout::new(vec![input.owner(), ioapic.line(pin)])))
             })
             .collect();
         let line = |irq: u8| lines[usize::from(irq)].owner();
@@ -136,18 +145,35 @@ impl Chipset {
         // A host whose clock stands before 1970 gets a guest that starts there.
         let utc = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let rtc = Rtc::new(&cmos, utc, clock.clone(), line(RTC_IRQ), timers.clone());
-        let pm = AcpiPm::new(ACPI_PM_PORT, clock.clone(), line(SCI_IRQ), timers.clone(), control.clone());
+        let pm = AcpiPm::new(clock.clone(), line(SCI_IRQ), timers.clone(), control.clone());
         let i8042 = I8042::new(line(I8042_IRQ), control.clone());
         let (post, port_92) = (Post::new(), Port92::new(control.clone()));
         let reset_control = ResetControl::new(control.clone());
         let console = OutputUnit::new("console", uart.output().clone());
-        let units: [Arc<dyn StateUnit>; 15] = [
+        let (pio, mmio) = (Arc::new(PioBus::new()), Arc::new(MmioBus::new()));
+        let memory = ram.regions().iter().map(|region| region.gpa()..region.gpa() + region.size()).collect();
+        let pci = PciBoard::build(PciParts {
+            map,
+            memory,
+            mmio: &mmio,
+            pio: &pio,
+            pic: &pic,
+            pic_inputs: &pic_inputs,
+            ioapic: &ioapic,
+            interrupts: &interrupts,
+            pm: pm.clone(),
+        })?;
+        let [pci_root, host_bridge, lpc] = pci.units.clone();
+        let units: [Arc<dyn StateUnit>; 18] = [
             clock.clone(),
             timers,
             RamUnit::new(ram),
             interrupts.clone(),
             pic.clone(),
             ioapic.clone(),
+            pci_root,
+            host_bridge,
+            lpc,
             pit.clone(),
             rtc.clone(),
             pm.clone(),
@@ -160,7 +186,6 @@ impl Chipset {
         ];
         let mut units = Units::from_iter(units);
 
-        let pio = PioBus::new();
         for (port, len) in PIC_PORTS {
             pio.add(port, len, pic.clone())?;
         }
@@ -173,7 +198,6 @@ impl Chipset {
             .add(PORT_92, 1, port_92)?
             .add(DEBUG_EXIT_PORT, 4, DebugExit::new(control))?
             .add(COM1_PORT, UART_PORTS, uart.clone())?
-            .add(ACPI_PM_PORT, ACPI_PM_LEN, pm.clone())?
             .add(RESET_PORT, 1, reset_control)?;
         let debug_output = match debug_console {
             None => None,
@@ -185,13 +209,12 @@ impl Chipset {
                 Some(queue)
             }
         };
-        let mmio = MmioBus::new();
         mmio.add(IOAPIC_BASE, IOAPIC_LEN, ioapic.clone())?;
 
         let bus = MachineBus { pio, mmio, pic, ioapic, log: LogLimit::new(clock) };
         let timed: Vec<Arc<dyn TimedDevice>> = vec![pit, rtc, pm.clone()];
-        let memory = Arc::default();
-        Ok(Self { bus: Arc::new(bus), interrupts, memory, uart, pm, timed, lines, debug_output, units })
+        let (bus, memory) = (Arc::new(bus), Arc::default());
+        Ok(Self { bus, interrupts, memory, uart, pm, timed, lines, pci, debug_output, units })
     }
 
     /// Writes out what is queued, waiting at most `patience`, then frees every vCPU that waits for the console.

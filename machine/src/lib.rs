@@ -25,6 +25,7 @@
 //! ```
 
 pub mod acpi;
+mod acpi_pci;
 pub mod boot;
 mod boot_source;
 mod builder;
@@ -43,6 +44,9 @@ mod lifecycle;
 pub mod memory_map;
 mod memory_slots;
 mod operations;
+mod pci;
+#[cfg(test)]
+mod pci_tests;
 mod ram_unit;
 mod registry;
 #[cfg(test)]

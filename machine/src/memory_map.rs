@@ -5,9 +5,11 @@
 //! 000a_0000 .. 000c_0000   VGA window: nothing answers
 //! 000c_0000 .. 0010_0000   RAM in the place of the ROMs, reserved; the ACPI tables start at 000e_0000
 //! 0010_0000 .. c000_0000   RAM, as much as there is
-//! c000_0000 .. 1_0000_0000 device memory: IOAPIC at fec0_0000, local APICs at fee0_0000; from ff00_0000 on an
-//!                          embedder's ROM, if there is one
-//! 1_0000_0000 ..           RAM beyond 3 GiB
+//! c000_0000 .. e000_0000   BARs of PCI
+//! e000_0000 .. f000_0000   PCI configuration spaces (ECAM), reserved
+//! f000_0000 .. fec0_0000   BARs of PCI
+//! fec0_0000 .. 1_0000_0000 IOAPIC at fec0_0000, local APICs at fee0_0000; from ff00_0000 on an embedder's ROM, if there is one
+//! 1_0000_0000 ..           RAM beyond 3 GiB, then 64-bit BARs of PCI
 //! ```
 
 use std::fs;
@@ -37,6 +39,10 @@ pub const DEVICE_HOLE: u64 = 3 * GIB;
 pub const HIGH_RAM: u64 = 4 * GIB;
 /// Local APIC registers of every vCPU.
 pub const LAPIC_BASE: u64 = 0xfee0_0000;
+/// Where firmware puts the configuration spaces of PCI: the host bridge's PCIEXBAR, 256 buses of 1 MiB.
+pub const ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
+/// Ports for BARs of PCI: what lies below is the ISA devices'.
+pub const PCI_PORTS: Range<u64> = 0x1000..0x1_0000;
 /// IOAPIC, local APICs with the window of interrupt messages, and pages that KVM needs on some processors.
 pub const CHIPSET: Range<u64> = 0xfec0_0000..0xff00_0000;
 
@@ -140,11 +146,27 @@ impl MemoryMap {
         regions
     }
 
+    /// First address behind the RAM above 4 GiB; 4 GiB if there is none.
+    pub fn high_end(&self) -> u64 {
+        HIGH_RAM + self.high_len
+    }
+
+    /// The ranges below 4 GiB for BARs of PCI, by address.
+    pub fn pci_windows(&self) -> [Range<u64>; 2] {
+        [DEVICE_HOLE..ECAM.start, ECAM.end..CHIPSET.start]
+    }
+
+    /// The range above the RAM for 64-bit BARs of PCI, if the guest can address any.
+    pub fn pci_high_window(&self) -> Option<Range<u64>> {
+        let window = self.high_end().next_multiple_of(GIB)..1 << PHYS_BITS;
+        (!window.is_empty()).then_some(window)
+    }
+
     /// Whether `range` holds neither RAM nor devices, and the guest can address it.
     pub fn is_free(&self, range: &Range<u64>) -> bool {
         let apart = |other: Range<u64>| range.end <= other.start || other.end <= range.start;
         let ram = self.ram_regions().into_iter().map(|(gpa, len)| gpa..gpa + len);
-        range.start < range.end && range.end <= 1 << PHYS_BITS && ram.chain([CHIPSET]).all(apart)
+        range.start < range.end && range.end <= 1 << PHYS_BITS && ram.chain([ECAM, CHIPSET]).all(apart)
     }
 
     /// What the guest is told, in ascending order (E820; PVH memory map).
@@ -155,6 +177,7 @@ impl MemoryMap {
             range(EBDA, VGA_HOLE, RangeKind::Reserved),
             range(ROM_AREA, EXTENDED, RangeKind::Reserved),
             range(EXTENDED, self.low_end, RangeKind::Ram),
+            range(ECAM.start, ECAM.end, RangeKind::Reserved),
             range(LAPIC_BASE, LAPIC_BASE + 0x1000, RangeKind::Reserved),
         ];
         if self.high_len > 0 {
@@ -204,6 +227,12 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_machine_has_no_window_above_its_ram() {
+        assert_eq!(MemoryMap::new(MAX_MEMORY).unwrap().pci_high_window(), None);
+        assert_eq!(MemoryMap::new(MIB * 512).unwrap().pci_high_window(), Some(HIGH_RAM..1 << PHYS_BITS));
+    }
+
+    #[test]
     fn more_than_the_host_has_is_refused() {
         let host = host_memory().expect("/proc/meminfo");
         assert!(check_host(MIB).is_ok());
@@ -218,12 +247,14 @@ mod tests {
         let map = MemoryMap::new(4 * GIB).unwrap();
         let free = |start, end| map.is_free(&(start..end));
         assert!(free(0xffff_0000, HIGH_RAM) && free(0xff00_0000, HIGH_RAM) && free(VGA_HOLE, ROM_AREA));
-        assert!(free(DEVICE_HOLE, CHIPSET.start) && free(HIGH_RAM + GIB, 1 << PHYS_BITS));
+        assert!(free(DEVICE_HOLE, ECAM.start) && free(ECAM.end, CHIPSET.start));
+        assert!(free(HIGH_RAM + GIB, 1 << PHYS_BITS));
         for (start, end) in [
             (0xffff_0000, HIGH_RAM + 1),
             (0xfeff_f000, HIGH_RAM),
             (LAPIC_BASE, LAPIC_BASE + 0x1000),
             (0xf_0000, 0x10_0000),
+            (ECAM.start - 0x1000, ECAM.start + 0x1000),
             (HIGH_RAM + GIB, (1 << PHYS_BITS) + 1),
             (DEVICE_HOLE, DEVICE_HOLE),
         ] {
@@ -248,6 +279,9 @@ mod tests {
             assert_eq!(bytes + (ROM_AREA - VGA_HOLE), mib * MIB);
             assert!(regions.iter().all(|&(gpa, len)| gpa + len <= DEVICE_HOLE || gpa >= HIGH_RAM));
             accel_api::GuestRam::new(&regions).unwrap();
+            for window in map.pci_windows().into_iter().chain(map.pci_high_window()) {
+                assert!(map.is_free(&window), "{mib}: {window:x?}");
+            }
         }
     }
 }

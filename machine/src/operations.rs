@@ -112,6 +112,7 @@ impl Core {
         }
         self.chipset.units.quiesce();
         self.chipset.units.reset();
+        self.chipset.pci.program();
         let states = self.boot.load(&self.ram)?;
         self.load(&vcpus, states)?;
         self.chipset.units.release();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use accel_api::GuestRam;
+use devices::pci::{DeviceFunction, PciFunction, PciSlot};
 use devices::{Clock, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice, TimerHost};
 use state::StateUnit;
 
@@ -50,6 +51,23 @@ impl Wiring<'_> {
     /// owners asserts it. `None`: there is no such line (2 is the cascade of the 8259s).
     pub fn irq(&self, irq: u8) -> Option<Arc<dyn IrqLine>> {
         (irq != 2).then(|| self.chipset.lines.get(usize::from(irq)).map(|line| line.owner())).flatten()
+    }
+
+    /// A place on the PCI bus, for [`Function::builder`](devices::pci::Function::builder): `at`, or the first free one. Its BARs
+    /// get addresses before the guest starts, and after each reset.
+    ///
+    /// # Errors
+    /// All places are taken.
+    pub fn pci_slot(&self, at: Option<DeviceFunction>) -> Result<PciSlot, ChipsetError> {
+        self.chipset.pci.slot(at)
+    }
+
+    /// Puts `function` on the PCI bus, in the place that it was built for.
+    ///
+    /// # Errors
+    /// Another one is there.
+    pub fn add_pci(&self, slot: &PciSlot, function: Arc<dyn PciFunction>) -> Result<(), ChipsetError> {
+        Ok(self.chipset.pci.root.add(slot.at(), function)?)
     }
 
     /// Has `device` called at its deadlines.

@@ -8,6 +8,7 @@ pub(crate) mod acpi_pm;
 pub(crate) mod i8042;
 pub(crate) mod ioapic;
 pub(crate) mod output;
+pub(crate) mod pci;
 pub(crate) mod pic;
 pub(crate) mod pit;
 pub(crate) mod post;

@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("accel-dynasm", &["accel-api", "accel-interp", "x86-core"]),
     ("accel-kvm", &["accel-api"]),
     ("state", &[]),
-    ("devices", &["state"]),
+    ("devices", &["accel-api", "state"]),
     ("machine", &["accel-api", "accel-interp", "accel-dynasm", "accel-kvm", "devices", "state"]),
     ("compare", &["accel-api", "machine", "guests"]),
     ("gearshift", &["accel-api", "compare", "machine", "guests"]),
