@@ -3,10 +3,8 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::{
-    AccelError, CpuFeatures, CpuModel, CpuState, DirtyPages, GpFault, GuestRam, InterruptPort, RamRegion,
-    Speculation,
-};
+use crate::x86::{CpuFeatures, CpuModel, CpuState, Speculation};
+use crate::{AccelError, DirtyPages, GpFault, GuestRam, InterruptPort, RamRegion};
 
 /// Name of a backend as users write it: `kvm`, `jit`, `interp`, or one registered by an embedder.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

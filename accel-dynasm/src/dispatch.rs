@@ -13,7 +13,8 @@ mod verify;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use accel_api::{AccelError, CpuFeatures, PAGE_SIZE};
+use accel_api::x86::CpuFeatures;
+use accel_api::{AccelError, PAGE_SIZE};
 use x86_core::lapic::TimerDeadline;
 use x86_core::soft::{CpuHome, Executor};
 use x86_core::{Cpu, Exec, Fault, Mode, StaleCode};

@@ -1,6 +1,6 @@
 //! What the host's processor and kernel offer a translator.
 
-use accel_api::CpuFeatures;
+use accel_api::x86::CpuFeatures;
 
 /// Host instructions that translated code may use besides those that the guest asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ pub(crate) mod memory;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use accel_api::Ymm;
+use accel_api::x86::Ymm;
 use x86_core::Cpu;
 
 /// Classes of code: privilege, and whether vector registers are in the host's. Code can jump only within its class, and each

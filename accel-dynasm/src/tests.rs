@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use accel_api::{CpuFeatures, gpr};
+use accel_api::x86::{CpuFeatures, gpr};
 use x86_core::shared::request;
 use x86_core::soft::Executor as _;
 use x86_core::testing::blocks::{Campaign, Pair, Program, SCENES, Scene};
@@ -105,8 +105,8 @@ fn without_bmi1() {
         let code = [0xf3, 0x0f, 0xbc, 0xc1, 0x2e, 0xf3, 0x0f, 0xbc, 0xf1, 0xf3, 0x48, 0x0f, 0xbc, 0x13];
         for value in [0, 8] {
             let result = check(scene, &code, |cpu| {
-                let mut model = accel_api::CpuModel::clone(&cpu.model);
-                model.features = model.features.without(&[accel_api::Feature::Bmi1]);
+                let mut model = accel_api::x86::CpuModel::clone(&cpu.model);
+                model.features = model.features.without(&[accel_api::x86::Feature::Bmi1]);
                 cpu.model = Arc::new(model);
                 (cpu.gpr[gpr::RBX], cpu.gpr[gpr::RCX]) = (scene.data + 8, value);
             });

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, gpr};
+use accel_api::Accelerator;
+use accel_api::x86::gpr;
 use accel_dynasm::{Config, create_with};
 use iced_x86::code_asm::*;
 use testkit::conformance::Choice;

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use accel_api::{AccelError, Accelerator, gpr};
+use accel_api::x86::gpr;
+use accel_api::{AccelError, Accelerator};
 use accel_dynasm::{Config, InjectedBug, create_with};
 use iced_x86::code_asm::*;
 use testkit::rig::Rig;

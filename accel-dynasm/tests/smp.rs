@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use accel_api::{Exit, Kick, gpr};
+use accel_api::x86::gpr;
+use accel_api::{Exit, Kick};
 use iced_x86::code_asm::*;
 use testkit::rig::{Rig, map};
 

@@ -3,7 +3,8 @@
 
 mod simd;
 
-use accel_api::{CpuFeatures, PAGE_SIZE};
+use accel_api::PAGE_SIZE;
+use accel_api::x86::CpuFeatures;
 use iced_x86::{Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use x86_core::{Cpu, DECODER_OPTIONS, Exec, Mode, exec, gpr_place, host_read, seg, segment_index};
 

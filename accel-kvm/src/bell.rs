@@ -10,7 +10,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use accel_api::{AccelError, Events, Kick};
+use accel_api::x86::Events;
+use accel_api::{AccelError, Kick};
 use kvm_ioctls::VcpuFd;
 
 use crate::sys::Thread;

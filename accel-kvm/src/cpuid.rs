@@ -1,6 +1,7 @@
 //! CPUID: what KVM can give, and the model's table in KVM's form.
 
-use accel_api::{AccelError, CpuFeatures, CpuModel, CpuidInputs, CpuidResult, Feature, PLATFORM_FEATURES};
+use accel_api::AccelError;
+use accel_api::x86::{CpuFeatures, CpuModel, CpuidInputs, CpuidResult, Feature, PLATFORM_FEATURES};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 

@@ -1,9 +1,10 @@
 //! MSRs: those that the processor or the kernel's local APIC must know are KVM's, and bound by its filter to exactly the
 //! architecture's behaviour. All others leave the guest and are answered here: those of the CPU model by
-//! [`accel_api::Msrs`], the rest by the machine. So the guest finds the same MSRs as on every other accelerator, and
+//! [`accel_api::x86::Msrs`], the rest by the machine. So the guest finds the same MSRs as on every other accelerator, and
 //! none of KVM's own.
 
-use accel_api::{AccelError, CpuModel};
+use accel_api::AccelError;
+use accel_api::x86::CpuModel;
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
 use crate::sys::host;

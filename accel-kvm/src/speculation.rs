@@ -1,7 +1,7 @@
 //! What is true of the processor's speculation, for guests that run on it: what KVM says, and what a guest would know by the
 //! signature if it had the host's.
 
-use accel_api::{ARCH_CAPABILITIES_RSBA, HostProcessor, Signature, Speculation, Vendor};
+use accel_api::x86::{ARCH_CAPABILITIES_RSBA, HostProcessor, Signature, Speculation, Vendor};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::Kvm;
 

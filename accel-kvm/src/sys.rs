@@ -19,7 +19,7 @@ pub(crate) fn host(what: &'static str) -> impl Fn(errno::Error) -> AccelError {
     move |error| AccelError::Host { what, source: io::Error::from_raw_os_error(error.errno()) }
 }
 
-/// The same for parts of a [`accel_api::CpuState`]: a value that KVM refuses is the state's fault, not the host's.
+/// The same for parts of a [`accel_api::x86::CpuState`]: a value that KVM refuses is the state's fault, not the host's.
 pub(crate) fn loading(what: &'static str) -> impl Fn(errno::Error) -> AccelError {
     move |error| match error.errno() {
         libc::EINVAL => AccelError::InvalidState(format!("KVM does not take its {what}")),

@@ -9,9 +9,10 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError};
 
 use accel_api::host_time::Lease;
+use accel_api::x86::{CpuState, Msrs};
 use accel_api::{
-    AccelError, CpuState, DebugPlan, DebugStop, Exit, IoSize, Kick, Msrs, RamError, UnsupportedDetail, Vcpu,
-    VcpuBus, VcpuId, VcpuStats, VmSpec,
+    AccelError, DebugPlan, DebugStop, Exit, IoSize, Kick, RamError, UnsupportedDetail, Vcpu, VcpuBus, VcpuId,
+    VcpuStats, VmSpec,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};

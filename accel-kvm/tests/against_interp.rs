@@ -6,9 +6,8 @@ mod common;
 
 use std::sync::{Arc, OnceLock};
 
-use accel_api::{
-    AccelError, Accelerator, CpuModel, CpuState, Exit, Feature, GuestRam, Kick, VcpuConfig, VmSpec,
-};
+use accel_api::x86::{CpuModel, CpuState, Feature};
+use accel_api::{AccelError, Accelerator, Exit, GuestRam, Kick, VcpuConfig, VmSpec};
 use common::hardware_kvm;
 use iced_x86::code_asm::*;
 use testkit::fake_bus::FakeBus;

@@ -6,7 +6,8 @@
 
 use std::cell::OnceCell;
 
-use accel_api::{GuestRam, gpr};
+use accel_api::GuestRam;
+use accel_api::x86::gpr;
 use libfuzzer_sys::fuzz_target;
 use machine::Source;
 use machine::boot::{self, BootSpec};

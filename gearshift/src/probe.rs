@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use accel_api::{AccelError, Accelerator, Available, MODEL_NAMES, Measured, Probe, duration_text};
+use accel_api::x86::MODEL_NAMES;
+use accel_api::{AccelError, Accelerator, Available, Measured, Probe, duration_text};
 use machine::{AccelChoice, BackendOptions, Descriptor, JitOptions, Needs, Registry, TscFrequency};
 use serde::Serialize;
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use accel_api::{CpuState, MpState};
+use accel_api::x86::{CpuState, MpState};
 use machine::Machine;
 
 use crate::stdio::say;

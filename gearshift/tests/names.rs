@@ -4,7 +4,8 @@
 
 mod common;
 
-use accel_api::{AccelId, CpuFeatures, Feature, MODEL_NAMES};
+use accel_api::AccelId;
+use accel_api::x86::{CpuFeatures, Feature, MODEL_NAMES};
 use common::accelerators::{Console, each, end};
 use common::compiler::{program_of_names, promises};
 use common::guest::have;

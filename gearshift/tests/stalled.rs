@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use common::pty::Pty;
 use common::{accelerators, file, gearshift, path, pvh_elf};
 use machine::{GuestEnd, Machine, Source};

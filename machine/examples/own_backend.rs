@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use accel_api::x86::*;
 use accel_api::*;
 use machine::{AccelChoice, Descriptor, Machine, Registry};
 

@@ -3,7 +3,8 @@
 //! Files are opened once. A machine starts again from the same files, wherever their names lead by then; what they hold by
 //! then is what is loaded.
 
-use accel_api::{Access, CpuState, GuestRam, RamError};
+use accel_api::x86::CpuState;
+use accel_api::{Access, GuestRam, RamError};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi;

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, CpuModel, GuestRam, Vendor, VmSpec};
+use accel_api::x86::{CpuModel, Vendor};
+use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, GuestRam, VmSpec};
 
 use crate::MAX_VCPUS;
 use crate::boot::{MemoryImage, Source};
@@ -88,7 +89,7 @@ impl MachineBuilder {
         self
     }
 
-    /// Name of the CPU model; see `accel_api::MODEL_NAMES`.
+    /// Name of the CPU model; see `accel_api::x86::MODEL_NAMES`.
     pub fn cpu_model(mut self, name: impl Into<String>) -> Self {
         self.model = name.into();
         self

@@ -349,7 +349,8 @@ fn what_lacks(error: &MachineError) -> String {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use accel_api::{Absent, AbsentKind, Broken, Feature};
+    use accel_api::x86::Feature;
+    use accel_api::{Absent, AbsentKind, Broken};
 
     use super::*;
     use crate::Registry;

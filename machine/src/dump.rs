@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use accel_api::{CpuState, Segment, VcpuId};
+use accel_api::VcpuId;
+use accel_api::x86::{CpuState, Segment};
 
 /// A vCPU's state and why it was written down.
 #[derive(Clone, PartialEq, Debug)]

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
+use accel_api::x86::*;
 use accel_api::*;
 
 use crate::memory_map::MIB;

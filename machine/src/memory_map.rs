@@ -15,7 +15,7 @@
 use std::fs;
 use std::ops::Range;
 
-use accel_api::PHYS_BITS;
+use accel_api::x86::PHYS_BITS;
 
 /// Bytes in a mebibyte.
 pub const MIB: u64 = 1 << 20;

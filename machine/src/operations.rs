@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use accel_api::{AccelId, AccelVm, CpuState, GuestRam};
+use accel_api::x86::CpuState;
+use accel_api::{AccelId, AccelVm, GuestRam};
 
 use crate::boot_source::BootSource;
 use crate::chipset::Chipset;

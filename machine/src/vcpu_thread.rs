@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
 use std::thread::{self, JoinHandle};
 
-use accel_api::{AccelError, AccelVm, CpuState, Exit, Kick, Vcpu, VcpuBus, VcpuConfig, VcpuId, VcpuStats};
+use accel_api::x86::CpuState;
+use accel_api::{AccelError, AccelVm, Exit, Kick, Vcpu, VcpuBus, VcpuConfig, VcpuId, VcpuStats};
 use devices::waiting::Waiter;
 
 use crate::bus::MachineBus;

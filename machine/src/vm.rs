@@ -4,7 +4,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use accel_api::{AccelError, AccelId, AccelVm, CpuState, GuestRam, RamError, VcpuId, VcpuStats};
+use accel_api::x86::CpuState;
+use accel_api::{AccelError, AccelId, AccelVm, GuestRam, RamError, VcpuId, VcpuStats};
 use devices::uart::Uart;
 use state::Units;
 
@@ -43,7 +44,7 @@ pub enum MachineError {
     },
     /// No CPU model of that name.
     #[error(transparent)]
-    Model(#[from] accel_api::UnknownModel),
+    Model(#[from] accel_api::x86::UnknownModel),
     /// Nothing to boot.
     #[error("no kernel given: a machine needs one to boot, or a memory image")]
     NoKernel,

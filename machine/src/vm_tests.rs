@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use accel_api::{Exit, Feature, IoSize, UnsupportedDetail};
+use accel_api::x86::Feature;
+use accel_api::{Exit, IoSize, UnsupportedDetail};
 use devices::Clock;
 use vm_memory::{Bytes, GuestAddress};
 

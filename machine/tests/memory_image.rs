@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-use accel_api::{AccelId, Accelerator, CpuState, MpState, Probe, Quality, Segment, gpr};
+use accel_api::x86::{CpuState, MpState, Segment, gpr};
+use accel_api::{AccelId, Accelerator, Probe, Quality};
 use machine::memory_map::{MIB, MemoryMap};
 use machine::{GuestEnd, Machine, MachineBuilder, MemoryImage, Registry, Source};
 

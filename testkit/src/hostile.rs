@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
+use accel_api::x86::*;
 use accel_api::*;
 use vm_memory::{Bytes, GuestAddress};
 

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use accel_api::x86::*;
 use accel_api::*;
 use iced_x86::code_asm::CodeAssembler;
 use vm_memory::{Bytes, GuestAddress};

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use accel_api::Accelerator;
 use accel_api::host_time::Lease;
-use accel_api::{Accelerator, CpuState, gpr};
+use accel_api::x86::{CpuState, gpr};
 use iced_x86::code_asm::*;
 
 use crate::conformance::run_all;

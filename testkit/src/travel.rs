@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use accel_api::x86::*;
 use accel_api::*;
 
 /// Steps before the first pauses: at each of these the guest moves.

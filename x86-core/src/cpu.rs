@@ -3,8 +3,9 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use accel_api::VcpuBus;
 use accel_api::host_time::Lease;
-use accel_api::{CpuModel, DescriptorTable, InjectedEvent, MpState, Msrs, Segment, VcpuBus, Ymm};
+use accel_api::x86::{CpuModel, DescriptorTable, InjectedEvent, MpState, Msrs, Segment, Ymm};
 
 use crate::alu::{ArithFlags, flag};
 use crate::journal::Journal;
@@ -161,7 +162,7 @@ impl Cpu {
         bus: Arc<dyn VcpuBus>,
         lapic: Lapic,
     ) -> Box<Self> {
-        let state = accel_api::CpuState::reset(id);
+        let state = accel_api::x86::CpuState::reset(id);
         let shared = vm.vcpus[id as usize].clone();
         let mut cpu = Box::new(Self {
             gpr: [0; 16],

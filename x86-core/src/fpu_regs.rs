@@ -3,7 +3,7 @@
 //! FXSAVE and [`FpuState`] hold the registers in stack order, which would make each push and pop move eighty bytes.
 //! Here register `i` stays where it is and TOP moves, as in the silicon; MMX register `i` is register `i`'s mantissa.
 
-use accel_api::FpuState;
+use accel_api::x86::FpuState;
 
 /// Bits of the x87 status word (Intel SDM vol. 1, 8.1.3).
 #[allow(missing_docs)] // the manual's names

@@ -1,6 +1,6 @@
 //! The software CPU that the interpreter and the JIT share.
 //!
-//! 1. [`Cpu`] is the working state of one vCPU, laid out for speed. [`accel_api::CpuState`] is converted to and from
+//! 1. [`Cpu`] is the working state of one vCPU, laid out for speed. [`accel_api::x86::CpuState`] is converted to and from
 //!    it in `state.rs`.
 //! 2. Memory: `memory_map.rs` knows where RAM is, `walk.rs` walks page tables, `tlb.rs` remembers, `mem.rs` loads and
 //!    stores through all three and through the bus where there is no RAM.

@@ -6,7 +6,7 @@ use crate::alu::Word;
 use crate::cpu::seg;
 use crate::mode::Mode;
 use crate::{Cpu, Ea, Exec, Fault};
-use accel_api::{Segment, gpr};
+use accel_api::x86::{Segment, gpr};
 
 /// Byte offset in [`Cpu::gpr`] and width of each register by iced's number for it; width 0 for those that are not
 /// general ones.

@@ -3,7 +3,7 @@
 //! An executor that translates is compared with this, block by block. Only what can be done twice is done: the trial ends
 //! in front of an instruction whose outcome differs by nature, or that reaches outside the CPU and its RAM.
 
-use accel_api::Segment;
+use accel_api::x86::Segment;
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::exec::sse::mxcsr;
@@ -176,7 +176,7 @@ fn can_be_tried(ins: &Instruction) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use accel_api::gpr::{RAX, RBX, RCX, RDI, RSP};
+    use accel_api::x86::gpr::{RAX, RBX, RCX, RDI, RSP};
 
     use super::*;
     use crate::mode::bits::CR0_PG;

@@ -6,7 +6,7 @@
 //!    [`Cpu::check_code`] are the rules that far transfers and event delivery share.
 //! 3. Loads are checked completely before a register changes. The accessed bit is the only thing memory sees.
 
-use accel_api::Segment;
+use accel_api::x86::Segment;
 
 use crate::alu::Word;
 use crate::cpu::seg;

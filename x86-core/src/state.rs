@@ -1,6 +1,6 @@
 //! Between the working state and the neutral one.
 
-use accel_api::{ControlRegs, CpuState, DebugRegs, Events, Segments};
+use accel_api::x86::{ControlRegs, CpuState, DebugRegs, Events, Segments};
 
 use crate::cpu::seg;
 use crate::mode::bits;

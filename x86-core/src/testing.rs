@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, LazyLock};
 
-use accel_api::{
-    Access, CpuFeatures, CpuModel, Feature, GpFault, GuestRam, IoSize, Segment, SlotId, VcpuBus,
-};
+use accel_api::x86::{CpuFeatures, CpuModel, Feature, Segment};
+use accel_api::{Access, GpFault, GuestRam, IoSize, SlotId, VcpuBus};
 
 pub mod blocks;
 pub mod code;

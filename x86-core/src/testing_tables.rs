@@ -1,6 +1,6 @@
 //! Descriptor tables on the bench: a GDT with a segment of every kind, an IDT, a TSS.
 
-use accel_api::{DescriptorTable, Segment, gpr};
+use accel_api::x86::{DescriptorTable, Segment, gpr};
 
 use crate::Cpu;
 use crate::cpu::seg;

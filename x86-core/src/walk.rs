@@ -1,6 +1,7 @@
 //! Page walk: 4-level, PAE and 32-bit paging (Intel SDM vol. 3, chapter 4).
 
-use accel_api::{Feature, PAGE_SIZE, PHYS_BITS};
+use accel_api::PAGE_SIZE;
+use accel_api::x86::{Feature, PHYS_BITS};
 
 use crate::mode::bits::*;
 use crate::{Cpu, Exec, Fault, vector};

@@ -82,7 +82,7 @@ fn registers(difference: &Difference) -> String {
 }
 
 /// 16 bytes of a vector register from byte `from` on.
-fn wide(value: &accel_api::Ymm, from: usize) -> u128 {
+fn wide(value: &accel_api::x86::Ymm, from: usize) -> u128 {
     u128::from(value[from / 8]) | u128::from(value[from / 8 + 1]) << 64
 }
 

@@ -160,7 +160,7 @@ impl Dispatcher {
     #[cold]
     fn bad_target(&mut self, cpu: &mut Cpu, number: u32, site: &Site, moved: i32) -> *const u8 {
         cpu.rip = address(self.store.blocks.get(number), site, cpu);
-        let rsp = &mut cpu.gpr[accel_api::gpr::RSP];
+        let rsp = &mut cpu.gpr[accel_api::x86::gpr::RSP];
         *rsp = rsp.wrapping_add_signed(i64::from(moved));
         self.count(-1 - i64::from(site.rest));
         self.raise(Fault::GP0)

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use accel_api::{Feature, PAGE_SIZE, PageFlag};
+use accel_api::x86::Feature;
+use accel_api::{PAGE_SIZE, PageFlag};
 use x86_core::{CodePage, Cpu, Exec, MAX_INSTRUCTION, exec, host_read};
 
 use super::Dispatcher;

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use accel_api::host_time::Lease;
-use accel_api::{Segment, Ymm};
+use accel_api::x86::{Segment, Ymm};
 use x86_core::{Cpu, DataTable, TlbMode};
 
 use super::{CLASSES, JitContext, JumpTable, VcpuMemory};

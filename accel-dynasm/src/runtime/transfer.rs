@@ -13,7 +13,7 @@ mod iret;
 
 use std::mem::offset_of;
 
-use accel_api::Segment;
+use accel_api::x86::Segment;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use x86_core::alu::flag;
 use x86_core::bits::{CR4_SMAP, EFER_SCE};

@@ -9,7 +9,7 @@ mod print;
 
 use std::path::{Path, PathBuf};
 
-use accel_api::CpuModel;
+use accel_api::x86::CpuModel;
 use iced_x86::Decoder;
 use x86_core::{DECODER_OPTIONS, TlbMode};
 
@@ -129,7 +129,7 @@ impl Piece {
         let settings = &self.settings;
         let mode = BlockMode::for_test(settings.tlb, settings.vectors);
         let features = CpuModel::named(&settings.model, 1, 1_000_000_000).expect("a model").features;
-        let classifier = Classifier { features, bmi1: features.has(accel_api::Feature::Bmi1), mode };
+        let classifier = Classifier { features, bmi1: features.has(accel_api::x86::Feature::Bmi1), mode };
         let offset = settings.address as usize % PAGE;
         let mut bytes = vec![0xcc; PAGE];
         let guest = code.concat();

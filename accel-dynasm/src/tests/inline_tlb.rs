@@ -1,6 +1,6 @@
 //! Accesses of loops, which keep their translations.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::code_asm::*;
 use testkit::snippet::{Asm, assemble};
 use x86_core::soft::Executor as _;

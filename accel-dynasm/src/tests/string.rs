@@ -1,6 +1,6 @@
 //! String instructions in translated code.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use x86_core::Cpu;
 use x86_core::alu::flag;
 use x86_core::soft::Executor;

@@ -1,6 +1,6 @@
 //! Changes of privilege in translated code.
 
-use accel_api::{DescriptorTable, Segment, gpr};
+use accel_api::x86::{DescriptorTable, Segment, gpr};
 use x86_core::alu::flag;
 use x86_core::bits::{CR4_SMAP, EFER_SCE};
 use x86_core::rights::{CODE64, DATA, DPL3};

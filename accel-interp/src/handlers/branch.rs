@@ -3,7 +3,7 @@
 //! A direct branch within its page is linked to its target once that is decoded. One to another page, and every
 //! indirect one, asks the jump cache, since what lies at an address there can change under it.
 
-use accel_api::gpr::RSP;
+use accel_api::x86::gpr::RSP;
 use x86_core::Cpu;
 use x86_core::alu::Word;
 

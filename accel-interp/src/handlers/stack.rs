@@ -1,6 +1,6 @@
 //! PUSH, POP and LEAVE of 64 bits.
 
-use accel_api::gpr::{RBP, RSP};
+use accel_api::x86::gpr::{RBP, RSP};
 
 use super::{handler, hit, miss};
 

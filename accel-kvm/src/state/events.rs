@@ -1,6 +1,7 @@
 //! What is about to happen to the CPU.
 
-use accel_api::{AccelError, EventKind, Events, InjectedEvent, LapicState};
+use accel_api::AccelError;
+use accel_api::x86::{EventKind, Events, InjectedEvent, LapicState};
 use kvm_bindings::*;
 
 use crate::interrupts::local_message;

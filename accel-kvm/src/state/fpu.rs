@@ -1,7 +1,8 @@
 //! x87, SSE and AVX state, through an XSAVE area in standard format (Intel SDM vol. 1, 13.4).
 #![allow(unsafe_code)] // KVM_SET_XSAVE takes an area whose size only its caller knows
 
-use accel_api::{AccelError, FpuState};
+use accel_api::AccelError;
+use accel_api::x86::FpuState;
 use kvm_bindings::kvm_xsave;
 use kvm_ioctls::VcpuFd;
 

@@ -1,6 +1,7 @@
 //! The local APIC: KVM's register page, and the timer, which is more than its registers.
 
-use accel_api::{AccelError, LapicState};
+use accel_api::AccelError;
+use accel_api::x86::LapicState;
 use kvm_bindings::kvm_lapic_state;
 
 use super::{get_msr, set_msrs};

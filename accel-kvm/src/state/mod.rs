@@ -12,7 +12,8 @@ mod fpu;
 pub(crate) mod lapic;
 mod registers;
 
-use accel_api::{AccelError, CpuState, DebugRegs, MpState, Msrs};
+use accel_api::AccelError;
+use accel_api::x86::{CpuState, DebugRegs, MpState, Msrs};
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
 

@@ -1,6 +1,6 @@
 //! General, segment and control registers.
 
-use accel_api::{ControlRegs, DescriptorTable, LapicState, Segment, Segments};
+use accel_api::x86::{ControlRegs, DescriptorTable, LapicState, Segment, Segments};
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
 /// IA32_EFER: long mode is active.

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use accel_api::x86::CpuModel;
 use accel_api::{
-    AccelVm, Access, CpuModel, Exit, GpFault, GuestRam, IoSize, Kick, SlotId, Vcpu, VcpuBus, VcpuConfig,
-    VmSpec,
+    AccelVm, Access, Exit, GpFault, GuestRam, IoSize, Kick, SlotId, Vcpu, VcpuBus, VcpuConfig, VmSpec,
 };
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId};

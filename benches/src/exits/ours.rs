@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use accel_api::x86::{CpuModel, CpuState};
 use accel_api::{
-    AccelVm, Access, CpuModel, CpuState, Exit, GpFault, GuestRam, IoSize, Kick, MsiMessage, SlotId, Vcpu,
-    VcpuBus, VcpuConfig, VmSpec,
+    AccelVm, Access, Exit, GpFault, GuestRam, IoSize, Kick, MsiMessage, SlotId, Vcpu, VcpuBus, VcpuConfig,
+    VmSpec,
 };
 use clap::Args;
 use machine::boot::{BootSpec, load};

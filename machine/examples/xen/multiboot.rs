@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use accel_api::{Segment, gpr};
+use accel_api::x86::{Segment, gpr};
 use elf::ElfBytes;
 use elf::abi::PT_LOAD;
 use elf::endian::LittleEndian;

@@ -1,6 +1,6 @@
 //! vCPU states as firmware leaves them.
 
-use accel_api::{ControlRegs, CpuState, DescriptorTable, MpState, Mtrrs, PHYS_BITS, Segment};
+use accel_api::x86::{ControlRegs, CpuState, DescriptorTable, MpState, Mtrrs, PHYS_BITS, Segment};
 
 use crate::memory_map::{DEVICE_HOLE, GIB};
 

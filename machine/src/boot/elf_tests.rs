@@ -1,6 +1,6 @@
 //! ELF kernels of both classes: notes, protocols, and where segments may lie.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 use super::tests::{LOW, Loaded, boot, elf};
 use super::*;

@@ -6,7 +6,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime};
 
-use accel_api::{GuestRam, PageFlag, gpr};
+use accel_api::x86::gpr;
+use accel_api::{GuestRam, PageFlag};
 use rustix::fs::{CWD, FileType, MemfdFlags, Mode, memfd_create, mknodat};
 use vm_memory::{Bytes, GuestAddress};
 

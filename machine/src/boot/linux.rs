@@ -9,7 +9,8 @@
 
 use std::borrow::Cow;
 
-use accel_api::{CpuState, GuestRam, gpr};
+use accel_api::GuestRam;
+use accel_api::x86::{CpuState, gpr};
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::ByteValued;
 

@@ -1,6 +1,7 @@
 //! Memory contents that an embedder brings along, in the place of a kernel.
 
-use accel_api::{CpuState, GuestRam, PAGE_SIZE};
+use accel_api::x86::CpuState;
+use accel_api::{GuestRam, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::image::Image;

@@ -28,7 +28,8 @@ mod pvh;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use accel_api::{CpuState, GuestRam};
+use accel_api::GuestRam;
+use accel_api::x86::CpuState;
 
 pub use cpu::firmware_state;
 pub use error::{BootError, Role};

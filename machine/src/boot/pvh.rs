@@ -1,6 +1,7 @@
 //! The PVH protocol (Xen, docs/misc/pvh.pandoc): 32-bit protected mode without paging, EBX pointing to the start info.
 
-use accel_api::{CpuState, GuestRam, gpr};
+use accel_api::GuestRam;
+use accel_api::x86::{CpuState, gpr};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::ByteValued;
 

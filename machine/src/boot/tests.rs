@@ -1,6 +1,7 @@
 //! Loading good, bad and mutated kernels into small memories.
 
-use accel_api::{CpuState, GuestRam, gpr};
+use accel_api::GuestRam;
+use accel_api::x86::{CpuState, gpr};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -121,7 +122,7 @@ fn bzimage_gets_a_zero_page_and_long_mode() {
     assert_eq!(state.gpr[gpr::RSI], LOW.zero_page());
     assert_eq!(state.rflags & 1 << 9, 0, "interrupts off");
     assert_eq!((state.segments.cs.selector, state.segments.ds.selector), (0x10, 0x18));
-    assert_ne!(state.segments.cs.attributes & accel_api::Segment::LONG, 0);
+    assert_ne!(state.segments.cs.attributes & accel_api::x86::Segment::LONG, 0);
     assert_eq!(state.msrs.efer, 0x500);
     assert_eq!((state.control.cr0 & 0x8000_0001, state.control.cr4), (0x8000_0001, 1 << 5));
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, CpuState, DebugPlan, DebugStop, Exit, gpr};
+use accel_api::x86::{CpuState, gpr};
+use accel_api::{Accelerator, DebugPlan, DebugStop, Exit};
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, Runner, cell, map};

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, CpuState, EventKind, Exit, InjectedEvent, MpState, Segment, gpr};
+use accel_api::x86::{CpuState, EventKind, InjectedEvent, MpState, Segment, gpr};
+use accel_api::{Accelerator, Exit};
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, Trap, cell, map, pte, sel};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use accel_api::{Accelerator, Exit, MpState, gpr};
+use accel_api::x86::{MpState, gpr};
+use accel_api::{Accelerator, Exit};
 use iced_x86::code_asm::*;
 
 use super::interrupts::fixed;

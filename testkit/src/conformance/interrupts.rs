@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, CpuState, MsiMessage, gpr};
+use accel_api::x86::{CpuState, gpr};
+use accel_api::{Accelerator, MsiMessage};
 use iced_x86::code_asm::*;
 
 use crate::fake_bus::Event;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, IoSize, gpr};
+use accel_api::x86::gpr;
+use accel_api::{Accelerator, IoSize};
 use iced_x86::code_asm::*;
 
 use crate::fake_bus::{Event, pattern};
@@ -151,8 +152,8 @@ pub fn port_permissions(accel: &Arc<dyn Accelerator>) {
     let mut state = rig.long_mode(0);
     state.rip = map::USER_CODE;
     state.gpr[gpr::RSP] = map::USER_STACK;
-    state.segments.cs = accel_api::Segment::flat(crate::rig::sel::USER_CODE64, 0xa0fb);
-    state.segments.ss = accel_api::Segment::flat(crate::rig::sel::USER_DATA, 0xc0f3);
+    state.segments.cs = accel_api::x86::Segment::flat(crate::rig::sel::USER_CODE64, 0xa0fb);
+    state.segments.ss = accel_api::x86::Segment::flat(crate::rig::sel::USER_DATA, 0xc0f3);
     state.segments.tr.limit = 0x68 + 32;
     rig.write(crate::rig::cell::RESUME, map::USER_CODE + 7);
     let end = rig.run(&state);

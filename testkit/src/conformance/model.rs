@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, CpuidInputs, CpuidResult, Feature, gpr};
+use accel_api::Accelerator;
+use accel_api::x86::{CpuidInputs, CpuidResult, Feature, gpr};
 use iced_x86::code_asm::*;
 
 use crate::fake_bus::Event;

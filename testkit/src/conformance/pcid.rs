@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, Feature, gpr};
+use accel_api::Accelerator;
+use accel_api::x86::{Feature, gpr};
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, map, pte, sel};
@@ -101,7 +102,7 @@ fn look_in(a: &mut CodeAssembler, spaces: &[u64]) -> Asm {
 }
 
 /// A VM of two address spaces, and the state it begins with: under PCID 1. `None`, with a line, where there are no PCIDs.
-fn spaces(accel: &Arc<dyn Accelerator>, what: &str) -> Option<(Rig, accel_api::CpuState)> {
+fn spaces(accel: &Arc<dyn Accelerator>, what: &str) -> Option<(Rig, accel_api::x86::CpuState)> {
     let features = [Feature::Pcid, Feature::Invpcid];
     if !features.iter().all(|f| accel.caps().features.has(*f)) {
         skip(what, "the processor has no PCIDs");
@@ -155,7 +156,7 @@ fn spaces(accel: &Arc<dyn Accelerator>, what: &str) -> Option<(Rig, accel_api::C
 /// Runs one case after the other in one guest; what was seen in each.
 fn run<const LOOKS: usize>(
     rig: &Rig,
-    state: &accel_api::CpuState,
+    state: &accel_api::x86::CpuState,
     cases: usize,
     mut case: impl FnMut(&mut CodeAssembler, usize) -> Asm,
 ) -> Vec<[(u32, u32); LOOKS]> {

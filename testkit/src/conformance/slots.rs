@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use accel_api::{AccelError, Accelerator, Access, Exit, PAGE_SIZE, SlotId, gpr};
+use accel_api::x86::gpr;
+use accel_api::{AccelError, Accelerator, Access, Exit, PAGE_SIZE, SlotId};
 use iced_x86::code_asm::*;
 
 use crate::fake_bus::{Event, pattern};

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, gpr};
+use accel_api::Accelerator;
+use accel_api::x86::gpr;
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, cell, map};

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
-use accel_api::{Accelerator, Access, CpuState, Exit, MsiMessage, SlotId};
+use accel_api::x86::CpuState;
+use accel_api::{Accelerator, Access, Exit, MsiMessage, SlotId};
 use iced_x86::code_asm::*;
 
 use super::interrupts::fixed;

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use accel_api::{Accelerator, CpuState, Events, Exit, MpState, Segment, gpr};
+use accel_api::x86::{CpuState, Events, MpState, Segment, gpr};
+use accel_api::{Accelerator, Exit};
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, cell, map, sel};

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use accel_api::Accelerator;
 use accel_api::host_time;
-use accel_api::{Accelerator, CpuState, gpr};
+use accel_api::x86::{CpuState, gpr};
 use iced_x86::code_asm::*;
 
 use crate::rig::{Rig, cell, map};

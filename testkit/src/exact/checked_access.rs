@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::rig::{Rig, map, pte, sel};
 use crate::snippet::faulting;
-use accel_api::{Accelerator, Segment, gpr};
+use accel_api::Accelerator;
+use accel_api::x86::{Segment, gpr};
 use iced_x86::code_asm::*;
 
 /// Leads #DB to a handler that counts at [`map::DATA`] and goes on, RF set.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::rig::{Rig, map, sel};
 use crate::snippet::exit;
-use accel_api::{Accelerator, DescriptorTable, Segment, gpr};
+use accel_api::Accelerator;
+use accel_api::x86::{DescriptorTable, Segment, gpr};
 use iced_x86::code_asm::*;
 
 const GDT: u64 = map::DATA;

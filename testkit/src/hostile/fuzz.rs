@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use accel_api::x86::*;
 use accel_api::*;
 use vm_memory::{Bytes, GuestAddress};
 

@@ -4,6 +4,7 @@
 //! page tables (entries to any page of RAM, to themselves, to devices), descriptors and gates, data. CR3, GDTR, IDTR, TR
 //! and the general registers point anywhere, most often to pages of the right kind.
 
+use accel_api::x86::*;
 use accel_api::*;
 use iced_x86::{Decoder, DecoderOptions};
 use vm_memory::{Bytes, GuestAddress};

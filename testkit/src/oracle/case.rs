@@ -1,6 +1,6 @@
 //! One test case, and what came of it.
 
-use accel_api::{FpuState, Segment};
+use accel_api::x86::{FpuState, Segment};
 use iced_x86::{Decoder, Instruction};
 
 use super::segments::{self, CODE64, DATA};

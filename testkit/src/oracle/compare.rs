@@ -231,7 +231,7 @@ pub fn inputs(case: &Case) -> Vec<String> {
     if state.rflags & FLAGS != 0 {
         lines.push(format!("rflags = {}", flags(state.rflags & FLAGS)));
     }
-    let initial = accel_api::FpuState::reset();
+    let initial = accel_api::x86::FpuState::reset();
     for (name, value, usual) in [
         ("fcw", u32::from(state.fpu.fcw), u32::from(initial.fcw)),
         ("fsw", state.fpu.fsw.into(), 0),

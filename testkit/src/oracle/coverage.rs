@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use accel_api::{CpuFeatures, Feature};
+use accel_api::x86::{CpuFeatures, Feature};
 use iced_x86::Code;
 
 use super::case::CodeSize;

@@ -1,6 +1,6 @@
 //! Inputs for an encoded instruction: registers and memory such that its operands lie where they are wanted.
 
-use accel_api::Segment;
+use accel_api::x86::Segment;
 use iced_x86::{
     Code, FlowControl, Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpKind, Register,
 };

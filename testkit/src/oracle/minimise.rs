@@ -1,6 +1,6 @@
 //! Takes away what does not matter for a difference.
 
-use accel_api::FpuState;
+use accel_api::x86::FpuState;
 use iced_x86::Instruction;
 
 use super::case::{Case, State, seg};

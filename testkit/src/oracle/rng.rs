@@ -1,6 +1,6 @@
 //! Reproducible random numbers, and operand values that are likely to hurt.
 
-use accel_api::FpuState;
+use accel_api::x86::FpuState;
 
 /// SplitMix64: small, fast, and every seed is a good one.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 //! contents, so that loading a selector, LAR, LSL, VERR, VERW and far transfers can be compared as well as accesses
 //! through segments with limits.
 
-use accel_api::Segment;
+use accel_api::x86::Segment;
 
 use super::case::{CODE, CODE_SIZE, WINDOW, WINDOW_SIZE};
 

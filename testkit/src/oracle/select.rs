@@ -1,6 +1,6 @@
 //! Which instructions are tried.
 
-use accel_api::{CpuFeatures, Feature};
+use accel_api::x86::{CpuFeatures, Feature};
 use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, MemorySize, Mnemonic, OpCodeOperandKind};
 
 use super::case::CodeSize;
@@ -44,7 +44,7 @@ const BEYOND: &[Feature] = &[
 
 /// Features of the software CPU under test: those of `x86-64-v2` and [`BEYOND`] that the host has.
 pub fn features() -> CpuFeatures {
-    let model = accel_api::CpuModel::named("x86-64-v2", 1, 1_000_000);
+    let model = accel_api::x86::CpuModel::named("x86-64-v2", 1, 1_000_000);
     let wanted = model.map_or(CpuFeatures::EMPTY, |model| model.features).with(BEYOND);
     wanted.intersection(&CpuFeatures::of_host())
 }

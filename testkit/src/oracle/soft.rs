@@ -4,10 +4,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use accel_api::{
-    Access, CpuFeatures, CpuModel, CpuState, DescriptorTable, Feature, GpFault, GuestRam, IoSize, Segment,
-    SlotId, VcpuBus,
-};
+use accel_api::x86::{CpuFeatures, CpuModel, CpuState, DescriptorTable, Feature, Segment};
+use accel_api::{Access, GpFault, GuestRam, IoSize, SlotId, VcpuBus};
 use x86_core::lapic::{ApicBus, ApicHost, Lapic, LapicConfig};
 use x86_core::shared::VmShared;
 use x86_core::soft::{CpuHome, Executor};

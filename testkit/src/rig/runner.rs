@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use accel_api::{CpuState, Exit, Kick, Vcpu};
+use accel_api::x86::CpuState;
+use accel_api::{Exit, Kick, Vcpu};
 
 use super::PATIENCE;
 use crate::fake_bus::{Ending, FakeBus};

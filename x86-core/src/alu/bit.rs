@@ -6,7 +6,7 @@
 
 use std::arch::asm;
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 
 use super::ArithFlags;
 use super::wide::NoByte;

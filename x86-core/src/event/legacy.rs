@@ -1,7 +1,7 @@
 //! Event delivery in protected mode outside long mode (Intel SDM vol. 3, 6.12), from virtual-8086 mode (21.3) and in
 //! real-address mode (21.1.4).
 
-use accel_api::{Segment, gpr};
+use accel_api::x86::{Segment, gpr};
 
 use super::Delivery;
 use crate::alu::flag;

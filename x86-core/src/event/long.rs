@@ -1,6 +1,6 @@
 //! Event delivery in 64-bit and compatibility mode (Intel SDM vol. 3, 6.14).
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 use super::Delivery;
 use crate::cpu::seg;

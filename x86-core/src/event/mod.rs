@@ -17,7 +17,7 @@ mod tests;
 
 pub(crate) use legacy::NewStack;
 
-use accel_api::{EventKind, InjectedEvent, MpState};
+use accel_api::x86::{EventKind, InjectedEvent, MpState};
 
 use crate::alu::flag;
 use crate::mode::Mode;

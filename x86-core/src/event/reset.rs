@@ -1,6 +1,6 @@
 //! INIT and start-up messages (Intel SDM vol. 3, 9.4.3 and table 10-1).
 
-use accel_api::{CpuState, MpState, Segment};
+use accel_api::x86::{CpuState, MpState, Segment};
 
 use crate::Cpu;
 use crate::alu::ArithFlags;

@@ -1,6 +1,6 @@
 //! Against the Intel SDM vol. 3, chapter 6, and 18 where it is about debugging; each test names its section.
 
-use accel_api::{EventKind, InjectedEvent, MpState, Segment, gpr};
+use accel_api::x86::{EventKind, InjectedEvent, MpState, Segment, gpr};
 
 use super::*;
 use crate::cpu::seg;
@@ -288,7 +288,7 @@ fn from_virtual_8086_mode() {
 #[test]
 fn real_mode() {
     let mut c = cpu(Mode::Real);
-    c.idtr = accel_api::DescriptorTable { base: 0x100, limit: 0x3ff };
+    c.idtr = accel_api::x86::DescriptorTable { base: 0x100, limit: 0x3ff };
     poke(&mut c, 0x100 + 13 * 4, &[0x34, 0x12, 0x00, 0x20]);
     c.segs[seg::SS] = Segment::real(0x800);
     c.gpr[gpr::RSP] = 0xaaaa_0002; // only SP counts, and it wraps

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 use iced_x86::{Code, CpuidFeature as F, EncodingKind};
 
 use super::is_defined;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use accel_api::Events;
+use accel_api::x86::Events;
 
 use super::bus::ApicBus;
 use super::inbox::{Addressing, LapicInbox};

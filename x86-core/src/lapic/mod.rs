@@ -39,7 +39,7 @@ mod tests;
 mod timer;
 mod vectors;
 
-pub use accel_api::LapicState;
+pub use accel_api::x86::LapicState;
 pub use bus::{ApicBus, VcpuKick};
 pub use inbox::LapicInbox;
 pub use local::{ApicHost, GpFault, Lapic, LapicConfig};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use accel_api::LapicState;
+use accel_api::x86::LapicState;
 
 use super::local::Lapic;
 use super::timer::{Now, Timer};
@@ -32,7 +32,7 @@ impl std::error::Error for LapicStateError {}
 
 impl Lapic {
     /// The state, normalised. Takes over the inbox and lets a due timer interrupt first, so that nothing is lost;
-    /// the local APIC goes on unchanged. NMIs that wait are the CPU's ([`accel_api::Events`]).
+    /// the local APIC goes on unchanged. NMIs that wait are the CPU's ([`accel_api::x86::Events`]).
     pub fn save(&mut self, now: Now) -> LapicState {
         self.expire(now);
         self.pull();

@@ -4,7 +4,7 @@
 //! when it is read. The input clock is 1 GHz, so that a tick before the divider is a nanosecond of VM time, as in
 //! KVM's local APIC. TSC-deadline mode compares with the guest's TSC instead and knows no nanoseconds.
 
-use accel_api::{MIN_PERIOD_NS, current_count, divide_shift};
+use accel_api::x86::{MIN_PERIOD_NS, current_count, divide_shift};
 
 /// The time at which something happens to a local APIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,9 +14,8 @@ pub use home::CpuHome;
 pub use vcpu::SoftVcpu;
 pub use vm::SoftVm;
 
-use accel_api::{
-    AccelCaps, AccelError, CpuFeatures, Feature, PLATFORM_FEATURES, SPECULATION_FEATURES, Speculation,
-};
+use accel_api::x86::{CpuFeatures, Feature, PLATFORM_FEATURES, SPECULATION_FEATURES, Speculation};
+use accel_api::{AccelCaps, AccelError};
 
 use crate::{Cpu, Exec, StaleCode};
 

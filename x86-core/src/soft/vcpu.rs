@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use accel_api::x86::{CpuState, EventKind, InjectedEvent, MpState};
 use accel_api::{
-    AccelError, CpuState, DebugPlan, DebugStop, EventKind, Exit, GuestRam, InjectedEvent, Kick, MpState,
-    RamError, Vcpu, VcpuStats, stop_on_loss,
+    AccelError, DebugPlan, DebugStop, Exit, GuestRam, Kick, RamError, Vcpu, VcpuStats, stop_on_loss,
 };
 
 use super::alarm::Alarm;

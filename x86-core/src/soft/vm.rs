@@ -92,9 +92,9 @@ impl<E: Executor> AccelVm for SoftVm<E> {
         let free = self.bound.get(cfg.id as usize).is_some_and(|b| !b.swap(true, Ordering::AcqRel));
         let config = LapicConfig {
             bsp: cfg.id == 0,
-            x2apic: self.spec.model.features.has(accel_api::Feature::X2apic),
+            x2apic: self.spec.model.features.has(accel_api::x86::Feature::X2apic),
             eoi_suppression: false,
-            phys_addr_bits: accel_api::PHYS_BITS as u8,
+            phys_addr_bits: accel_api::x86::PHYS_BITS as u8,
         };
         let host = Arc::new(EoiToBus { bus: bus.clone(), vm: self.shared.clone(), id: cfg.id as usize });
         let lapic = Lapic::new(self.apic.clone(), cfg.id as usize, config, host);

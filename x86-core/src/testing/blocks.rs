@@ -1,6 +1,6 @@
 //! Random code as an executor runs it, against the same code one instruction at a time.
 
-use accel_api::{Segment, gpr};
+use accel_api::x86::{Segment, gpr};
 use iced_x86::Decoder;
 
 use super::code::{Compiler, Random, is_small};

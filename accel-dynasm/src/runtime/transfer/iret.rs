@@ -5,7 +5,7 @@
 
 use std::mem::offset_of;
 
-use accel_api::{DescriptorTable, Segment};
+use accel_api::x86::{DescriptorTable, Segment};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use x86_core::alu::flag;
 use x86_core::rights::{CODE64, DATA, DPL3};

@@ -1,6 +1,6 @@
 //! Which instructions the host executes in the guest's place.
 
-use accel_api::{CpuFeatures, Feature};
+use accel_api::x86::{CpuFeatures, Feature};
 use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::string::Strings;

@@ -100,7 +100,7 @@ mod tests {
     use crate::translate::plan::classify::Classifier;
 
     fn classifier() -> Classifier {
-        Classifier { features: accel_api::CpuFeatures::of_host(), bmi1: true, mode: BlockMode::plain() }
+        Classifier { features: accel_api::x86::CpuFeatures::of_host(), bmi1: true, mode: BlockMode::plain() }
     }
 
     fn effect(bytes: &[u8]) -> Effect {

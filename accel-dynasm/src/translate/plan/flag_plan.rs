@@ -215,7 +215,7 @@ fn replay_of(
 
 #[cfg(test)]
 mod tests {
-    use accel_api::gpr::{RAX, RBX, RCX};
+    use accel_api::x86::gpr::{RAX, RBX, RCX};
     use x86_core::alu::{ArithFlags, Word, flag};
     use x86_core::testing;
     use x86_core::{Cpu, DECODER_OPTIONS};
@@ -234,8 +234,11 @@ mod tests {
         testing::run(&mut cpu, code).expect("no fault");
         let ins = iced_x86::Decoder::with_ip(64, code, 0, DECODER_OPTIONS).decode();
         let mut plan = Plan::default();
-        let classifier =
-            Classifier { features: accel_api::CpuFeatures::of_host(), bmi1: true, mode: BlockMode::plain() };
+        let classifier = Classifier {
+            features: accel_api::x86::CpuFeatures::of_host(),
+            bmi1: true,
+            mode: BlockMode::plain(),
+        };
         plan.add(ins, code, 0, &classifier, &mut iced_x86::InstructionInfoFactory::new());
         let replay = replay(&plan.steps[0], &plan.values[0], &plan.values[1])?;
         let mut context = crate::jit_context::JitContext { flags: flags.0.into(), ..Default::default() };

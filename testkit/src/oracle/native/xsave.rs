@@ -1,6 +1,6 @@
 //! The standard format of XSAVE (Intel SDM vol. 1, 13.4) for x87, SSE and AVX.
 
-use accel_api::FpuState;
+use accel_api::x86::FpuState;
 
 /// Legacy area, header and AVX.
 pub(super) const XSAVE_SIZE: usize = 512 + 64 + 256;

@@ -1,7 +1,7 @@
 //! Memory operands of VEX instructions: 1 to 32 bytes into a zero-extended 256-bit value, and back.
 #![allow(unsafe_code)] // a copy by the host's AVX
 
-use accel_api::Ymm;
+use accel_api::x86::Ymm;
 use iced_x86::Instruction;
 
 use super::raw::vector_asm;

@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use accel_api::{Feature, Ymm};
+use accel_api::x86::{Feature, Ymm};
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind, OpKind};
 
 use super::{Float, access, crypto, fma, imm, moves, packed_float, packed_int, ready};

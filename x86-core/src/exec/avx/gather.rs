@@ -5,7 +5,7 @@
 //! on where it stopped. Of the mask nothing else has changed then: as on AMD's processors, while Intel's manual has it
 //! made of whole elements first, which tells the restarted instruction the same.
 
-use accel_api::{Feature, Ymm};
+use accel_api::x86::{Feature, Ymm};
 use iced_x86::{Code, Instruction, Register};
 
 use super::ready;

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     _mm_castsi128_pd, _mm_castsi128_ps, _mm_loadu_si128, _mm_movemask_epi8, _mm_movemask_pd, _mm_movemask_ps,
 };
 
-use accel_api::Ymm;
+use accel_api::x86::Ymm;
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::raw::vector_asm;

@@ -1,7 +1,7 @@
 //! VMASKMOVPS, VMASKMOVPD, VPMASKMOVD and VPMASKMOVQ: elements whose mask has its top bit set are moved, and memory of
 //! the others is not touched, whether it is there or not (Intel SDM vol. 2C, VMASKMOV).
 
-use accel_api::{Feature, Ymm};
+use accel_api::x86::{Feature, Ymm};
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::gather::{lane, set_lane};

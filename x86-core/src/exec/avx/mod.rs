@@ -26,7 +26,7 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 use iced_x86::Code;
 
 use super::Table;

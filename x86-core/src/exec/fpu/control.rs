@@ -6,7 +6,7 @@ use super::stack::{available, begin, enter, leave, no_pending, sti};
 use crate::exec::Table;
 use crate::mode::bits;
 use crate::{Cpu, Exec, F80, Fault, FpuRegs, fsw};
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 pub(super) fn register(t: &mut Table) {
     t.set(&[Code::Fninit], |c, _| control::<false>(c, |r| r.initialise()));

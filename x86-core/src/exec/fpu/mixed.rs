@@ -10,7 +10,7 @@ use super::stack::no_pending;
 use crate::exec::Table;
 use crate::mode::bits;
 use crate::{Cpu, Exec, Fault, fsw};
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 pub(super) fn register(t: &mut Table) {
     t.set(&[Code::Movq_mm_mmm64], |c, i| {

@@ -11,7 +11,7 @@ use crate::exec::Table;
 use crate::exec::mxcsr;
 use crate::mode::bits;
 use crate::{Cpu, Ea, Exec, F80, Fault, FpuRegs};
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 
 const X87: u64 = 1;
 const SSE: u64 = 2;

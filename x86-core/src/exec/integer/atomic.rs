@@ -3,7 +3,7 @@
 
 use std::arch::asm;
 
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{Table, codes, require, sized, words};

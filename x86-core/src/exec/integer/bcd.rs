@@ -3,7 +3,7 @@
 //! 64-bit hosts cannot execute them, so they follow the manual's pseudocode; flags it calls undefined are left alone or,
 //! for AAD and AAM, as the logical operation on AL leaves them.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::Instruction;
 
 use super::{Table, codes};

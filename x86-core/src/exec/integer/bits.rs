@@ -1,7 +1,7 @@
 //! BT, BTS, BTR, BTC, BSF, BSR, TZCNT, LZCNT, POPCNT, CRC32.
 #![allow(unsafe_code)] // host instructions that not every host has; each is asked for first
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 use iced_x86::{Instruction, OpKind};
 
 use super::{Table, codes, require};

@@ -1,7 +1,7 @@
 //! BMI1 and BMI2 (VEX-encoded) and ADX: #UD unless the guest's processor has them.
 #![allow(unsafe_code)] // host instructions that not every host has; each is asked for first
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 use iced_x86::Instruction;
 
 use super::{Table, codes, require};
@@ -92,7 +92,7 @@ fn blsr<W: BmiWord>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
 fn mulx<W: BmiWord>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     allowed(cpu, Feature::Bmi2)?;
     let b: W = cpu.read_op(ins, 2)?;
-    let a: W = cpu.reg(accel_api::gpr::RDX);
+    let a: W = cpu.reg(accel_api::x86::gpr::RDX);
     let (low, high) = Wide::mul(a, b, &mut ArithFlags::default());
     cpu.write_op(ins, 1, low)?;
     cpu.write_op(ins, 0, high)

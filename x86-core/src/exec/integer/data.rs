@@ -1,6 +1,6 @@
 //! MOV, MOVZX, MOVSX, MOVSXD, MOVBE, MOVNTI, LEA, XCHG, BSWAP, CMOVcc, SETcc, XLAT, CBW to CQO.
 
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use super::{Table, codes, require, sized, words};

@@ -1,7 +1,7 @@
 //! BOUND, RDRAND, RDSEED, RDPID.
 #![allow(unsafe_code)] // getrandom(2) into a buffer
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 use iced_x86::Instruction;
 
 use super::{Table, codes, require};

@@ -17,7 +17,7 @@ mod string;
 #[cfg(test)]
 mod tests;
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 use iced_x86::{Code, EncodingKind, Mnemonic, OpCodeOperandKind};
 
 use super::{ExecFn, Table};

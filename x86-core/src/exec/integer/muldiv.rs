@@ -1,6 +1,6 @@
 //! MUL, IMUL, DIV, IDIV.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::{Instruction, Mnemonic};
 
 use super::{Table, codes, sized, words};

@@ -1,6 +1,6 @@
 //! PUSH, POP, PUSHA, POPA. POP into a segment register is with the segments.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::{Instruction, OpKind};
 
 use super::{Table, codes};

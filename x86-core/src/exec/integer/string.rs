@@ -10,7 +10,7 @@
 
 use std::arch::asm;
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::{Instruction, OpKind};
 
 use super::{Table, codes};

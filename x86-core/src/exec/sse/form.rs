@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use accel_api::{Feature, Ymm};
+use accel_api::x86::{Feature, Ymm};
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use super::access::{self, Xmm};

@@ -12,7 +12,7 @@ use super::gpr::set_xmm;
 use super::{ready, ready_as};
 use crate::exec::Table;
 use crate::{Cpu, Exec};
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 /// # Safety
 /// The host must have the instruction.

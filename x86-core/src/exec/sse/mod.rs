@@ -29,7 +29,7 @@ mod strings;
 #[cfg(test)]
 mod tests;
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 use iced_x86::{Code, Instruction};
 
 use super::Table;

@@ -7,7 +7,7 @@
 
 use iced_x86::{Code, Instruction};
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 
 use super::form::{Float, Forms, VecOp, number, xmm};
 use super::raw::{host_op, rows};

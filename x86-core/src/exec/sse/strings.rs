@@ -8,7 +8,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{_mm_cvtsi128_si32, _mm_loadu_si128, _mm_setzero_si128};
 
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 use iced_x86::Code::*;
 use iced_x86::Instruction;
 

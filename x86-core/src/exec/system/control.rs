@@ -2,7 +2,7 @@
 //!
 //! iced cuts the target of a relative branch to the operand size, so it only remains to be checked.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::{Code, Instruction};
 
 use crate::alu::Word;

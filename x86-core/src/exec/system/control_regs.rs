@@ -3,7 +3,7 @@
 //! Whatever a translation may depend on empties the soft TLB when it changes; CR0.WP is among them, because entries hold
 //! the outcome of the walk and not the rights.
 
-use accel_api::{Feature, PHYS_BITS, Segment, gpr};
+use accel_api::x86::{Feature, PHYS_BITS, Segment, gpr};
 use iced_x86::{Code, Instruction, Register};
 
 use crate::alu::Word;

@@ -1,6 +1,6 @@
 //! Far JMP and CALL, directly and through call gates (Intel SDM vol. 3, 5.8). Task gates and TSSs lead to `task.rs`.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::{Code, Instruction, OpKind};
 
 use crate::alu::Word;

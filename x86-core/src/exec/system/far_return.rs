@@ -4,7 +4,7 @@
 //! The manual pops upwards; processors read each part of a frame from its top: flags, CS, RIP, then SS, RSP. Which slot a page
 //! fault names tells the difference, if the frame lies across two pages.
 
-use accel_api::{Segment, gpr};
+use accel_api::x86::{Segment, gpr};
 use iced_x86::{Code, Instruction};
 
 use crate::alu::{Word, flag};

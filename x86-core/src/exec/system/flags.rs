@@ -1,6 +1,6 @@
 //! PUSHF, POPF and the instructions on single flags (Intel SDM vol. 2; VIF rules vol. 3, 21.3.3.5 and 21.4).
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::{Code, Instruction};
 
 use crate::alu::{ArithFlags, Word, flag};
@@ -173,7 +173,7 @@ fn sahf(cpu: &mut Cpu, _: &Instruction) -> Exec {
 
 /// CLAC (false) and STAC (true).
 fn set_ac<const ON: bool>(cpu: &mut Cpu, _: &Instruction) -> Exec {
-    if cpu.cpl != 0 || !cpu.model.features.has(accel_api::Feature::Smap) {
+    if cpu.cpl != 0 || !cpu.model.features.has(accel_api::x86::Feature::Smap) {
         return Err(Fault::UD);
     }
     cpu.system_flags = if ON { cpu.system_flags | flag::AC } else { cpu.system_flags & !flag::AC };

@@ -1,6 +1,6 @@
 //! INVLPG and INVPCID (Intel SDM vol. 3, 4.10.4.1).
 
-use accel_api::Feature;
+use accel_api::x86::Feature;
 use iced_x86::{Code, Instruction};
 
 use crate::exec::{Table, serialising};

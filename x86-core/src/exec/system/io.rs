@@ -3,7 +3,8 @@
 //! A repeated INS or OUTS does a bounded number of steps and then gives up its turn at the instruction boundary, with its
 //! progress in the count and index registers, so that a huge count delays neither an interrupt nor a kick.
 
-use accel_api::{IoSize, gpr};
+use accel_api::IoSize;
+use accel_api::x86::gpr;
 use iced_x86::{Code, Instruction, OpKind};
 
 use crate::alu::{Word, flag};

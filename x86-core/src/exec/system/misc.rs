@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::{_mm_lfence, _mm_mfence, _mm_sfence};
 
-use accel_api::{CpuidInputs, Feature, MpState, gpr};
+use accel_api::x86::{CpuidInputs, Feature, MpState, gpr};
 use iced_x86::{Code, Instruction};
 
 use crate::alu::Word;

@@ -1,10 +1,10 @@
 //! RDMSR, WRMSR and the time-stamp counter (Intel SDM vol. 4).
 //!
 //! 1. What the local APIC owns goes there; what the vCPU owns is here, but for MSRs that only hold what is written to
-//!    them, which are [`accel_api::Msrs`]' own; all else is asked of the machine through the bus, whose refusal is #GP(0).
+//!    them, which are [`accel_api::x86::Msrs`]' own; all else is asked of the machine through the bus, whose refusal is #GP(0).
 //! 2. MSRs that CPUID announces exist only if the model announces them.
 
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 use iced_x86::{Code, Instruction};
 
 use crate::cpu::seg;

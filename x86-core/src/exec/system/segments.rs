@@ -1,6 +1,6 @@
 //! Loads of segment registers: MOV, POP, LDS to LGS. Stores and pushes of them are with the data movement.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::{Code, Instruction};
 
 use crate::alu::Word;

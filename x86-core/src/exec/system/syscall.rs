@@ -4,7 +4,7 @@
 //! Both vendors have SYSCALL and SYSRET in 64-bit mode, and SYSENTER and SYSEXIT outside long mode. Programs of 32 bits on
 //! a kernel of 64 use SYSENTER on Intel's processors, which has a 64-bit target there, and SYSCALL on AMD's.
 
-use accel_api::{Feature, Segment, Vendor, gpr};
+use accel_api::x86::{Feature, Segment, Vendor, gpr};
 use iced_x86::{Code, Instruction};
 
 use crate::alu::{Word, flag};

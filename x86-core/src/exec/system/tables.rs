@@ -1,6 +1,6 @@
 //! Descriptor-table registers and the instructions that look at descriptors (Intel SDM vol. 3, 2.4 and 5.10).
 
-use accel_api::{DescriptorTable, Segment};
+use accel_api::x86::{DescriptorTable, Segment};
 use iced_x86::{Code, Instruction, Register};
 
 use crate::alu::{Word, flag};

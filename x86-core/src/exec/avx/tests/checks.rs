@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 use super::bench;
 use super::coverage::ours;
@@ -45,7 +45,7 @@ const SAMPLES: &[&[u8]] = &[
 
 /// A bench in `mode`, or nothing where the host lacks something.
 fn avx2(mode: Mode) -> Option<Box<Cpu>> {
-    use accel_api::Feature::{Avx2, F16c, Fma};
+    use accel_api::x86::Feature::{Avx2, F16c, Fma};
     let mut cpu = bench(mode);
     cpu.gpr[gpr::RSI] = BUFFER;
     cpu.gpr[gpr::RDI] = BUFFER;
@@ -91,7 +91,7 @@ fn a_model_without_avx_has_none() {
     for code in SAMPLES {
         let Some(mut cpu) = avx2(Mode::Long) else { return };
         let mut model = (*cpu.model).clone();
-        model.features = model.features.without(&[accel_api::Feature::Avx]);
+        model.features = model.features.without(&[accel_api::x86::Feature::Avx]);
         cpu.model = Arc::new(model);
         cpu.update_mode();
         assert_eq!(run(&mut cpu, code), Err(Fault::UD), "{code:x?}");

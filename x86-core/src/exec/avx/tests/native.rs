@@ -1,7 +1,7 @@
 //! The same instruction on the host's processor and on ours, with random operands.
 #![allow(unsafe_code)] // executes generated machine code, each instruction of which touches only what is given to it
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 use iced_x86::{Code, CpuidFeature, Mnemonic, OpCodeOperandKind as Kind};
 
 use super::encode::{self, Fields, Rm, encode};
@@ -249,8 +249,8 @@ fn state(random: &mut Random, code: Code, fields: &Fields) -> State {
 
 #[test]
 fn the_host_and_we_agree() {
-    let host = accel_api::CpuFeatures::of_host();
-    if !host.has(accel_api::Feature::Avx) {
+    let host = accel_api::x86::CpuFeatures::of_host();
+    if !host.has(accel_api::x86::Feature::Avx) {
         return;
     }
     let mut random = Random(0x6172_7600);
@@ -282,5 +282,5 @@ fn the_host_and_we_agree() {
         }
     }
     // A host of the x86-64-v3 level has the larger part of them.
-    assert!(tried > 640 || !host.has(accel_api::Feature::Avx2), "{tried}");
+    assert!(tried > 640 || !host.has(accel_api::x86::Feature::Avx2), "{tried}");
 }

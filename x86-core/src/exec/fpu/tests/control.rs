@@ -4,7 +4,7 @@ use super::native::{Case, OPERAND, Random, compare, load};
 use crate::mode::{Mode, bits};
 use crate::testing::{self, peek, poke, run};
 use crate::{F80, Fault, fsw};
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 #[test]
 fn against_the_host() {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 use crate::alu::flag;
 use crate::mode::Mode;

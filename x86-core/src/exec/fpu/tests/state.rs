@@ -5,7 +5,7 @@ use crate::cpu::seg;
 use crate::mode::{Mode, bits};
 use crate::testing::{self, peek, poke, run};
 use crate::{Cpu, Exec, F80, Fault, FpuRegs};
-use accel_api::{CpuFeatures, Feature, Segment, gpr};
+use accel_api::x86::{CpuFeatures, Feature, Segment, gpr};
 
 const FXSAVE: &[u8] = &[0x0f, 0xae, 0x06];
 const FXSAVE64: &[u8] = &[0x48, 0x0f, 0xae, 0x06];

@@ -52,7 +52,7 @@ fn functions() {
 fn operands_fault_before_an_exception_is_recorded() {
     for (ftw, fcw, st0) in [(0, 0x37e, 0), (0xff, 0x36f, 1)] {
         let mut cpu = crate::testing::cpu(crate::mode::Mode::Long);
-        cpu.gpr[accel_api::gpr::RBX] = 1 << 47;
+        cpu.gpr[accel_api::x86::gpr::RBX] = 1 << 47;
         (cpu.fpu.ftw, cpu.fpu.fcw) = (ftw, fcw);
         cpu.fpu.r[0].mantissa = st0;
         let before = cpu.fpu.clone();

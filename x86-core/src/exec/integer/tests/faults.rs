@@ -1,6 +1,6 @@
 //! Faults: what is raised, and that nothing has changed then.
 
-use accel_api::{Segment, gpr};
+use accel_api::x86::{Segment, gpr};
 
 use crate::alu::flag;
 use crate::cpu::seg;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 
 use crate::Fault;
 use crate::alu::flag;

@@ -1,6 +1,6 @@
 //! Decimal adjustment, checked against decimal arithmetic and the tables of the manual, and SALC.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 use crate::Fault;
 use crate::alu::flag;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use accel_api::{CpuFeatures, Feature, gpr};
+use accel_api::x86::{CpuFeatures, Feature, gpr};
 
 use crate::alu::flag;
 use crate::mode::Mode;

@@ -1,6 +1,7 @@
 //! String instructions: bulk chunks, progress, interruption, wrapping. What they compute is compared in `native.rs`.
 
-use accel_api::{PageFlag, gpr};
+use accel_api::PageFlag;
+use accel_api::x86::gpr;
 
 use super::faults::paged;
 use crate::alu::flag;

@@ -172,7 +172,7 @@ pub(super) fn reference(code: Code, a: u128, b: u128, imm: u8) -> Option<u128> {
 #[test]
 fn sha256_rounds_take_their_keys_from_xmm0() {
     let mut cpu = bench();
-    if !cpu.model.features.has(accel_api::Feature::Sha) {
+    if !cpu.model.features.has(accel_api::x86::Feature::Sha) {
         return;
     }
     let mut random = Random(21);

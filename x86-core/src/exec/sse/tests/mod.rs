@@ -14,7 +14,7 @@ mod strings;
 
 use std::sync::Arc;
 
-use accel_api::{CpuFeatures, Feature};
+use accel_api::x86::{CpuFeatures, Feature};
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 use crate::exec::{self, mxcsr as control};

@@ -1,6 +1,6 @@
 //! #AC: Intel SDM vol. 3, 6.15 (interrupt 17) and table 6-7; which operands want what was seen on a processor.
 
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 
 use super::*;
 use crate::alu::flag;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use accel_api::{Feature, Signature, Vendor, gpr};
+use accel_api::x86::{Feature, Signature, Vendor, gpr};
 
 use super::*;
 use crate::Fault;

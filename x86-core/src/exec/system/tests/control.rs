@@ -1,6 +1,6 @@
 //! Near branches, frames and flags.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 use super::*;
 use crate::alu::flag;

@@ -1,6 +1,6 @@
 //! Breakpoints, single steps, RF: Intel SDM vol. 3, chapter 18, and 6.8.3; each test names its section.
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 use super::*;
 use crate::alu::flag;
@@ -241,7 +241,7 @@ fn what_stack_switches_hold_back_is_told_once() {
         let error = u64::from(rsp == ONE - 8) * 8;
         assert_eq!((c.rip, c.gpr[gpr::RSP], peek64(&mut c, rsp + error)), (HANDLER, rsp, from), "{what}");
         assert_eq!((c.dr6, c.pending_debug, c.debug_shadow), (0xffff_0ff0 | causes, 0, false), "{what}");
-        assert_eq!(c.mp, accel_api::MpState::Running, "{what}");
+        assert_eq!(c.mp, accel_api::x86::MpState::Running, "{what}");
     }
 }
 

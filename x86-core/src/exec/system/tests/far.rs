@@ -1,6 +1,6 @@
 //! Far transfers, gates, returns, segment loads by instruction.
 
-use accel_api::{Segment, gpr};
+use accel_api::x86::{Segment, gpr};
 
 use super::*;
 use crate::alu::flag;

@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use accel_api::{GpFault, IoSize, VcpuBus, gpr};
+use accel_api::x86::gpr;
+use accel_api::{GpFault, IoSize, VcpuBus};
 
 use super::*;
 use crate::Fault;

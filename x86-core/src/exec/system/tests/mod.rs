@@ -16,14 +16,14 @@ use crate::testing::{peek, poke};
 
 /// Puts 64-bit words on the stack, the first at RSP.
 fn stack64(c: &mut Cpu, words: &[u64]) {
-    let rsp = c.gpr[accel_api::gpr::RSP];
+    let rsp = c.gpr[accel_api::x86::gpr::RSP];
     for (i, word) in words.iter().enumerate() {
         poke(c, rsp + 8 * i as u64, &word.to_le_bytes());
     }
 }
 
 fn stack32(c: &mut Cpu, words: &[u32]) {
-    let rsp = c.gpr[accel_api::gpr::RSP];
+    let rsp = c.gpr[accel_api::x86::gpr::RSP];
     for (i, word) in words.iter().enumerate() {
         poke(c, rsp + 4 * i as u64, &word.to_le_bytes());
     }

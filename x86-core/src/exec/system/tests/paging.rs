@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use accel_api::{Feature, gpr};
+use accel_api::x86::{Feature, gpr};
 
 use super::*;
 use crate::alu::flag;
@@ -129,7 +129,7 @@ fn other_address_spaces_go_with_what_they_depend_on() {
             Ok(())
         }),
         ("a state", |c| {
-            let mut state = accel_api::CpuState::reset(0);
+            let mut state = accel_api::x86::CpuState::reset(0);
             c.save_state(&mut state);
             c.load_state(&state);
             Ok(())

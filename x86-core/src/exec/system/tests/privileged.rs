@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use accel_api::{Feature, MpState, gpr};
+use accel_api::x86::{Feature, MpState, gpr};
 
 use super::*;
 use crate::alu::flag;

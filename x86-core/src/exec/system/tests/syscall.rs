@@ -1,6 +1,6 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS and the base instructions (vol. 2; vol. 3, 5.8.7 and 5.8.8).
 
-use accel_api::gpr;
+use accel_api::x86::gpr;
 
 use super::*;
 use crate::Fault;

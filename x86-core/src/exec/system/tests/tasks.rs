@@ -1,6 +1,6 @@
 //! Hardware task switches: Intel SDM vol. 3, chapter 8; each test names its section.
 
-use accel_api::{EventKind, InjectedEvent, Segment, gpr};
+use accel_api::x86::{EventKind, InjectedEvent, Segment, gpr};
 
 use super::*;
 use crate::alu::flag;

@@ -7,7 +7,7 @@
 //!    needed ([`Speculation::WITHOUT_EFFECT`]). `docs/threat-model.md` says what that leaves open.
 //! 3. What may run on several backends is told the worst of all: [`Speculation::worst_of`].
 
-use crate::{CpuFeatures, Feature::*, Signature};
+use crate::x86::{CpuFeatures, Feature::*, Signature};
 
 /// Bits of IA32_ARCH_CAPABILITIES (Intel SDM vol. 4, table 2-2; Linux arch/x86/include/asm/msr-index.h).
 mod bit {
@@ -155,7 +155,7 @@ impl Speculation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Vendor;
+    use crate::x86::Vendor;
 
     const ZEN3: Signature = Signature { vendor: Vendor::Amd, family: 0x19, model: 1, stepping: 1 };
     const ZEN2: Signature = Signature { family: 0x17, model: 0x31, ..ZEN3 };
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn features_and_bits_are_good_or_bad_not_both() {
         assert_eq!(GOOD & BAD, 0);
-        for feature in crate::Feature::ALL.iter().filter(|f| SPECULATION_FEATURES.has(**f)) {
+        for feature in crate::x86::Feature::ALL.iter().filter(|f| SPECULATION_FEATURES.has(**f)) {
             assert!(Vendor::Intel.has(*feature) != Vendor::Amd.has(*feature), "{}", feature.name());
         }
     }

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::LapicState;
+use crate::x86::LapicState;
 
 /// Indices into [`CpuState::gpr`], in encoding order.
 #[allow(missing_docs)] // the registers' own names

@@ -1,5 +1,5 @@
 use super::*;
-use crate::Feature;
+use crate::x86::Feature;
 
 fn model(vcpus: u32) -> CpuModel {
     CpuModel::named("x86-64-v2", vcpus, 2_596_146).unwrap()

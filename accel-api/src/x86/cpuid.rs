@@ -3,7 +3,7 @@
 //! Frequencies are announced by leaves 0x15 and 0x16, whoever the vendor, and by the hypervisor's leaf 0x4000_0010; the
 //! crystal is the local APIC timer's 1 GHz.
 
-use crate::{APIC_TIMER_HZ, CpuModel, CpuidWord, Feature::*, PHYS_BITS, Vendor};
+use crate::x86::{APIC_TIMER_HZ, CpuModel, CpuidWord, Feature::*, PHYS_BITS, Vendor};
 
 /// What of CPUID's output depends on the vCPU and its registers.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

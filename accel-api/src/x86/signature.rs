@@ -11,8 +11,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::speculation::{AMD_SPECULATION, INTEL_SPECULATION};
-use crate::{CpuFeatures, Feature, Feature::*};
+use super::speculation::{AMD_SPECULATION, INTEL_SPECULATION};
+use crate::x86::{CpuFeatures, Feature, Feature::*};
 
 /// Whose processor it is, and so which of the two manuals it follows where they differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

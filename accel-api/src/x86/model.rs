@@ -3,8 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    AccelCaps, CpuFeatures, Feature::*, HostProcessor, SPECULATION_FEATURES, Signature, Speculation, Vendor,
+use crate::AccelCaps;
+use crate::x86::{
+    CpuFeatures, Feature::*, HostProcessor, SPECULATION_FEATURES, Signature, Speculation, Vendor,
 };
 
 /// Frequency of the local APIC timer before its divider, on every backend (KVM's in-kernel APIC counts so).

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{CpuFeatures, Feature, HostProcessor, Signature};
+use crate::x86::{CpuFeatures, Feature, HostProcessor, Signature};
 
 fn model(vcpus: u32) -> CpuModel {
     CpuModel::named("x86-64-v2", vcpus, 2_596_146).unwrap()

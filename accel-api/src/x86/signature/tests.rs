@@ -1,5 +1,6 @@
 use super::*;
-use crate::{AccelCaps, CpuModel, CpuidInputs, MODEL_NAMES, SPECULATION_FEATURES, Speculation};
+use crate::AccelCaps;
+use crate::x86::{CpuModel, CpuidInputs, MODEL_NAMES, SPECULATION_FEATURES, Speculation};
 
 /// Names by Intel's model numbers, as GCC 14 (`get_intel_cpu`) and LLVM 20 (`getIntelProcessorTypeAndSubtype`) decode
 /// them; the second is that of the type, if it has promises of its own.
@@ -211,7 +212,7 @@ fn software(features: CpuFeatures) -> AccelCaps {
 /// What KVM offers on `host`: nothing that the host's processor lacks.
 fn kvm(host: &HostProcessor) -> AccelCaps {
     let missing = CpuFeatures::of(&[Mwaitx, Rdpru]);
-    let features = host.features.union(&crate::PLATFORM_FEATURES).minus(&missing);
+    let features = host.features.union(&crate::x86::PLATFORM_FEATURES).minus(&missing);
     AccelCaps { speculation: Speculation::of(host.signature, 0), ..software(features) }
 }
 

@@ -2,7 +2,8 @@
 //! same on every backend because they are here: backends ask [`Msrs::read_held`] and [`Msrs::write_held`] before they
 //! look at MSRs of their own.
 
-use crate::{CpuFeatures, CpuModel, Feature::*, GpFault, Msrs, Mtrrs, PHYS_BITS, Vendor};
+use crate::GpFault;
+use crate::x86::{CpuFeatures, CpuModel, Feature::*, Msrs, Mtrrs, PHYS_BITS, Vendor};
 
 /// Indices (Intel SDM vol. 4, table 2-2; AMD APM vol. 2, appendix A).
 mod index {
@@ -211,7 +212,7 @@ impl Mtrrs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CpuState, Feature, HostProcessor, Signature};
+    use crate::x86::{CpuState, Feature, HostProcessor, Signature};
 
     #[test]
     fn registers_keep_what_they_take_and_refuse_the_rest() {
@@ -263,7 +264,7 @@ mod tests {
             assert!(msrs.read_held(&model, index).unwrap().is_ok(), "{index:#x}");
             assert_eq!(msrs.write_held(&model, index, 0), Some(Err(GpFault)), "{index:#x}");
         }
-        model.features = model.features.minus(&crate::SPECULATION_FEATURES);
+        model.features = model.features.minus(&crate::x86::SPECULATION_FEATURES);
         for index in [0x48, 0x49, 0x10a] {
             assert_eq!(msrs.read_held(&model, index), Some(Err(GpFault)), "{index:#x}");
         }

@@ -28,7 +28,7 @@ const TSC_DEADLINE_MODE: u32 = 2;
 pub const MIN_PERIOD_NS: u64 = 200_000;
 
 /// The whole state of a local APIC: its registers as the guest sees them, the timer's phase, and what waits for the
-/// CPU. Not here: NMIs that wait, which are the CPU's ([`crate::Events`]), and the levels of LINT0 and LINT1, which their
+/// CPU. Not here: NMIs that wait, which are the CPU's ([`super::Events`]), and the levels of LINT0 and LINT1, which their
 /// drivers set again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LapicState {
