@@ -87,8 +87,8 @@ fn prefixes_leave_no_room() {
 #[test]
 fn a_prefix_behind_rex() {
     for scene in &SCENES {
-        // add ax, [rbx+8] with REX.W before the operand size; mov eax, [r8] with another REX before the one that counts;
-        // lock inc word [rbx]
+        // add ax, [rbx+8] with REX.W before the operand size; mov eax, [r8] with another REX before the one that
+        // counts; lock inc word [rbx]
         let code = [0x48, 0x66, 0x03, 0x43, 0x08, 0x4c, 0x41, 0x8b, 0x00, 0x4c, 0x66, 0xf0, 0xff, 0x03];
         let result = check(scene, &code, |cpu| {
             (cpu.gpr[gpr::RBX], cpu.gpr[8]) = (scene.data + 8, scene.data + 16);
@@ -255,6 +255,33 @@ fn divisions_fault() {
     }
 }
 
+/// Where the host's exception is the guest's, vector registers are those of the block; a block that uses none leaves
+/// them as they are, whatever the host has in its own.
+#[test]
+fn vector_registers_survive_faults() {
+    let old = HostCpu { avx: false, features: CpuFeatures::default(), ..HostCpu::detect() };
+    for (host, scene) in
+        [HostCpu::detect(), old].into_iter().flat_map(|host| SCENES.map(|scene| (host, scene)))
+    {
+        for code in [
+            &[0x66, 0x0f, 0xd4, 0xc1, 0x48, 0xf7, 0xf1][..], // paddq xmm0, xmm1; div rcx
+            &[0xc5, 0xfd, 0xd4, 0xc1, 0x48, 0xf7, 0xf1],     // vpaddq ymm0, ymm0, ymm1; div rcx
+            &[0x66, 0x0f, 0xd4, 0xc1, 0x66, 0x0f, 0x6f, 0x53, 1], // paddq xmm0, xmm1; movdqa xmm2, [rbx + 1]
+            &[0x48, 0xff, 0xc0, 0x48, 0xf7, 0xf1],           // inc rax; div rcx
+        ] {
+            let mut pair = Pair::<Dispatcher>::new(&scene, &config(host));
+            let end = pair.check("by hand", &Program::new(0, code), 1, &|cpu| {
+                (cpu.gpr[gpr::RCX], cpu.gpr[gpr::RBX]) = (0, scene.data);
+                for (n, register) in cpu.vector.0.iter_mut().enumerate() {
+                    *register = std::array::from_fn(|word| 0x1_0000_0001 * (1 + n + 16 * word) as u64);
+                }
+            });
+            assert!(matches!(end, Some(Err(_))), "{code:02x?}");
+            assert!(counter(&pair, "host_faults") > 0 || counter(&pair, "helper_calls") > 0, "{code:02x?}");
+        }
+    }
+}
+
 /// Lets `code` loop from `start` on until a request comes, a while later.
 fn loops_until_asked(scene: &Scene, start: usize, code: &[u8]) {
     loops_until_asked_with(scene, start, code, pointing(gpr::RBX, scene.data + 8));
@@ -309,8 +336,8 @@ fn loops_end_when_asked() {
     }
 }
 
-/// A jump is taken for the first time when the cache is full: what it leads to is translated after the oldest region has
-/// gone, and the jump may have been there.
+/// A jump is taken for the first time when the cache is full: what it leads to is translated after the oldest region
+/// has gone, and the jump may have been there.
 #[test]
 fn the_jump_that_fills_the_cache() {
     let scene = &SCENES[0];
@@ -337,8 +364,8 @@ fn counter(pair: &Pair<Dispatcher>, name: &str) -> u64 {
     pair.executor().counters().iter().find(|(other, _)| *other == name).expect("a counter").1
 }
 
-/// A host may refuse the locked access across two lines that a translated instruction makes: then x86-core has to find the
-/// guest's instruction.
+/// A host may refuse the locked access across two lines that a translated instruction makes: then x86-core has to find
+/// the guest's instruction.
 #[test]
 fn locked_instructions_are_found_when_refused() {
     let code: [(&[u8], bool); 5] = [

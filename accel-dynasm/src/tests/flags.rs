@@ -25,8 +25,8 @@ const MORE_FAULTS: [&[u8]; 3] = [
     &[0xff, 0x37],       // push [rdi]
 ];
 
-/// A handler of a fault sees the flags that stand when it comes (Intel SDM vol. 3, 6.14), although the next instruction sets all
-/// of them anew: within a block, behind a direct jump, behind a return, and in the second turn of a loop.
+/// A handler of a fault sees the flags that stand when it comes (Intel SDM vol. 3, 6.14), although the next instruction
+/// sets all of them anew: within a block, behind a direct jump, behind a return, and in the second turn of a loop.
 #[test]
 fn faults_show_the_flags_before_them() {
     for scene in [&SCENES[0], &SCENES[1]] {

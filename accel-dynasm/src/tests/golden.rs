@@ -1,11 +1,13 @@
 //! Golden tests: small pieces of guest code, and the host code and metadata that they become.
 //!
-//! Each file of `tests/golden` is one piece. A comment says what it is there for, settings say what it is translated for, and
-//! guest code is given as bytes. What follows is written by the test itself: instructions beside the bytes, then the host code
-//! with names in the place of addresses, so that it is the same in every process and on every host. A change of generated
-//! code shows as a change of these files: `GOLDEN_BLESS=1 cargo test -p accel-dynasm golden` writes them anew.
+//! Each file of `tests/golden` is one piece. A comment says what it is there for, settings say what it is translated
+//! for, and guest code is given as bytes. What follows is written by the test itself: instructions beside the bytes,
+//! then the host code with names in the place of addresses, so that it is the same in every process and on every host.
+//! A change of generated code shows as a change of these files: `GOLDEN_BLESS=1 cargo test -p accel-dynasm golden`
+//! writes them anew.
 
 mod print;
+mod stubs;
 
 use std::path::{Path, PathBuf};
 
@@ -37,6 +39,8 @@ struct Settings {
     ungrouped: bool,
     /// Offsets in the page of accesses that are to have no inline TLB entry.
     excluded: Vec<u16>,
+    /// A stub of the runtime instead of guest code.
+    stub: Option<String>,
 }
 
 impl Settings {
@@ -50,6 +54,7 @@ impl Settings {
             counting: false,
             ungrouped: false,
             excluded: Vec::new(),
+            stub: None,
         }
     }
 
@@ -65,6 +70,7 @@ impl Settings {
             ("counting", "yes") => self.counting = true,
             ("grouped", "no") => self.ungrouped = true,
             ("no inline tlb", value) => self.excluded = value.split(' ').map(|n| hex(n) as u16).collect(),
+            ("stub", value) => self.stub = Some(value.to_owned()),
             _ => panic!("no setting is {key}: {value}"),
         }
     }
@@ -103,13 +109,18 @@ impl Piece {
                 }
             }
         }
-        assert!(!piece.guest.is_empty() && piece.head.starts_with("# "), "a comment and guest code");
+        let code = !piece.guest.is_empty() || piece.settings.stub.is_some();
+        assert!(code && piece.head.starts_with("# "), "a comment, and guest code or a stub");
         piece
     }
 
     /// The whole file as it should be.
     fn text(&self) -> String {
         let mut text = format!("{}\n", self.head);
+        let names = Names::new(self.settings.tlb);
+        if let Some(stub) = &self.settings.stub {
+            return text + "host:\n" + &stubs::listing(&names, stub);
+        }
         for (name, code) in [("before", &self.before), ("guest", &self.guest)] {
             if !code.is_empty() {
                 text += &format!("{name}:\n{}\n", guest_lines(code, self.settings.address));
@@ -120,7 +131,6 @@ impl Piece {
             let known = out.jumps.last().expect("a direct jump").known;
             out.recipes[known as usize]
         });
-        let names = Names::new(&self.settings);
         let (code, out) = self.translate(&self.guest, known);
         text + "host:\n" + &listing(&names, &self.guest.concat(), self.settings.address, &code, &out)
     }

@@ -16,8 +16,8 @@ const STOS: [(&[u8], u64); 4] = [(&[0xaa], 1), (&[0x66, 0xab], 2), (&[0xab], 4),
 
 const REP: &[u8] = &[0xf3];
 
-/// An instruction, made to look at flags and R10 and R11 on both sides. One of these for each: code that changes often is
-/// interpreted.
+/// An instruction, made to look at flags and R10 and R11 on both sides. One of these for each: code that changes often
+/// is interpreted.
 struct Bench {
     pair: Pair<Dispatcher>,
     program: Program,

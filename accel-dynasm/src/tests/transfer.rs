@@ -105,7 +105,8 @@ fn flags_are_masked_and_come_back() {
     }
 }
 
-/// They are in the host's registers where the program uses them, and in memory while the kernel runs, unless it uses them too.
+/// They are in the host's registers where the program uses them, and in memory while the kernel runs, unless it uses
+/// them too.
 #[test]
 fn vector_registers_survive() {
     let paddq = [0x66, 0x0f, 0xd4, 0xc1]; // paddq xmm0, xmm1
@@ -163,8 +164,8 @@ fn the_unusual() {
         assert_eq!(found, end, "{kernel:02x?}");
         calls
     };
-    // mov rcx, 1 << 47: not canonical. And the end of the addresses a program has, where there is no code: a fault of what
-    // comes next.
+    // mov rcx, 1 << 47: not canonical. And the end of the addresses a program has, where there is no code: a fault of
+    // what comes next.
     let shifted = [0x48, 0xc7, 0xc1, 1, 0, 0, 0, 0x48, 0xc1, 0xe1];
     assert_eq!(expect(&[&shifted[..], &[47]].concat(), Err(Fault::GP0), &|_| ()), [0, 4, 0]);
     let (end, calls) =

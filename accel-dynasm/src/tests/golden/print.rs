@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::mem::offset_of;
 use std::ptr::without_provenance;
 
+use accel_api::x86::{Segment, Ymm};
 use iced_x86::{
     Decoder, DecoderOptions, Formatter as _, Instruction, NasmFormatter, SymbolResolver, SymbolResult,
 };
 use x86_core::{Cpu, INLINE_TLB_ENTRIES, TLB_ENTRIES, TlbEntry, TlbMode};
 
-use super::Settings;
 use crate::jit_context::addresses::{Addresses, entry};
 use crate::jit_context::{CLASSES, GROUPS, JUMP_ENTRIES, KEPT, VICTIMS, VcpuMemory};
-use crate::translate::output::{NOTHING, Output, Site, SiteKind, Stub, Target};
+use crate::translate::output::{NOTHING, Output, RETIRED, Site, SiteKind, Stub, Target};
 use crate::translate::plan::lazy_flags::{LazyFlags, Place};
 
 /// Where the code lies, the vCPU's memory, and the request word.
@@ -35,16 +36,19 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub(super) fn new(settings: &Settings) -> Self {
+    fn add(&mut self, at: i64, len: usize, name: &str) {
+        self.places.insert(at as u64, (name.to_owned(), len as u64));
+    }
+
+    pub(super) fn new(tlb: TlbMode) -> Self {
         let a = addresses();
         let mut names = Self { places: BTreeMap::new() };
-        let mut add = |at: i64, len: usize, name: &str| {
-            names.places.insert(at as u64, (name.to_owned(), len as u64));
-        };
+        let mut add = |at: i64, len: usize, name: &str| names.add(at, len, name);
         for (r, name) in GPR.iter().enumerate() {
             add(a.gpr(r as u8).into(), 8, &format!("cpu.{name}"));
         }
         for (at, name) in [
+            (a.flags, "cpu.flags"),
             (a.rip, "cpu.rip"),
             (a.code_page, "cpu.code_page"),
             (a.system_flags, "cpu.system_flags"),
@@ -58,6 +62,12 @@ impl Names {
             (a.cr3, "cpu.cr3"),
             (a.cr4, "cpu.cr4"),
             (a.inline_tlb_filled, "cpu.inline_tlb.filled"),
+            (a.host_rsp(), "jit.host_rsp"),
+            (a.target(), "jit.target"),
+            (a.vectors(), "jit.vectors"),
+            (a.user_vectors(), "jit.user_vectors"),
+            (a.was_user(), "jit.was_user"),
+            (a.dispatcher(), "jit.dispatcher"),
             (a.rax(), "jit.rax"),
             (a.ea(), "jit.ea"),
             (a.instructions(), "jit.instructions"),
@@ -72,6 +82,13 @@ impl Names {
         for (index, name) in ["es", "cs", "ss", "ds", "fs", "gs"].into_iter().enumerate() {
             add(a.segment_base(index).into(), 8, &format!("cpu.{name}.base"));
             add(a.selector(index).into(), 2, &format!("cpu.{name}.selector"));
+            for (offset, len, field) in [
+                (offset_of!(Segment, limit), 4, "limit"),
+                (offset_of!(Segment, attributes), 2, "attributes"),
+                (offset_of!(Segment, unusable), 1, "unusable"),
+            ] {
+                add(i64::from(a.segment(index)) + offset as i64, len, &format!("cpu.{name}.{field}"));
+            }
         }
         (0..KEPT).for_each(|n| add(a.kept(n as u8).into(), 8, &format!("jit.kept{n}")));
         (0..GROUPS).for_each(|n| add(a.group(n as u8).into(), 8, &format!("jit.group{n}")));
@@ -80,21 +97,37 @@ impl Names {
             add(a.negated(class).into(), len, &format!("jump_cache{class}.address"));
             add(a.code(class).into(), len, &format!("jump_cache{class}.code"));
         }
-        let tlb = a.tlb(settings.tlb as usize);
-        add(tlb.into(), TLB_ENTRIES * size_of::<TlbEntry>(), "tlb");
+        add(a.tlb(tlb as usize).into(), TLB_ENTRIES * size_of::<TlbEntry>(), "tlb");
         for write in [false, true] {
             let kind = if write { "write" } else { "read" };
             for number in 0..INLINE_TLB_ENTRIES {
-                let (tag, addend) = a.inline_tlb(settings.tlb as usize, write, number);
+                let (tag, addend) = a.inline_tlb(tlb as usize, write, number);
                 add(tag.into(), 8, &format!("inline_tlb.{kind}{number}.tag"));
                 add(addend.into(), 8, &format!("inline_tlb.{kind}{number}.addend"));
             }
+        }
+        for (offset, len, name) in [
+            (offset_of!(Cpu, cpl), 1, "cpu.cpl"),
+            (offset_of!(Cpu, efer), 8, "cpu.efer"),
+            (offset_of!(Cpu, data_table), 8, "cpu.data_table"),
+            (offset_of!(Cpu, nmi_masked), 1, "cpu.nmi_masked"),
+            (offset_of!(Cpu, msrs.fmask), 8, "cpu.fmask"),
+            (offset_of!(Cpu, msrs.star), 8, "cpu.star"),
+            (offset_of!(Cpu, msrs.lstar), 8, "cpu.lstar"),
+            (offset_of!(Cpu, gdtr.base), 8, "cpu.gdtr.base"),
+            (offset_of!(Cpu, gdtr.limit), 2, "cpu.gdtr.limit"),
+        ] {
+            add(i64::from(a.cpu) + offset as i64, len, name);
+        }
+        for r in 0..16 {
+            add(a.vector(r).into(), size_of::<Ymm>(), &format!("cpu.ymm{r}"));
+            add(a.fault_vector(r).into(), size_of::<Ymm>(), &format!("jit.fault_ymm{r}"));
         }
         add(REQUESTS as i64, 4, "requests");
         names
     }
 
-    fn of(&self, address: u64) -> Option<String> {
+    pub(super) fn of(&self, address: u64) -> Option<String> {
         let inside = |at: &u64, len: &u64| address < at + len;
         let mut before = self.places.range(..=address).rev();
         let (at, (name, _)) = before.find(|(at, (_, len))| inside(at, len))?;
@@ -144,7 +177,7 @@ pub(super) fn guest_instruction(ins: &Instruction) -> String {
     text
 }
 
-fn instructions(code: &[u8], at: u64) -> Vec<Instruction> {
+pub(super) fn instructions(code: &[u8], at: u64) -> Vec<Instruction> {
     Decoder::with_ip(64, code, at, DecoderOptions::NONE).into_iter().collect()
 }
 
@@ -157,7 +190,7 @@ fn labels(code: &[Instruction], out: &Output) -> BTreeMap<u64, String> {
         .map(Instruction::near_branch_target)
         .collect();
     let offsets = out.sites.iter().flat_map(|site| [site.retry, site.next]);
-    let offsets = offsets.chain(out.jumps.iter().flat_map(|link| [link.ask, link.load.0]));
+    let offsets = offsets.chain(out.jumps.iter().flat_map(|jump| [jump.ask, jump.load.0]));
     let offsets = offsets.chain(out.faults.iter().map(|fault| fault.at));
     all.extend(offsets.filter(|offset| *offset != 0).map(|offset| CODE + u64::from(offset)));
     all.retain(|at| (CODE..end).contains(at));
@@ -198,7 +231,7 @@ pub(super) fn listing(names: &Names, guest: &[u8], address: u64, code: &[u8], ou
         out.length,
         out.lines,
         code.len(),
-        if out.flags_matter { "; how the flags come matters" } else { "" },
+        if out.flags_matter { "; flags at the start matter" } else { "" },
     );
     let label = |offset: u32| match offset {
         0 => "-",
@@ -215,19 +248,19 @@ pub(super) fn listing(names: &Names, guest: &[u8], address: u64, code: &[u8], ou
         );
         let _ = writeln!(text, ", rest {rest}, flags {}", recipe(out, *flags, "in the host's"));
     }
-    for (n, link) in out.jumps.iter().enumerate() {
+    for (n, jump) in out.jumps.iter().enumerate() {
         let _ = write!(
             text,
             "jump {n}: asks at {}, to {} page",
-            label(link.ask),
-            if link.far { "another" } else { "this" }
+            label(jump.ask),
+            if jump.far { "another" } else { "this" }
         );
-        let host = if link.host_flags { "in the host's, or " } else { "" };
+        let host = if jump.host_flags { "in the host's, or " } else { "" };
         let _ = writeln!(
             text,
             ", flags {host}{}, loaded at {}",
-            recipe(out, link.known, "not known"),
-            label(link.load.0)
+            recipe(out, jump.known, "not known"),
+            label(jump.load.0)
         );
     }
     for fault in &out.faults {
@@ -268,7 +301,7 @@ fn stub_name(stub: Stub, class: usize, vectors: bool) -> String {
     format!("{name}{}", if vectors { "_vectors" } else { "" })
 }
 
-fn host_instruction(
+pub(super) fn host_instruction(
     names: &Names,
     labels: &BTreeMap<u64, String>,
     relocation: Option<Target>,
@@ -284,10 +317,17 @@ fn host_instruction(
         };
         known.extend(name.map(|name| (to, name)));
     } else {
-        let immediates = (0..ins.op_count()).filter_map(|n| ins.try_immediate(n).ok());
-        for address in immediates.chain([ins.memory_displacement64()]) {
+        let immediates: Vec<u64> = (0..ins.op_count()).filter_map(|n| ins.try_immediate(n).ok()).collect();
+        for address in immediates.iter().copied().chain([ins.memory_displacement64()]) {
             known.extend(names.of(address).map(|name| (address, name)));
         }
+        let number = match relocation {
+            Some(Target::Site(n)) => Some(format!("site{n}")),
+            Some(Target::IndirectSite(n)) => Some(format!("indirect_site{n}")),
+            Some(Target::Jump(n)) => Some(format!("jump{n}")),
+            _ => immediates.contains(&RETIRED.into()).then(|| "retired_block".to_owned()),
+        };
+        known.extend(immediates.first().copied().zip(number));
     }
     let mut text = String::new();
     NasmFormatter::with_options(Some(Box::new(Resolver { names: known })), None).format(ins, &mut text);
@@ -302,8 +342,12 @@ fn site_kind(kind: &SiteKind) -> String {
         SiteKind::Group { size, write } => {
             format!("group of {size} bytes, {}", if *write { "stored to" } else { "loaded from" })
         }
-        SiteKind::Helper(n) => format!("generic({n})"),
-        other => format!("{other:?}").to_lowercase(),
+        SiteKind::Refill => "refill of an inline TLB entry".to_owned(),
+        SiteKind::Helper(n) => format!("helper {n}"),
+        SiteKind::Begun(n) => format!("helper {n}, begun"),
+        SiteKind::Indirect { moved } => format!("computed jump, RSP moved by {}", -moved),
+        SiteKind::Next => "what follows the block".to_owned(),
+        SiteKind::Poll => "poll".to_owned(),
     }
 }
 
