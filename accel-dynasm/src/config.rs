@@ -1,4 +1,4 @@
-//! What a user can choose.
+//! The configuration of the JIT.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -12,15 +12,16 @@ use crate::host::HostCpu;
 /// How code is translated.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What the host's processor is taken to have.
+    /// Features that the host's processor is taken to have.
     pub host: HostCpu,
-    /// Bytes of translated code that a vCPU keeps: from 32 KiB to 1 GiB; what is less or more is taken for that.
+    /// Bytes of translated code that a vCPU keeps: from 32 KiB to 1 GiB; a smaller or larger number is taken for the
+    /// nearest of these.
     pub cache_bytes: usize,
     /// Count the instructions that are executed, which costs some speed.
     pub counting: bool,
-    /// Check one in so many blocks, and each one the first times, against the semantics functions (1: all). Only for a VM of
-    /// one vCPU: what is compared includes RAM, which nobody else must store to meanwhile; whoever looks may see stores
-    /// that are taken back.
+    /// Check one in so many blocks, and each one the first times, against the semantics functions (1: all). Only for a
+    /// VM of one vCPU: RAM is compared too, which no other thread must store to meanwhile; a thread that reads it may
+    /// see stores that are taken back.
     pub verify: Option<u64>,
     /// Translate only blocks whose hash lies here; others are executed instruction by instruction.
     pub only: Option<RangeInclusive<u64>>,
@@ -33,7 +34,7 @@ pub struct Config {
     /// Mistranslates this constant, for tests of [`Self::verify`].
     #[doc(hidden)]
     pub sabotage: Option<u32>,
-    /// Injects a bug into blocks that have this constant, for tests of what becomes of one.
+    /// Injects a bug into blocks that have this constant, for tests of how one is reported.
     #[doc(hidden)]
     pub bug: Option<(u32, InjectedBug)>,
 }
@@ -44,7 +45,7 @@ impl Config {
         self.counting || self.verify.is_some()
     }
 
-    /// Somebody may want to see blocks.
+    /// Blocks may have to be shown.
     pub(crate) fn keeps_listings(&self) -> bool {
         self.verify.is_some() || self.show.is_some()
     }

@@ -1,8 +1,8 @@
-//! What `--stats` counts.
+//! Counters of a vCPU, which `--stats` shows.
 
 use iced_x86::Instruction;
 
-/// What the code store of one vCPU has done.
+/// Counters of the code store.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct StoreCounters {
     pub translated: u64,
@@ -16,7 +16,7 @@ pub(crate) struct StoreCounters {
     pub evicted: u64,
 }
 
-/// How often one vCPU has left host code, and what for.
+/// How often host code was left, by reason.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct ExitCounters {
     pub lookups: u64,

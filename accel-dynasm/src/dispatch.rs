@@ -1,7 +1,8 @@
 //! The dispatcher: finds the block at RIP, has it translated if need be, and runs host code until a helper leaves it.
 //!
-//! It alone knows the code store, the translator and the runtime. [`translate`] makes a block, [`exits`] does what host code asks
-//! for, [`step`] executes single instructions, [`verify`] checks blocks in lockstep, [`failure`] ends a vCPU that must not go on.
+//! It alone knows the code store, the translator and the runtime. [`translate`] makes a block, [`exits`] does what host
+//! code asks for, [`step`] executes single instructions, [`verify`] checks blocks in lockstep, [`failure`] ends a vCPU
+//! that must not go on.
 #![allow(unsafe_code)] // sets up and enters host code
 
 mod exits;
@@ -44,7 +45,7 @@ pub struct Dispatcher {
     translator: Translator,
     addresses: Addresses,
     config: Arc<Config>,
-    /// Executes what is not 64-bit code, and code whose accesses are watched.
+    /// Executes code of 16 and 32 bits, and code whose accesses are watched.
     interpreter: accel_interp::Engine,
     /// The guest's vector registers are to be in the host's: the code that runs has used them.
     vectors: bool,
@@ -68,7 +69,7 @@ pub struct Dispatcher {
     guest_features: CpuFeatures,
 }
 
-/// What there is to run at RIP.
+/// The result of a search for code at RIP.
 enum Found {
     /// A block.
     Code(u32),
@@ -171,8 +172,8 @@ impl Dispatcher {
         self.note_waiting(cpu);
         let (code, entry) = (self.store.entry(number), self.runtime.entry());
         let before = self.counted();
-        // SAFETY: `code` is the entry of a block, for whose mode `find` has looked. The stubs call functions of this type, and both
-        // pointers come from exclusive references, which are not used until it returns.
+        // SAFETY: `code` is the entry of a block, for whose mode `find` has looked. The stubs call functions of this
+        // type, and both pointers come from exclusive references, which are not used until it returns.
         unsafe { entry.run(code, std::ptr::from_mut(cpu), std::ptr::from_mut(self)) };
         cpu.budget -= self.counted().wrapping_sub(before) as i64;
     }
@@ -202,7 +203,7 @@ impl Dispatcher {
         }
     }
 
-    /// Takes what the vCPU itself has written to its code.
+    /// Invalidates code that the vCPU itself has written to.
     fn take_stale_code(&mut self, cpu: &mut Cpu) {
         while let Some(stale) = cpu.stale_code.pop() {
             self.code_stale(stale);
@@ -226,14 +227,15 @@ impl Executor for Dispatcher {
             nameless: config.perf_map.is_some(),
             chains: config.verify.is_none(),
         };
-        // SAFETY: the tables are there as long as the vCPU, which outlives its executor, and used by nothing else. Host code runs
-        // only within `Entry::run`.
+        // SAFETY: the tables are there as long as the vCPU, which outlives its executor, and used by nothing else. Host
+        // code runs only within `Entry::run`.
         let mut store = unsafe { CodeStore::new(options, BlockMode::of(cpu, false), jumps)? };
         let functions = Functions::of::<Self>();
         let stubs = stubs::emit(store.cursor(), &addresses, config.host.avx, &functions)?;
         store.place_stubs(&stubs.code, stubs.table);
         let [enter, fault] = [stubs.enter, stubs.fault].map(|at| store.stub_address(at));
-        // SAFETY: the stubs were made for this context, which is there as long as the vCPU; nothing else has a pointer to it.
+        // SAFETY: the stubs were made for this context, which is there as long as the vCPU; nothing else has a pointer
+        // to it.
         let mut runtime = unsafe { Runtime::new(context, store.range(), enter, fault)? };
         runtime.context_mut().refills = REFILLS;
         Ok(Self {

@@ -1,4 +1,4 @@
-//! What the host's processor and kernel offer a translator.
+//! Features of the host's processor that translated code may use.
 
 use accel_api::x86::CpuFeatures;
 
@@ -9,7 +9,7 @@ pub struct HostCpu {
     pub bmi2: bool,
     /// The vector registers have upper halves, and VEX instructions to save them with.
     pub avx: bool,
-    /// What the guest's own instructions may need of the host, to be executed as they are.
+    /// Features that the guest's own instructions may need, to be executed as they are.
     pub features: CpuFeatures,
 }
 

@@ -1,7 +1,8 @@
-//! Memory of a vCPU that its host code addresses by constants: the vCPU's state, the JIT's own state, and the jump caches.
+//! Memory of a vCPU that its host code addresses by constants: the vCPU's state, the JIT's own state, and the jump
+//! caches.
 //!
-//! It lies below 2 GiB. An absolute address of 32 bits needs neither a base register, of which the guest leaves none, nor a
-//! segment base, which would cost a system call or FSGSBASE on each thread and a cycle on each access.
+//! It lies below 2 GiB. An absolute address of 32 bits needs neither a base register, of which the guest leaves none,
+//! nor a segment base, which would cost a system call or FSGSBASE on each thread and a cycle on each access.
 
 pub(crate) mod addresses;
 pub(crate) mod memory;
@@ -12,12 +13,12 @@ use std::ptr::NonNull;
 use accel_api::x86::Ymm;
 use x86_core::Cpu;
 
-/// Classes of code: privilege, and whether vector registers are in the host's. Code can jump only within its class, and each
-/// has a jump cache.
+/// Classes of code: privilege, and whether vector registers are in the host's. Code can jump only within its class, and
+/// each has a jump cache.
 pub(crate) const CLASSES: usize = 6;
 /// Entries of a jump cache, selected by the low 16 bits of the address.
 pub(crate) const JUMP_ENTRIES: usize = 1 << 16;
-/// Entries behind those, for blocks that lost theirs to another address: a victim cache, selected by [`victim_index`].
+/// Entries after those, for blocks that lost theirs to another address: a victim cache, selected by [`victim_index`].
 pub(crate) const VICTIMS: usize = 1 << 14;
 /// Operands of lazy flags that can be kept in memory at a time.
 pub(crate) const KEPT: usize = 6;
@@ -56,7 +57,7 @@ pub(crate) struct JitContext {
     pub rax: u64,
     /// Linear address of an access that missed the soft TLB.
     pub ea: u64,
-    /// What the stubs pass to the functions they call; valid while host code runs.
+    /// The pointer that stubs pass to the functions they call; valid while host code runs.
     pub dispatcher: Option<NonNull<c_void>>,
     /// Host instruction that raised an exception, and the signal.
     pub fault_pc: u64,

@@ -1,14 +1,16 @@
 //! The JIT accelerator: x86-64 guest code becomes x86-64 host code, block by block.
 //!
-//! Guest registers, flags and vector registers are the host's (ADR 9), so most instructions are copied; memory operands are led
-//! through the soft TLB.
+//! Guest registers, flags and vector registers are the host's (ADR 9), so most instructions are copied; memory operands
+//! are led through the soft TLB.
 //!
-//! 1. `translate/`, the *translator*, makes host code and metadata of the bytes of a block. It is pure: it knows addresses and
-//!    numbers of the other parts only as relocations.
-//! 2. `store/`, the *code store*, keeps host code and metadata: cache regions, blocks, chaining, jump cache, invalidation.
+//! 1. `translate/`, the *translator*, makes host code and metadata of the bytes of a block. It is pure: it knows
+//!    addresses and numbers of the other parts only as relocations.
+//! 2. `store/`, the *code store*, keeps host code and metadata: cache regions, blocks, chaining, jump cache,
+//!    invalidation.
 //! 3. `runtime/`, the *runtime*, is the way between host code and Rust: stubs, helpers, changes of privilege, signals.
 //! 4. `dispatch.rs`, the *dispatcher*, finds, makes and runs blocks. It alone knows the three others.
-//! 5. `jit_context.rs` is the memory that host code addresses, `block_mode.rs` the state of a vCPU that a block is made for.
+//! 5. `jit_context.rs` is the memory that host code addresses, `block_mode.rs` the state of a vCPU that a block is made
+//!    for.
 //! 6. `debug/` looks at blocks from outside: lockstep, listings, perf.
 //!
 //! ```text
@@ -18,8 +20,8 @@
 //!      └───────► config, debug ──► store
 //! ```
 //!
-//! `cargo xtask lint` checks that no folders import each other in a circle. Code of 16 and 32 bits is interpreted. Everything but
-//! executing instructions is x86-core's [`x86_core::soft`], shared with the interpreter.
+//! `cargo xtask lint` checks that no folders import each other in a circle. Code of 16 and 32 bits is interpreted.
+//! Everything but executing instructions is x86-core's [`x86_core::soft`], shared with the interpreter.
 #![allow(clippy::useless_conversion)] // of register numbers, in the expansion of dynasm!
 
 mod block_mode;
@@ -55,7 +57,7 @@ pub use crate::host::HostCpu;
 /// The name users choose it by.
 pub const ID: AccelId = AccelId("jit");
 
-/// The JIT works where memory can be mapped as executable, and below 2 GiB.
+/// Whether the JIT works here: memory can be mapped as executable, and below 2 GiB.
 pub fn probe() -> Probe {
     match check() {
         Ok(()) => Probe::Available(Available::of(Quality::Translated, "translates guest code to host code")),

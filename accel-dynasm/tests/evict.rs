@@ -25,8 +25,8 @@ const COLD: u64 = 0xe000;
 const HOT: u64 = 100;
 const TURNS: u64 = 3;
 
-/// Calls each cold function, and all hot ones after each 64 of them; three times. RAX counts calls of both. How often it did,
-/// and the vCPU's counters.
+/// Calls each cold function, and all hot ones after each 64 of them; three times. RAX counts calls of both. How often
+/// it did, and the vCPU's counters.
 fn run(accel: &Arc<dyn Accelerator>) -> (u64, impl Fn(&str) -> u64 + use<>) {
     const COLD_AT: u64 = map::RAM_END - 8 * COLD;
     const HOT_AT: u64 = map::DATA;
@@ -80,8 +80,8 @@ fn what_is_hot_goes_on_while_what_is_not_comes_and_goes() {
     let (evictions, evicted) = (tight("regions_evicted"), tight("blocks_evicted"));
     assert_eq!(done, calls);
     assert!(evictions > 100 && evicted > evictions * 100, "{evictions} regions of {evicted} blocks");
-    // Nothing that was run once is there the next time. Besides, in each round of the cache, all that is hot comes again; if
-    // every region took all with it, that would be sixteen times as much.
+    // Nothing that was run once is there the next time. Besides, in each round of the cache, all that is hot comes
+    // again; if every region took all with it, that would be sixteen times as much.
     let again = tight("blocks_translated") - TURNS * COLD;
     assert!(again <= (evictions / 16 + 2) * 3 * HOT, "{again} hot blocks in {evictions} regions");
     assert!(tight("blocks") + evicted <= tight("blocks_translated"), "blocks are forgotten with their code");

@@ -3,7 +3,8 @@
 use accel_dynasm::{Config, create_with};
 use testkit::conformance::Choice;
 
-/// Checks with several vCPUs, or with a thread that looks at RAM while the guest runs and may see what a trial takes back.
+/// Checks with several vCPUs, or with a thread that looks at RAM while the guest runs and may see what a trial takes
+/// back.
 const NOT_ALONE: &[&str] = &[
     "slots::dirty_again_while_running",
     "slots::last_store_before_a_copy",

@@ -13,8 +13,9 @@ const TIME: Duration = Duration::from_secs(3);
 /// After this a vCPU hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `mov eax, ecx's value; ret` in a slot of each vCPU: written as a whole, so that who runs it meanwhile sees the old or the
-/// new. What a vCPU has written itself it must run at once. `slots`: in the same line, the same page, or in two pages.
+/// `mov eax, ecx's value; ret` in a slot of each vCPU: written as a whole, so that who runs it meanwhile sees the old
+/// or the new. What a vCPU has written itself it must run at once. `slots`: in the same line, the same page, or in two
+/// pages.
 fn run(slots: [u64; 2]) {
     let accel = accel_dynasm::create().expect("this host lets us translate");
     let rig = Rig::smp(&accel, 2);

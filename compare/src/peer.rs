@@ -15,7 +15,7 @@ const BOCHS: &str = "bochs";
 /// Other programs that can run the same guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
-    /// QEMU's translator
+    /// QEMU's TCG
     QemuTcg,
     /// QEMU on KVM
     QemuKvm,
@@ -106,7 +106,7 @@ impl TypedValueParser for PeerParser {
 
 fn possible_values() -> impl Iterator<Item = PossibleValue> {
     [
-        ("qemu-tcg", "QEMU's translator"),
+        ("qemu-tcg", "QEMU's TCG"),
         ("qemu-kvm", "QEMU on KVM"),
         ("bochs", "Bochs; Linux guests only, booted from a disk"),
         (

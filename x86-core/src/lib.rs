@@ -9,7 +9,7 @@
 //!    finishes, or returns a [`Fault`] and has changed nothing that matters.
 //! 4. `event` delivers faults, traps and interrupts through the IDT, `task.rs` switches tasks, `debug.rs` holds the guest's
 //!    breakpoints and single steps. `lapic` is the local APIC.
-//! 5. `rehearsal.rs` executes on trial, with `journal.rs` to take stores back: translators are checked against it.
+//! 5. `trial.rs` executes on trial, with `journal.rs` to take stores back: JITs are checked against it (lockstep).
 //! 6. [`shared`] is what other threads may touch: requests to the vCPU, its interrupt inbox. `exclusion.rs` keeps the other
 //!    vCPUs out of guest code where the host has no instruction for what the guest's does.
 //!
@@ -37,13 +37,13 @@ mod mode;
 mod operand;
 mod page_list;
 mod presence;
-mod rehearsal;
 mod request_word;
 mod segment;
 pub mod shared;
 pub mod soft;
 mod state;
 mod strict;
+mod trial;
 /// Where the parts that `tests/interleavings.rs` tries have their atomics from; there it is another module.
 mod sync {
     pub(crate) use std::sync::atomic;
@@ -74,8 +74,8 @@ pub use mode::*;
 pub(crate) use operand::within;
 pub use operand::*;
 pub use page_list::PageList;
-pub use rehearsal::*;
 pub use segment::*;
+pub use trial::*;
 
 pub use tlb::*;
 pub use walk::*;

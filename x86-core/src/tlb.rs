@@ -6,8 +6,8 @@
 //!   is not. `address ^ tag` is then the page offset on a hit and large on a miss, and comparing it with
 //!   `4096 - size` checks tag, permission and page crossing at once.
 //! * A write tag stands only once the page's D bit and `DIRTY` flag are set and nobody holds decoded code of the page.
-//! * The tables have the translations of one address space, and global ones. What was remembered of other PCIDs is put
-//!   away and comes back with them (`spaces`): translated code reaches the tables by constants, so they stay where they are.
+//! * The tables have the translations of one address space, and global ones. What was remembered of other PCIDs is
+//!   saved and restored with them (`spaces`): translated code reaches the tables by constants, so they stay where they are.
 
 #![allow(unsafe_code)] // finds the current table by its offset in the vCPU
 

@@ -1,6 +1,6 @@
 //! Executes instructions on trial: what comes of them is kept, and everything is as before.
 //!
-//! An executor that translates is compared with this, block by block. Only what can be done twice is done: the trial ends
+//! A JIT is compared with this, block by block (lockstep). Only what can be done twice is done: the trial ends
 //! in front of an instruction whose outcome differs by nature, or that reaches outside the CPU and its RAM.
 
 use accel_api::x86::Segment;
@@ -47,7 +47,7 @@ pub enum TrialEnd {
 
 /// A trial, and its allocations for the next.
 #[derive(Debug, Default)]
-pub struct Rehearsal {
+pub struct Trial {
     /// Before the first instruction, and behind each.
     pub states: Vec<Registers>,
     /// Those that were executed, and the one that was not, if it could be decoded.
@@ -59,7 +59,7 @@ pub struct Rehearsal {
     journal: Option<Box<Journal>>,
 }
 
-impl Rehearsal {
+impl Trial {
     /// What was stored, once a trial has been made.
     pub fn journal(&self) -> Option<&Journal> {
         self.journal.as_deref()
@@ -85,7 +85,7 @@ impl Cpu {
 
     /// Executes up to `limit` instructions from RIP on and takes everything back. The vCPU must run guest code now
     /// ([`mxcsr::enter`]), and no other may store to RAM meanwhile.
-    pub fn rehearse(&mut self, limit: usize, into: &mut Rehearsal) {
+    pub fn run_trial(&mut self, limit: usize, into: &mut Trial) {
         into.states.clear();
         into.at_fault = None;
         into.instructions.clear();
@@ -123,7 +123,7 @@ impl Cpu {
         self.update_data_table();
     }
 
-    fn try_out(&mut self, limit: usize, into: &mut Rehearsal) -> TrialEnd {
+    fn try_out(&mut self, limit: usize, into: &mut Trial) -> TrialEnd {
         while into.states.len() <= limit {
             // Whoever looks at requests does so elsewhere; a shadow is over after one instruction.
             self.leave = false;
@@ -236,9 +236,9 @@ mod tests {
         let mut cpu = paging(&code);
         (cpu.gpr[RAX], cpu.gpr[RBX], cpu.gpr[RCX], cpu.gpr[RDI]) = (0x77, 9, 5, 0xa100);
         let (before, registers) = (ram(&mut cpu), cpu.registers());
-        let mut trial = Rehearsal::default();
+        let mut trial = Trial::default();
         cpu.leave = false;
-        cpu.rehearse(40, &mut trial);
+        cpu.run_trial(40, &mut trial);
         assert!(!cpu.leave && cpu.registers() == registers);
         assert_eq!((trial.end, trial.states.len(), trial.instructions.len()), (TrialEnd::Barred, 7, 7));
         assert!(trial.states[5].shadow && !trial.states[6].shadow);
@@ -261,8 +261,8 @@ mod tests {
         let mut cpu = paging(b"\xf3\xaa"); // rep stosb
         (cpu.gpr[RAX], cpu.gpr[RCX], cpu.gpr[RDI]) = (0x77, 4, ABSENT - 2);
         let (before, registers) = (ram(&mut cpu), cpu.registers());
-        let mut trial = Rehearsal::default();
-        cpu.rehearse(1, &mut trial);
+        let mut trial = Trial::default();
+        cpu.run_trial(1, &mut trial);
         let TrialEnd::Fault(fault, address) = trial.end else { panic!("{:?}", trial.end) };
         assert_eq!((fault.vector(), address), (vector::PF, ABSENT));
         assert_eq!(trial.states.len(), 1);
@@ -291,8 +291,8 @@ mod tests {
             cpu.vm.flags.set(9, accel_api::PageFlag::CODE);
             cpu.vm.code.add(9, 1);
             let before = ram(&mut cpu);
-            let mut trial = Rehearsal::default();
-            cpu.rehearse(40, &mut trial);
+            let mut trial = Trial::default();
+            cpu.run_trial(40, &mut trial);
             assert_eq!((trial.end, trial.states.len()), (TrialEnd::Barred, 2), "{code:x?}");
             assert!(
                 ram(&mut cpu) == before && cpu.stale_code.is_empty() && cpu.vm.code.get(9) == 1,

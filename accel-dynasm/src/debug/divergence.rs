@@ -12,7 +12,7 @@ const GPR: [&str; 16] = [
 ];
 const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
 
-/// Registers before and behind the block, and bytes that differ.
+/// Registers before and after the block, and bytes that differ.
 pub(crate) fn describe(difference: &Difference) -> String {
     let mut report = registers(difference);
     for wrong in &difference.bytes {
@@ -29,7 +29,7 @@ pub(crate) fn describe(difference: &Difference) -> String {
     report
 }
 
-/// Both register files, with a mark at what differs.
+/// Both register files, with a mark at registers that differ.
 fn registers(difference: &Difference) -> String {
     let Difference { before, expected, found, executed, .. } = difference;
     let mut text = format!(

@@ -21,7 +21,8 @@ pub enum InjectedBug {
 }
 
 impl InjectedBug {
-    /// Injects it into `code` at `entry`; `stub` is where instructions are executed by functions, counted from the code's start.
+    /// Injects it into `code` at `entry`; `stub` is where instructions are executed by functions, counted from the
+    /// code's start.
     pub(crate) fn inject(self, code: &mut [u8], entry: usize, stub: i64) {
         // mov r11d, 0x7ffffff0; jmp stub
         let mut site = [0x41, 0xbb, 0xf0, 0xff, 0xff, 0x7f, 0xe9, 0, 0, 0, 0];

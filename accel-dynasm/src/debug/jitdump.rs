@@ -24,7 +24,8 @@ const LOAD_LEN: usize = 56;
 /// Bytes of a file.
 const MOST: u64 = 1 << 30;
 
-/// The file, to which each block adds a record when it is translated, up to 1 GiB. It stays behind for `perf inject --jit`.
+/// The file, to which each block adds a record when it is translated, up to 1 GiB. It stays behind for `perf inject
+/// --jit`.
 #[derive(Debug)]
 pub struct JitDump {
     path: PathBuf,
@@ -43,8 +44,8 @@ impl JitDump {
     /// Makes `jit-PID.dump` in `folder`; perf knows it by this name. `notice` is told when it is full.
     ///
     /// # Errors
-    /// It exists already, be it as a link, or cannot be made; or it lies on a file system whose files cannot be mapped as
-    /// executable.
+    /// It exists already, be it as a link, or cannot be made; or it lies on a file system whose files cannot be mapped
+    /// as executable.
     pub fn in_folder(folder: &Path, notice: Notice) -> io::Result<Self> {
         let path = folder.join(format!("jit-{}.dump", std::process::id()));
         let mut file = new_file(&path)?;
@@ -100,14 +101,15 @@ fn now() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// The file's first page, mapped as if it was to be executed: perf records such mappings, and by this one finds the file.
+/// The file's first page, mapped as if it was to be executed: perf records such mappings, and by this one finds the
+/// file.
 #[derive(Debug)]
 struct Marker(NonNull<u8>);
 
 /// Bytes to map.
 const MARKER: usize = accel_api::PAGE_SIZE as usize;
 
-// SAFETY: nobody looks at what is mapped.
+// SAFETY: the mapping is never read or written.
 unsafe impl Send for Marker {}
 // SAFETY: likewise.
 unsafe impl Sync for Marker {}

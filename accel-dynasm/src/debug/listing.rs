@@ -19,8 +19,8 @@ pub struct BlockDump {
 }
 
 impl BlockDump {
-    /// Calls `tell` for each translation of a block that holds the instruction at guest linear address `address`, with a text of
-    /// several lines; for the first 64.
+    /// Calls `tell` for each translation of a block that holds the instruction at guest linear address `address`, with
+    /// a text of several lines; for the first 64.
     pub fn new(address: u64, tell: Arc<dyn Fn(String) + Send + Sync>) -> Self {
         Self { address, tell, told: AtomicUsize::new(0) }
     }

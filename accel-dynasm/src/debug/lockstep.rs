@@ -2,15 +2,15 @@
 //!
 //! 1. Blocks are neither chained nor found in the jump cache, so that each comes back to the dispatcher at its end.
 //! 2. Before a block that is to be checked runs, x86-core executes the same instructions on trial
-//!    ([`x86_core::Rehearsal`]): its registers behind each are kept, its stores are taken back. So nothing else may store to
+//!    ([`x86_core::Trial`]): the registers after each are kept, its stores are taken back. So nothing else may store to
 //!    RAM: there is one vCPU, and devices do so only when the guest asks them, which ends a trial.
-//! 3. When the block is left, wherever that is, its registers and all bytes stored are compared with those of the trial after
-//!    as many instructions.
-//! 4. Where a trial ends before the block does (a device, an instruction that gives something else each time), what came
-//!    before is compared when the block hands that instruction over.
+//! 3. When the block is left, wherever that is, its registers and all bytes stored are compared with those of the trial
+//!    after as many instructions.
+//! 4. Where a trial ends before the block does (a device, an instruction that gives something else each time), what
+//!    came before is compared when the block hands that instruction over.
 
 use x86_core::alu::flag;
-use x86_core::{Cpu, Fault, Registers, Rehearsal, TrialEnd, WrongBytes, vector};
+use x86_core::{Cpu, Fault, Registers, Trial, TrialEnd, WrongBytes, vector};
 
 /// Times that each block is checked, whatever the share.
 const FIRST: u8 = 2;
@@ -41,7 +41,7 @@ pub(crate) struct Lockstep {
     faulted: bool,
     /// Instructions counted before it.
     pub start: u64,
-    pub rehearsal: Rehearsal,
+    pub trial: Trial,
     pub difference: Option<Difference>,
     pub compared: u64,
     pub incomparable: u64,
@@ -86,15 +86,16 @@ impl Lockstep {
         self.pending = None;
         self.faulted = false;
         self.start = start;
-        cpu.rehearse(limit, &mut self.rehearsal);
+        cpu.run_trial(limit, &mut self.trial);
         self.active = true;
     }
 
     /// The block has handed over an instruction, `counted` before it: the last look at a trial that ended there.
     pub(crate) fn hand_over(&mut self, cpu: &mut Cpu, counted: u64) {
         let executed = counted.wrapping_sub(self.start) as usize;
-        if self.rehearsal.end == TrialEnd::Barred && executed + 1 == self.rehearsal.states.len() {
-            // Behind STI interrupts are not looked for before this instruction is over: the shadow needs no other record.
+        if self.trial.end == TrialEnd::Barred && executed + 1 == self.trial.states.len() {
+            // Behind STI interrupts are not looked for before this instruction is over: the shadow needs no other
+            // record.
             self.compare(cpu, executed, true);
         }
     }
@@ -106,13 +107,13 @@ impl Lockstep {
             return;
         }
         let executed = counted.wrapping_sub(self.start) as usize;
-        let last = self.rehearsal.states.len() - 1;
-        let expected = match self.rehearsal.end {
+        let last = self.trial.states.len() - 1;
+        let expected = match self.trial.end {
             TrialEnd::Fault(fault, address) if executed == last => Some((fault, address)),
             _ => None,
         };
         if executed > last {
-            match self.rehearsal.end {
+            match self.trial.end {
                 TrialEnd::Barred => self.incomparable += 1,
                 TrialEnd::Over => {
                     self.differs(cpu, last, format!("{executed} instructions instead of {last}"))
@@ -124,7 +125,7 @@ impl Lockstep {
             return;
         }
         if let Some(fault) = fault {
-            if self.rehearsal.end == TrialEnd::Barred && executed == last {
+            if self.trial.end == TrialEnd::Barred && executed == last {
                 // Looked at when it was handed over.
                 self.incomparable += 1;
                 return;
@@ -143,11 +144,11 @@ impl Lockstep {
         self.compare(cpu, executed, false);
     }
 
-    /// What should be behind `executed` instructions, and how many may have stored.
+    /// The registers that are due after `executed` instructions, and how many of these may have stored.
     fn expected(&self, executed: usize) -> (&Registers, usize) {
-        match &self.rehearsal.at_fault {
+        match &self.trial.at_fault {
             Some(partial) if self.faulted => (partial, executed + 1),
-            _ => (&self.rehearsal.states[executed], executed),
+            _ => (&self.trial.states[executed], executed),
         }
     }
 
@@ -161,10 +162,10 @@ impl Lockstep {
         if held {
             found.shadow = expected.shadow;
         }
-        let bytes = self.rehearsal.journal().map(|j| j.wrong_bytes(steps)).unwrap_or_default();
+        let bytes = self.trial.journal().map(|j| j.wrong_bytes(steps)).unwrap_or_default();
         if found != *expected || !bytes.is_empty() {
             let what = if found == *expected { "memory" } else { "registers" };
-            self.differs(cpu, executed, format!("{what} differ behind {executed} instructions"));
+            self.differs(cpu, executed, format!("{what} differ after {executed} instructions"));
         }
     }
 
@@ -173,10 +174,10 @@ impl Lockstep {
         let (expected, steps) = self.expected(executed);
         self.difference = Some(Difference {
             what,
-            before: Box::new(self.rehearsal.states[0].clone()),
+            before: Box::new(self.trial.states[0].clone()),
             expected: Box::new(expected.clone()),
             found: Box::new(cpu.registers()),
-            bytes: self.rehearsal.journal().map(|j| j.wrong_bytes(steps)).unwrap_or_default(),
+            bytes: self.trial.journal().map(|j| j.wrong_bytes(steps)).unwrap_or_default(),
             executed,
         });
     }

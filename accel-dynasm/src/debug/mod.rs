@@ -1,4 +1,4 @@
-//! What looks at host code from outside.
+//! Views of host code from outside.
 //!
 //! 1. [`lockstep`] compares blocks with their instructions, [`divergence`] reports a difference.
 //! 2. [`listing`] shows blocks; [`perf_map`] and [`jitdump`] let perf(1) name and show them.

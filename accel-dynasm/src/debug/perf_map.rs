@@ -1,5 +1,5 @@
-//! Names of translated blocks for perf(1), which reads them from /tmp/perf-PID.map; and files for perf as such: a guest that
-//! has code translated again and again must not fill the disk.
+//! Names of translated blocks for perf(1), which reads them from /tmp/perf-PID.map; and files for perf as such: a guest
+//! that has code translated again and again must not fill the disk.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -37,7 +37,8 @@ impl Bounded {
         Self { path, file: Some(file), limit, left: limit, notice }
     }
 
-    /// Adds a record. One that does not fit, or cannot be written, is the end of the file, and no reason to stop the guest.
+    /// Adds a record. One that does not fit, or cannot be written, is the end of the file, and no reason to stop the
+    /// guest.
     pub(crate) fn add(&mut self, record: &[u8]) {
         let Some(file) = &mut self.file else { return };
         let reason = match self.left.checked_sub(record.len() as u64) {
@@ -93,7 +94,7 @@ impl PerfMap {
     }
 }
 
-/// What perf calls the translation of the code at guest address `guest`.
+/// The name by which perf knows the translation of the code at guest address `guest`.
 pub(crate) fn guest_name(guest: u64) -> String {
     format!("guest:{guest:016x}")
 }

@@ -1,4 +1,5 @@
-//! What host code leaves for: look-ups, misses of the soft TLB, instructions that x86-core executes, requests and faults.
+//! The reasons for which host code is left: look-ups, misses of the soft TLB, instructions that x86-core executes,
+//! requests and faults.
 
 use std::any::Any;
 
@@ -155,8 +156,8 @@ impl Helpers for Dispatcher {
 }
 
 impl Dispatcher {
-    /// A computed jump to an address that is not canonical: a fault of the jump, which is taken back. What CALL has stored by
-    /// then stays, below the stack.
+    /// A computed jump to an address that is not canonical: a fault of the jump, which is undone. The address that CALL
+    /// has stored by then stays, below the stack.
     #[cold]
     fn bad_target(&mut self, cpu: &mut Cpu, number: u32, site: &Site, moved: i32) -> *const u8 {
         cpu.rip = address(self.store.blocks.get(number), site, cpu);
@@ -172,7 +173,8 @@ impl Dispatcher {
         LEAVE
     }
 
-    /// Host code was left where the recipe with number `flags` gives the flags; with [`NOTHING`] they were in the host's.
+    /// Host code was left where the recipe with number `flags` gives the flags; with [`NOTHING`] they were in the
+    /// host's.
     fn take_flags(&mut self, cpu: &mut Cpu, flags: u32) {
         if let Some(flags) = self.store.blocks.recipes.get(flags) {
             cpu.flags = flags.flags(cpu, self.runtime.context());
@@ -257,7 +259,7 @@ impl Dispatcher {
         true
     }
 
-    /// Goes on behind an instruction that x86-core has executed; `done` has the address of the next one.
+    /// Goes on after an instruction that x86-core has executed; `done` has the address of the next one.
     fn executed(&mut self, cpu: &mut Cpu, number: u32, site: &Site, done: Exec<u64>) -> *const u8 {
         let next = match done {
             Ok(next) => next,
@@ -288,8 +290,8 @@ impl Dispatcher {
         self.store.address(number, at)
     }
 
-    /// Inline TLB entries have been filled so often that it is time to look at the clock; whether the block, in which `site` did
-    /// so last, goes on. If not, it is dropped, and RIP is at the access.
+    /// Inline TLB entries have been filled so often that it is time to look at the clock; whether the block, in which
+    /// `site` did so last, goes on. If not, it is dropped, and RIP is at the access.
     fn refilled(&mut self, cpu: &mut Cpu, number: u32, site: &Site) -> bool {
         self.runtime.context_mut().refills = REFILLS;
         self.counters.inline_tlb_refills += REFILLS as u64;

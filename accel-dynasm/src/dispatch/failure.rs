@@ -1,7 +1,9 @@
-//! Bugs of the JIT that show: host code that raises what no instruction of the guest's raises, jumps to nowhere, or asks for
-//! what does not exist; a helper that panics. They end the VM with a report, and nothing else in the process (ADR 17).
+//! Bugs of the JIT that show: host code that raises an exception which is none of the guest's, jumps to nowhere, or has
+//! the number of a site that does not exist; a helper that panics. They end the VM with a report, and nothing else in
+//! the process (ADR 17).
 //!
-//! A bug that does not show, such as a store to a wrong place, is for [`Config::verify`](crate::Config::verify) to find.
+//! A bug that does not show, such as a store to a wrong place, is for [`Config::verify`](crate::Config::verify) to
+//! find.
 
 use std::any::Any;
 use std::fmt::Write as _;
@@ -15,7 +17,8 @@ use crate::debug::listing;
 use crate::runtime::helpers::LEAVE;
 
 impl Dispatcher {
-    /// Makes the vCPU stop for good, because of `what`, by the host instruction at `pc` if that is known. Where to go on.
+    /// Makes the vCPU stop for good, because of `what`, by the host instruction at `pc` if that is known. Where to go
+    /// on.
     #[cold]
     pub(super) fn fail(&mut self, cpu: &Cpu, what: &str, pc: Option<u64>) -> *const u8 {
         let mut report = String::new();

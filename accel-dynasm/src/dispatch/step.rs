@@ -1,8 +1,8 @@
 //! Single instructions: those that cross into another page, which are blocks of one instruction, and those that have no
 //! translation or are not to have one.
 //!
-//! The code of a block of two pages depends on a second translation of addresses. So in user code only jumps that look at the
-//! linear address lead to one, and jumps to one of the kernel's ask again when those to other pages do.
+//! The code of a block of two pages depends on a second translation of addresses. So in user code only jumps that look
+//! at the linear address lead to one, and jumps to one of the kernel's ask again when those to other pages do.
 
 use accel_api::PAGE_SIZE;
 use x86_core::{CodePage, Cpu, Exec, MAX_INSTRUCTION};
@@ -10,12 +10,12 @@ use x86_core::{CodePage, Cpu, Exec, MAX_INSTRUCTION};
 use super::Dispatcher;
 
 impl Dispatcher {
-    /// The page behind the one of RIP, if it can be fetched from.
+    /// The page after the one of RIP, if it can be fetched from.
     pub(super) fn second_page(&mut self, cpu: &mut Cpu) -> Option<CodePage> {
         cpu.code_page_at((cpu.rip | (PAGE_SIZE - 1)).wrapping_add(1)).ok().flatten()
     }
 
-    /// Whether the second page of block `number`, which was found for RIP, is what it was; if it has one.
+    /// Whether the second page of block `number`, which was found for RIP, is still the same; if it has one.
     pub(super) fn is_whole(&mut self, cpu: &mut Cpu, number: u32) -> bool {
         let Some(second) = self.store.blocks.get(number).second else { return true };
         self.second_page(cpu).is_some_and(|page| page.index == second)
@@ -39,7 +39,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Executes what a block of `left` instructions holds, one by one.
+    /// Executes the `left` instructions of a block one by one.
     ///
     /// # Errors
     /// The fault of the instruction at RIP.
@@ -55,7 +55,7 @@ impl Dispatcher {
                 break;
             }
             if cpu.leave || cpu.shared.requested() != 0 {
-                // What is left of it must not be taken for another block.
+                // The rest of it must not be taken for another block.
                 self.stepping = Some((cpu.rip, left)).filter(|_| left > 0);
                 break;
             }

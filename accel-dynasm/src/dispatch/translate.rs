@@ -21,7 +21,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 /// Pages remembered that stores have been made to ask for: more than a full code cache has code of.
 const MOST_WATCHED: usize = 1 << 16;
 
-/// What came of making a block.
+/// The result of making a block.
 pub(super) enum Made {
     Block(u32),
     /// No instruction, or one whose second page has none.
@@ -69,8 +69,8 @@ impl Dispatcher {
         })
     }
 
-    /// Makes stores to `page` visible to us from now on, before its bytes are read; whether translations of addresses have
-    /// changed meanwhile.
+    /// Makes stores to `page` visible to us from now on, before its bytes are read; whether translations of addresses
+    /// have changed meanwhile.
     ///
     /// # Errors
     /// Those of [`Cpu::watch_code`].
@@ -85,8 +85,8 @@ impl Dispatcher {
         cpu.watch_code(page)
     }
 
-    /// Translates the block with `key`, whose page is at `host`, for flags that `known` gives; with a `second` page, the
-    /// instruction that crosses into it. The block's number, if it is done.
+    /// Translates the block with `key`, whose page is at `host`, for flags that `known` gives; with a `second` page,
+    /// the instruction that crosses into it. The block's number, if it is done.
     fn translate(
         &mut self,
         cpu: &mut Cpu,

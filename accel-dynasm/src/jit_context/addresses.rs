@@ -45,7 +45,7 @@ pub(crate) mod entry {
     pub(crate) const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
     /// log2 of its size.
     pub(crate) const SHIFT: u8 = size_of::<TlbEntry>().trailing_zeros() as u8;
-    /// By how much an address is rotated so that its page number counts entries, and the mask of what is left of it.
+    /// Bits by which an address is rotated so that its page number counts entries, and the mask that then selects one.
     pub(crate) const ROTATION: i8 = 12 - SHIFT as i8;
     pub(crate) const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << SHIFT) as i32;
 }

@@ -1,4 +1,4 @@
-//! What all stubs are made of.
+//! Pieces of code that all stubs use.
 
 use dynasmrt::{DynasmApi, VecAssembler, dynasm, x64::X64Relocation};
 

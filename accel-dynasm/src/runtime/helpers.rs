@@ -1,7 +1,7 @@
 //! Functions that host code calls through the stubs.
 //!
-//! The vCPU's state is complete in [`Cpu`] while one of them runs, but for RIP, which follows from the site. The work is done by
-//! an implementation of [`Helpers`], so that this part of the JIT needs not know its caller.
+//! The vCPU's state is complete in [`Cpu`] while one of them runs, but for RIP, which follows from the site. The work
+//! is done by an implementation of [`Helpers`], so that this part of the JIT needs not know its caller.
 #![allow(unsafe_code)] // called with raw pointers by generated code
 
 use std::any::Any;
@@ -13,7 +13,7 @@ use x86_core::Cpu;
 /// As the result of a helper: leaves host code.
 pub(crate) const LEAVE: *const u8 = std::ptr::null();
 
-/// What host code calls. Each returns the host address at which to go on, or [`LEAVE`].
+/// The work of the functions that host code calls. Each returns the host address at which to go on, or [`LEAVE`].
 pub(crate) trait Helpers {
     /// Finds the block at RIP. `argument`: that of [`Stub::Lookup`](crate::translate::output::Stub::Lookup).
     fn look_up(&mut self, cpu: &mut Cpu, argument: u32) -> *const u8;
@@ -34,7 +34,8 @@ pub(crate) trait Helpers {
     fn panicked(&mut self, cpu: &Cpu, payload: &(dyn Any + Send)) -> *const u8;
 }
 
-/// What a stub calls: the vCPU, [`JitContext::dispatcher`](crate::jit_context::JitContext::dispatcher) and the stub's argument.
+/// A function that a stub calls, with the vCPU, [`JitContext::dispatcher`](crate::jit_context::JitContext::dispatcher)
+/// and the stub's argument.
 pub(super) type Function = unsafe extern "sysv64" fn(*mut Cpu, *mut c_void, u32) -> *const u8;
 
 /// The functions of one implementation, in the order of the stubs.
@@ -62,7 +63,7 @@ impl Functions {
 macro_rules! called_by_stubs {
     ($($name:ident: |$helpers:ident, $cpu:ident, $argument:ident| $work:expr;)*) => {$(
         unsafe extern "sysv64" fn $name<H: Helpers>(cpu: *mut Cpu, helpers: *mut c_void, argument: u32) -> *const u8 {
-            // SAFETY: called by a stub, with what `Entry::run` was given.
+            // SAFETY: called by a stub, with the pointers that `Entry::run` was given.
             unsafe { call::<H>(cpu, helpers, |$helpers, $cpu| { let $argument = argument; $work }) }
         }
     )*};
@@ -76,8 +77,8 @@ called_by_stubs! {
     fault: |helpers, cpu, _argument| helpers.fault(cpu);
 }
 
-/// Does the work of a helper. A panic must not unwind into generated code: it ends the VM here. (Where panics abort, one ends
-/// the process.)
+/// Does the work of a helper. A panic must not unwind into generated code: it ends the VM here. (Where panics abort,
+/// one ends the process.)
 ///
 /// # Safety
 /// `cpu` and `helpers` are those that [`Entry::run`](super::Entry::run) was given, by a call that has not returned.

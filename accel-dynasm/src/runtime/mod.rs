@@ -1,8 +1,8 @@
 //! The runtime: ways between Rust and host code.
 //!
 //! 1. `stubs.rs` enters host code and leaves it for a helper; [`helpers`] has the functions that stubs call.
-//! 2. `transfer.rs` has changes of privilege and `jump_victims.rs` the rarer half of the jump cache, which host code does
-//!    without Rust.
+//! 2. `transfer.rs` has changes of privilege and `jump_victims.rs` the rarer half of the jump cache, which host code
+//!    does without Rust.
 //! 3. [`signals`] takes exceptions of the host.
 #![allow(unsafe_code)] // enters host code, and hands out the context that it uses
 
@@ -23,8 +23,8 @@ use self::helpers::Helpers;
 use self::signals::Registration;
 use crate::jit_context::JitContext;
 
-/// Enters host code at an address; comes back when a helper has returned null. The vCPU is passed for the compiler to know
-/// that it changes: host code knows where it is.
+/// Enters host code at an address; comes back when a helper has returned null. The vCPU is passed for the compiler to
+/// know that it changes: host code knows where it is.
 type Enter = unsafe extern "sysv64" fn(*const u8, *mut Cpu);
 
 /// A vCPU's way into its host code.
@@ -47,8 +47,8 @@ impl Runtime {
     /// Uses the stubs that lie at host addresses `enter` and `fault`, for code in `code`.
     ///
     /// # Safety
-    /// The stubs were emitted for `context`, which is there as long as the runtime is and which nothing else uses but code in
-    /// `code`, entered by [`Entry::run`].
+    /// The stubs were emitted for `context`, which is there as long as the runtime is and which nothing else uses but
+    /// code in `code`, entered by [`Entry::run`].
     ///
     /// # Errors
     /// Too many vCPUs have host code.
@@ -67,8 +67,8 @@ impl Runtime {
 
     /// The state shared with host code.
     pub(crate) fn context(&self) -> &JitContext {
-        // SAFETY: it is there, see `new`. Host code does not run while a reference of ours is used: it is entered by a function
-        // that has the dispatcher for itself, and leaves for a helper likewise.
+        // SAFETY: it is there, see `new`. Host code does not run while a reference of ours is used: it is entered by a
+        // function that has the dispatcher for itself, and leaves for a helper likewise.
         unsafe { self.context.as_ref() }
     }
 
@@ -78,7 +78,7 @@ impl Runtime {
         unsafe { self.context.as_mut() }
     }
 
-    /// What enters host code: on its own, since the helpers that host code calls may use the runtime.
+    /// The way into host code, apart from the runtime: the helpers that host code calls may use the runtime.
     pub(crate) fn entry(&self) -> Entry {
         Entry { context: self.context, enter: self.enter, number: self.registration.number() }
     }
@@ -88,9 +88,9 @@ impl Entry {
     /// Runs host code from `code` on, until a helper leaves it.
     ///
     /// # Safety
-    /// `code` is the entry of a block of the runtime's code, for the vCPU's mode as it is. `cpu` is the vCPU that the code was
-    /// made for. `helpers` is what the stubs' functions were made for. The caller has exclusive references of both, from which
-    /// these pointers come, and does not use them until this returns.
+    /// `code` is the entry of a block of the runtime's code, for the vCPU's mode as it is. `cpu` is the vCPU that the
+    /// code was made for. The stubs' functions were made for the type of `helpers`. The caller has exclusive references
+    /// of both, from which these pointers come, and does not use them until this returns.
     pub(crate) unsafe fn run<H: Helpers>(self, code: *const u8, cpu: *mut Cpu, helpers: *mut H) {
         // Stubs name the vCPU by its address alone.
         let _ = cpu.expose_provenance();

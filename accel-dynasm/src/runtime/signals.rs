@@ -1,12 +1,12 @@
 //! Exceptions that guest instructions raise in the host.
 //!
-//! 1. Division errors and misaligned vector operands come as signals, on a stack of their own: RSP is the guest's. The handler
-//!    only replaces the address at which execution goes on by that of a stub. It looks at nothing but the table of registered
-//!    caches and the [`JitContext`] of one: which block the instruction is of, the helper finds out.
-//! 2. Any other fault of host code of blocks, or a jump of it to where no code is, is a bug of the JIT. It goes the same way,
-//!    and the helper ends the VM with a report.
-//! 3. Signals that come from elsewhere go to the handler that had them before; those of guest RAM that the host cannot give, to
-//!    [`accel_api::GuestRam`].
+//! 1. Division errors and misaligned vector operands come as signals, on a stack of their own: RSP is the guest's. The
+//!    handler only replaces the address at which execution goes on by that of a stub. It looks at nothing but the table
+//!    of registered caches and the [`JitContext`] of one: which block the instruction is of, the helper finds out.
+//! 2. Any other fault of host code of blocks, or a jump of it to where no code is, is a bug of the JIT. It goes the
+//!    same way, and the helper ends the VM with a report.
+//! 3. Signals that come from elsewhere go to the handler that had them before; those of guest RAM that the host cannot
+//!    give, to [`accel_api::GuestRam`].
 #![allow(unsafe_code)] // signal handlers
 
 use std::cell::{Cell, OnceCell};
@@ -59,7 +59,8 @@ static HIGHEST: AtomicUsize = AtomicUsize::new(0);
 #[derive(Debug)]
 pub(super) struct Registration(usize);
 
-/// Makes code in `cache` known to the handler. Execution goes on at `stub` after a fault in it, which is recorded in `context`.
+/// Makes code in `cache` known to the handler. Execution goes on at `stub` after a fault in it, which is recorded in
+/// `context`.
 ///
 /// # Safety
 /// `context` is there until the registration is dropped, and no reference to it is used while code of `cache` runs.
@@ -107,7 +108,7 @@ fn install() {
 }
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: what the kernel has called us with.
+    // SAFETY: the arguments that the kernel has passed.
     unsafe {
         if signal != libc::SIGBUS || !take_bus_error(info) {
             take_fault(signal, info, context);
@@ -115,10 +116,10 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     }
 }
 
-/// Leads a fault of translated code to a stub, and gives others to who had them before.
+/// Leads a fault of host code of blocks to a stub, and gives others to the handler that had them before.
 ///
 /// # Safety
-/// Called in the handler, with what that was called with.
+/// Called in the handler, with its arguments.
 unsafe fn take_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a `ucontext_t`, and a description of the signal.
     let (registers, code) =
@@ -197,8 +198,8 @@ thread_local! {
     static PREPARED: OnceCell<HandlerStack> = const { OnceCell::new() };
 }
 
-/// Makes this thread ready for translated code, in which RSP is the guest's: signals get a stack of their own, and none comes
-/// but those that the code raises.
+/// Makes this thread ready for translated code, in which RSP is the guest's: signals get a stack of their own, and none
+/// comes but those that the code raises.
 pub(crate) fn prepare_thread() {
     PREPARED.with(|prepared| {
         prepared.get_or_init(|| {

@@ -1,7 +1,7 @@
 //! The way into host code, and the ways out of it into Rust.
 //!
-//! A stub is jumped to with an argument in R11 and the guest's other registers in the host's. It stores them, switches to the
-//! host's stack and calls a function ([`super::helpers`]), whose result is where to go on, or null to leave.
+//! A stub is jumped to with an argument in R11 and the guest's other registers in the host's. It stores them, switches
+//! to the host's stack and calls a function ([`super::helpers`]), whose result is where to go on, or null to leave.
 
 use accel_api::AccelError;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};

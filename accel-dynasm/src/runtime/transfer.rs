@@ -1,13 +1,14 @@
-//! Changes of privilege without Rust: shared code that SYSCALL, SYSRET and IRET of 64-bit code jump to, with their site in R11.
+//! Changes of privilege without Rust: shared code that SYSCALL, SYSRET and IRET of 64-bit code jump to, with their site
+//! in R11.
 //!
 //! 1. Unusual cases are handed to x86-core's function: nothing of the guest's state changes before the last check.
-//! 2. The code changes the fields of [`x86_core::Cpu`] that the function changes, and what follows from them. It goes on through
-//!    the jump cache of the code that comes next.
+//! 2. The code changes the fields of [`x86_core::Cpu`] that the function changes, and what follows from them. It goes
+//!    on through the jump cache of the code that comes next.
 //! 3. Vector registers are stored on the way into the kernel, and loaded on the way to a program that uses them.
-//! 4. The dispatcher sees in [`JitContext::was_user`](crate::jit_context::JitContext::was_user) that the privilege has changed
-//!    since it last looked.
-//! 5. Requests are looked at on the way out of the kernel, not on the way in: a program that does nothing but system calls
-//!    must see them, too.
+//! 4. The dispatcher sees in [`JitContext::was_user`](crate::jit_context::JitContext::was_user) that the privilege has
+//!    changed since it last looked.
+//! 5. Requests are looked at on the way out of the kernel, not on the way in: a program that does nothing but system
+//!    calls must see them, too.
 
 mod iret;
 
@@ -64,7 +65,7 @@ impl Transfer<'_> {
         self.addresses.cpu + offset as i32
     }
 
-    /// Begins the code: with vector registers in the host's, which it stores, and without. RAX is free behind it, the
+    /// Begins the code: with vector registers in the host's, which it stores, and without. RAX is free afterwards, the
     /// arithmetic flags are in memory.
     fn entries(&mut self, start: usize) -> [usize; 2] {
         dynasm!(self.asm ; .arch x64 ; .align 16);
@@ -94,7 +95,7 @@ impl Transfer<'_> {
         dynasm!(self.asm ; .arch x64 ; test DWORD [self.addresses.cr4], CR4_SMAP as i32 ; jnz =>self.slow);
     }
 
-    /// From a program; R10 is the address behind the instruction.
+    /// From a program; R10 is the address after the instruction.
     fn syscall(&mut self) {
         let temporary = self.addresses.temporary();
         self.must_be_enabled();
@@ -170,7 +171,8 @@ impl Transfer<'_> {
         self.enter_program();
     }
 
-    /// An interrupt may wait for the flags that are to come; and who loops over this has to see requests.
+    /// Hands the instruction over if an interrupt waits, which the new flags may allow, or if something is requested:
+    /// code that loops over this instruction has to see requests.
     fn must_not_be_asked(&mut self) {
         dynasm!(self.asm
             ; .arch x64
@@ -209,7 +211,8 @@ impl Transfer<'_> {
         );
     }
 
-    /// Goes on at R10, at CPL 0. If vector registers were the kernel's on the way here, they need not be in what comes next.
+    /// Goes on at R10, at CPL 0. If vector registers were the kernel's on the way here, they need not be in what comes
+    /// next.
     fn enter_kernel(&mut self, mode: TlbMode) {
         dynasm!(self.asm
             ; .arch x64

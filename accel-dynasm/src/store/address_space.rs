@@ -1,8 +1,8 @@
 //! Keeps ways between blocks in step with the vCPU's translations of addresses.
 //!
 //! * The jump caches of user code hold for one [`View`]; those of a view that may come back are saved.
-//! * The jump caches of the kernel hold until global translations of code change, unless its code lies on pages that are not
-//!   global; so do its chained jumps to other pages.
+//! * The jump caches of the kernel hold until global translations of code change, unless its code lies on pages that
+//!   are not global; so do its chained jumps to other pages.
 //! * The look-up cache has the generation of the translation that each entry was found through.
 
 use x86_core::Cpu;
@@ -22,8 +22,9 @@ pub(super) struct Translations {
 }
 
 impl CodeStore {
-    /// Drops the ways that do not hold, now that the vCPU may have changed its translations or its mode. `user_vectors`:
-    /// user code finds its vector registers in the host's. Whether that is so from now on, if the view has changed.
+    /// Drops the ways that do not hold, now that the vCPU may have changed its translations or its mode.
+    /// `user_vectors`: user code finds its vector registers in the host's. Whether that is so from now on, if the view
+    /// has changed.
     pub(crate) fn sync(&mut self, cpu: &Cpu, user_vectors: bool) -> Option<bool> {
         let (tlb, last) = (&cpu.tlb, &mut self.translations);
         last.write_generation = tlb.write_generation;
@@ -60,8 +61,8 @@ impl CodeStore {
         self.translations.fleeting = true;
     }
 
-    /// Whether translations of code may have changed since a block was last looked up; or whether the rights of stores have,
-    /// which a block may have checked for stores that are still to come.
+    /// Whether translations of code may have changed since a block was last looked up; or whether the rights of stores
+    /// have, which a block may have checked for stores that are still to come.
     pub(crate) fn moved(&self, cpu: &Cpu) -> bool {
         let last = &self.translations;
         cpu.tlb.fetch_generation != last.view.generation || cpu.tlb.write_generation != last.write_generation

@@ -1,5 +1,5 @@
-//! Metadata of blocks: by their place in RAM, and by where their code lies. A block that is dropped is kept as long as its code
-//! is, so the memory of metadata is bounded by that of code.
+//! Metadata of blocks: by their place in RAM, and by where their code lies. A block that is dropped is kept as long as
+//! its code is, so the memory of metadata is bounded by that of code.
 
 use std::hash::Hasher as _;
 
@@ -12,7 +12,7 @@ use crate::block_mode::BlockMode;
 use crate::translate::output::{DirectJump, MayFault, NOTHING, Site};
 use crate::translate::plan::lazy_flags::LazyFlags;
 
-/// What a block is found by.
+/// The key of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     /// RAM page and offset in it.
@@ -81,7 +81,7 @@ pub(crate) struct Block {
     pub known: u32,
     /// The flags it is entered with make a difference.
     pub flags_matter: bool,
-    /// What listings show of it, if they are wanted.
+    /// Its listing, if listings are wanted.
     pub listing: Option<Box<Listing>>,
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct Listing {
 pub(crate) struct Helper {
     pub instruction: Instruction,
     pub function: ExecFn,
-    /// Has an operand relative to RIP, or is a branch: what it was decoded for depends on the page's address.
+    /// Has an operand relative to RIP, or is a branch: the decoded instruction holds only for one address of the page.
     pub relative: bool,
 }
 
@@ -251,8 +251,8 @@ impl Blocks {
     pub(crate) fn at_code(&self, region: usize, at: usize) -> Option<&Block> {
         let list = self.list.of(region);
         // Code is only ever appended.
-        let behind = list.partition_point(|b| b.code as usize <= at);
-        list[..behind].last().filter(|b| at < (b.code + b.code_len) as usize)
+        let after = list.partition_point(|b| b.code as usize <= at);
+        list[..after].last().filter(|b| at < (b.code + b.code_len) as usize)
     }
 
     /// RAM pages that have blocks.

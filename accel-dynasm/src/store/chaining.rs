@@ -1,5 +1,5 @@
-//! Chaining: a direct jump leads from block to block without Rust once its target is known. Each chained jump is in a list of
-//! its target, so that no jump leads to a block that was dropped.
+//! Chaining: a direct jump leads from block to block without Rust once its target is known. Each chained jump is in a
+//! list of its target, so that no jump leads to a block that was dropped.
 
 use super::CodeStore;
 use super::blocks::{Blocks, ChainedJump};
@@ -43,8 +43,8 @@ impl CodeStore {
         }
         let Some(&ChainedJump { from, jump: record, to, .. }) = self.blocks.jumps.get(jump) else { return };
         let (from, target) = (self.blocks.get(from), self.blocks.get(number));
-        // The vCPU's mode may have changed on the way, and the block's own code may have been overwritten. And where a page of
-        // user code lies is known only by its address.
+        // The vCPU's mode may have changed on the way, and the block's own code may have been overwritten. And where a
+        // page of user code lies is known only by its address.
         let two_pages = target.second.is_some();
         if from.mode.grouped() != target.mode || from.dropped || two_pages && target.mode.user() {
             return;

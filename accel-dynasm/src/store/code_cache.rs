@@ -20,7 +20,7 @@ pub(crate) const MOST: usize = 1 << 30;
 /// Bytes of a jump that [`CodeCache::put_jump`] puts.
 pub(crate) const JUMP_LEN: usize = 5;
 
-/// Code at the start stays (the stubs); behind it blocks fill region by region.
+/// Code at the start stays (the stubs); after them come blocks, region by region.
 #[derive(Debug)]
 pub(crate) struct CodeCache {
     writable: NonNull<u8>,
@@ -35,8 +35,8 @@ pub(crate) struct CodeCache {
 }
 
 impl CodeCache {
-    /// Room for `len` bytes, or as many as there can be. Pages cost nothing until they are filled. `nameless`: without a file
-    /// of its own, as perf wants it of memory whose names it is to look up elsewhere.
+    /// Room for `len` bytes, or as many as there can be. Pages cost nothing until they are filled. `nameless`: without
+    /// a file of its own, as perf wants it of memory whose names it is to look up elsewhere.
     ///
     /// # Errors
     /// The host does not map memory as executable, or has none.
@@ -147,7 +147,7 @@ impl CodeCache {
     /// The bytes of some code.
     pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
         assert!(range.start <= range.end && range.end <= self.len, "not in the cache");
-        // SAFETY: within the mapping; whoever writes does so through `&mut self`.
+        // SAFETY: within the mapping, which is written only through `&mut self`.
         unsafe { std::slice::from_raw_parts(self.writable.as_ptr().add(range.start), range.len()) }
     }
 
@@ -179,7 +179,7 @@ fn map_file(len: usize) -> Result<(NonNull<u8>, NonNull<u8>), AccelError> {
     if fd < 0 {
         return Err(AccelError::last_os("make a file for translated code"));
     }
-    // SAFETY: a descriptor that is nobody else's.
+    // SAFETY: a new descriptor, which has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: a descriptor that is open.
     if unsafe { libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) } != 0 {
@@ -250,7 +250,7 @@ mod tests {
             assert_eq!(function(), 42);
             let (code, data) = (mapping(cache.address(0)), mapping(cache.writable.as_ptr()));
             assert!(code.contains(" r-xs ") && data.contains(" rw-s "), "{code}\n{data}");
-            // perf looks for the names of what lies in such mappings in its map.
+            // perf looks up names of code in such mappings in its map.
             assert_eq!(code.contains("/dev/zero"), nameless, "{code}");
         }
     }

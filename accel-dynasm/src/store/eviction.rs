@@ -1,11 +1,11 @@
 //! Eviction: a full code cache makes room by dropping the code that was translated first.
 //!
-//! 1. To know which code is still in use would take counting, which costs more than translating it again. So the oldest region
-//!    goes as a whole; code that was in it and is in use is soon back, in the newest.
-//! 2. Ways into code are chained jumps, the jump caches and the look-up cache. Those that lead into the region are cut; all
-//!    others stay as they are.
-//! 3. It happens only when a block is looked up, which is entered next: no host code that may be gone is returned to. The
-//!    function that looks up may still hold the number of a jump, and finds out by [`StoreCounters::evictions`].
+//! 1. To know which code is still in use would take counting, which costs more than translating it again. So the oldest
+//!    region goes as a whole; code that was in it and is in use is soon back, in the newest.
+//! 2. Ways into code are chained jumps, the jump caches and the look-up cache. Those that lead into the region are cut;
+//!    all others stay as they are.
+//! 3. It happens only when a block is looked up, which is entered next: no host code that may be gone is returned to.
+//!    The function that looks up may still hold the number of a jump, and finds out by [`StoreCounters::evictions`].
 //!
 //! [`StoreCounters::evictions`]: crate::counters::StoreCounters::evictions
 

@@ -1,8 +1,9 @@
 //! Variants of a block by the flags that it is entered with (ADR 19).
 //!
-//! A block that begins with a check of memory would have to save the flags first. If they can be had otherwise, as behind a
-//! comparison whose operands are still in registers, it is translated once more for jumps that come like this, and saves
-//! nothing. Only direct jumps lead to such a variant; jump caches and Rust enter blocks with the flags in the host's.
+//! A block that begins with a check of memory would have to save the flags first. If they can be had otherwise, as
+//! after a comparison whose operands are still in registers, it is translated once more for jumps that come like this,
+//! and saves nothing. Only direct jumps lead to such a variant; jump caches and Rust enter blocks with the flags in the
+//! host's.
 
 use super::CodeStore;
 use super::blocks::Key;
@@ -31,7 +32,8 @@ impl CodeStore {
         }
     }
 
-    /// The block with `key` for a vCPU that comes with flags `known`, and what it is to be translated for if there is none.
+    /// The block with `key` for a vCPU that comes with flags `known`, and the recipe that it is to be translated for if
+    /// there is none.
     pub(crate) fn best_for(&self, key: Key, known: Option<LazyFlags>) -> (Option<u32>, Option<LazyFlags>) {
         let usual = self.blocks.find(key).filter(|n| !self.blocks.get(*n).dropped);
         let differs = |n| {

@@ -1,8 +1,8 @@
-//! Which accesses have no inline TLB entry (ADR 14): those that change pages from turn to turn of their loop, and those that
-//! share an entry with another one at work. Each turn would fill the entry again.
+//! Which accesses have no inline TLB entry (ADR 14): those that change pages from turn to turn of their loop, and those
+//! that share an entry with another one at work. Each turn would fill the entry again.
 //!
-//! All accesses count their refills together. If some tens of refills have taken no more time than would go by in such a loop,
-//! the access that came last is most likely at fault; if it is not, the next one is.
+//! All accesses count their refills together. If some tens of refills have taken no more time than would go by in such
+//! a loop, the access that came last is most likely at fault; if it is not, the next one is.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

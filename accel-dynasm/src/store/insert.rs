@@ -9,7 +9,7 @@ use crate::block_mode::BlockMode;
 use crate::translate::output::{INDIRECT, MayFault, NOTHING, Output, SiteKind, Target};
 use crate::translate::plan::lazy_flags::LazyFlags;
 
-/// What was translated.
+/// A translation that is to be inserted, but for code and metadata.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewBlock<'a> {
     pub key: Key,
@@ -25,8 +25,8 @@ pub(crate) struct NewBlock<'a> {
 }
 
 impl CodeStore {
-    /// Makes room for `len` bytes of code, if need be by eviction. Whether there is room: if not, `len` is more than a region
-    /// has. No host code that may be evicted may be going to be returned to.
+    /// Makes room for `len` bytes of code, if need be by eviction. Whether there is room: if not, `len` is more than a
+    /// region has. No host code that may be evicted may be going to be returned to.
     pub(crate) fn make_room(&mut self, len: usize) -> bool {
         if !self.cache.has_room(len) && !self.cache.is_empty() {
             self.evict();
@@ -58,7 +58,8 @@ impl CodeStore {
         self.stubs.helper[0] as i64 - self.cache.cursor() as i64
     }
 
-    /// Adds a block, whose `code` is relocated. `function` gives what executes an instruction in a helper. The block's number.
+    /// Adds a block, whose `code` is relocated. `function` gives the function that executes an instruction in a helper.
+    /// Returns the block's number.
     pub(crate) fn insert(
         &mut self,
         new: NewBlock<'_>,

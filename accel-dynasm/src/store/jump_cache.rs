@@ -1,9 +1,9 @@
 //! The jump cache: blocks by linear address, for jumps whose target is known only when they happen.
 //!
-//! 1. Each class of code has a table. Blocks at the same place of different runs of 64 KiB share an entry; a block that has lost
-//!    its entry is in the table's second part, a victim cache, where a stub looks before Rust does.
-//! 2. Tables of user code hold for one address space. When the vCPU leaves an address space that it may come back to, they are
-//!    saved, and restored when it does.
+//! 1. Each class of code has a table. Blocks at the same place of different runs of 64 KiB share an entry; a block that
+//!    has lost its entry is in the table's second part, a victim cache, where a stub looks before Rust does.
+//! 2. Tables of user code hold for one address space. When the vCPU leaves an address space that it may come back to,
+//!    they are saved, and restored when it does.
 #![allow(unsafe_code)] // the tables lie where host code finds them
 
 use std::ops::Range;
@@ -17,7 +17,7 @@ const SAVED: usize = 8;
 /// Entries that are saved of each table: to save one and restore it costs a tenth of a look-up.
 const MOST: usize = 128;
 
-/// What the tables of user code hold for.
+/// The state of a vCPU for which the tables of user code hold.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct View {
     /// [`x86_core::Tlb::fetch_generation`].
@@ -26,7 +26,8 @@ pub(super) struct View {
     pub mode: u16,
 }
 
-/// The tables of a vCPU. Which entries are filled is recorded, so that emptying a table costs as much as filling it did.
+/// The tables of a vCPU. Which entries are filled is recorded, so that emptying a table costs as much as filling it
+/// did.
 #[derive(Debug)]
 pub(super) struct JumpCache {
     tables: NonNull<[JumpTable; CLASSES]>,
@@ -54,8 +55,8 @@ struct Entry {
     code: u64,
 }
 
-/// The negated address of an empty entry, which no address that selects entry `index` cancels out: memory as it comes from
-/// the kernel, but for address 0.
+/// The negated address of an empty entry, which no address that selects entry `index` cancels out: memory as it comes
+/// from the kernel, but for address 0.
 fn never(index: u32) -> u64 {
     u64::from((index as usize).is_multiple_of(JUMP_ENTRIES))
 }
@@ -68,8 +69,8 @@ impl JumpCache {
     /// Takes new tables, which are all zero.
     ///
     /// # Safety
-    /// They are there as long as the cache is, and nothing changes them but the cache. Host code reads them while no method
-    /// runs.
+    /// They are there as long as the cache is, and nothing changes them but the cache. Host code reads them while no
+    /// method runs.
     pub(super) unsafe fn new(tables: NonNull<[JumpTable; CLASSES]>) -> Self {
         let mut cache = Self { tables, filled: Default::default(), saved: Vec::new(), departures: 0 };
         for class in 0..CLASSES {

@@ -2,11 +2,11 @@
 //!
 //! 1. `code_cache.rs` has the memory for code, which fills and is emptied by [`regions`]; `blocks.rs` has the metadata.
 //! 2. `insert.rs` places a translation and fills in its relocations; `eviction.rs` makes room when the cache is full.
-//! 3. `chaining.rs` lets direct jumps lead to their targets; `jump_cache.rs` serves jumps whose target is known only when they
-//!    happen; `lookup_cache.rs` is in front of the tables of all blocks. `flag_variants.rs` chooses between blocks of the same
-//!    code by the flags they are entered with (ADR 19).
-//! 4. Blocks are invalidated when their code is written ([`CodeStore::invalidate`]); `address_space.rs` drops ways between
-//!    blocks when translations of addresses change.
+//! 3. `chaining.rs` lets direct jumps lead to their targets; `jump_cache.rs` serves jumps whose target is known only
+//!    when they happen; `lookup_cache.rs` is in front of the tables of all blocks. `flag_variants.rs` chooses between
+//!    blocks of the same code by the flags they are entered with (ADR 19).
+//! 4. Blocks are invalidated when their code is written ([`CodeStore::invalidate`]); `address_space.rs` drops ways
+//!    between blocks when translations of addresses change.
 //! 5. `smc.rs` and `inline_tlb.rs` remember code that is better translated otherwise, or not at all.
 
 mod address_space;
@@ -44,7 +44,7 @@ use crate::translate::output::{MayFault, StubTable};
 /// Failed checks of a group after which a block is translated without groups.
 const MAX_GROUP_MISSES: u32 = 32;
 
-/// What a vCPU has translated.
+/// The code store of a vCPU.
 pub(crate) struct CodeStore {
     cache: CodeCache,
     pub blocks: Blocks,
@@ -63,7 +63,7 @@ pub(crate) struct CodeStore {
     pub counters: StoreCounters,
 }
 
-/// What the code of a store is for.
+/// Options of a store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StoreOptions {
     /// Bytes of code.
@@ -86,8 +86,8 @@ impl CodeStore {
     /// A store without code, which uses `jumps` for its jump cache.
     ///
     /// # Safety
-    /// `jumps` are new, there as long as the store is, and nothing else changes them. Host code reads them only while no method
-    /// of the store runs.
+    /// `jumps` are new, there as long as the store is, and nothing else changes them. Host code reads them only while
+    /// no method of the store runs.
     ///
     /// # Errors
     /// The host does not map memory as executable, or has none.
@@ -174,8 +174,8 @@ impl CodeStore {
         self.blocks.at_code(self.cache.region_at(at)?, at)
     }
 
-    /// The block of the host instruction at address `pc`, and what is known of it, if it may raise an exception for the
-    /// guest's.
+    /// The block of the host instruction at address `pc`, and its entry in the fault table, if it may raise an
+    /// exception for the guest's.
     pub(crate) fn fault_at(&self, pc: u64) -> Option<(&Block, MayFault)> {
         let block = self.block_at(pc)?;
         let distance = self.cache.offset(pc)? as u32 - block.code;

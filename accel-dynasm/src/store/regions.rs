@@ -1,10 +1,10 @@
-//! Regions of the code cache: they are filled one after the other and emptied in the same order. When all are full, the oldest
-//! makes room, and the others keep what runs. Metadata is kept by region too, and goes with the code; its numbers have their
-//! region in them, so they do not change when another region is emptied.
+//! Regions of the code cache: they are filled one after the other and emptied in the same order. When all are full, the
+//! oldest makes room, and the others keep code that runs. Metadata is kept by region too, and goes with the code; its
+//! numbers have their region in them, so they do not change when another region is emptied.
 
 use std::ops::{Index, IndexMut};
 
-/// Regions of a code cache. When one is emptied, as much of what is in use has to be translated again.
+/// Regions of a code cache. When one is emptied, that share of the code in use has to be translated again.
 pub(crate) const REGIONS: usize = 16;
 
 /// Bits of a number that count within a region: more than there are bytes of code in one.

@@ -1,7 +1,8 @@
 //! Self-modifying code: where code is overwritten again and again, translating it costs more than it gives.
 //!
-//! A page whose code was overwritten a few times is suspect. A block on it is interpreted until it has been met often enough
-//! without having been overwritten; so a program that generates code pays for translations only of code that runs often.
+//! A page whose code was overwritten a few times is suspect. A block on it is interpreted until it has been met often
+//! enough without having been overwritten; so a program that generates code pays for translations only of code that
+//! runs often.
 
 use x86_core::Keyed;
 
@@ -12,7 +13,8 @@ const SUSPECT: u32 = 8;
 /// Times that a block on a suspect page is interpreted first.
 const PATIENCE: u32 = 16;
 
-/// Pages, and blocks, that are known at a time: code that is somewhere else each time must not take memory without bound.
+/// Pages, and blocks, that are known at a time: code that is somewhere else each time must not take memory without
+/// bound.
 const MOST: usize = 1 << 16;
 
 /// Invalidations by page, and how often blocks on suspect pages have been met since.

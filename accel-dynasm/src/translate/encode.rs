@@ -1,7 +1,8 @@
 //! Machine code of guest instructions with other operands.
 //!
-//! Guest registers are the host's, so all that ever has to change in an instruction is where its memory operand lies. The
-//! bytes are taken apart (Intel SDM vol. 2A, chapter 2) and put together again around a new ModRM, SIB and displacement.
+//! Guest registers are the host's, so all that ever has to change in an instruction is where its memory operand lies.
+//! The bytes are taken apart (Intel SDM vol. 2A, chapter 2) and put together again around a new ModRM, SIB and
+//! displacement.
 
 use iced_x86::{Instruction, OpKind, Register};
 
@@ -92,7 +93,7 @@ pub(crate) fn load(to: u8, memory: Memory) -> Bytes {
     with_rex_w(0x8b, to, memory)
 }
 
-/// `MOV` or `MOVZX` of `size` bytes of memory to a register whose others are zero behind it.
+/// `MOV` or `MOVZX` of `size` bytes of memory to a register whose other bytes become zero.
 pub(crate) fn load_zero_extended(to: u8, memory: Memory, size: u8) -> Bytes {
     let wide = if size == 8 { 8 } else { 0 };
     let mut out = Bytes::default();
@@ -144,7 +145,7 @@ enum Kind<'a> {
     Vex(u8, u8, u8),
 }
 
-/// Segment overrides and address size: what a new operand has no use for.
+/// Segment overrides and address size, which a new operand does not use.
 fn concerns_operand(prefix: u8) -> bool {
     matches!(prefix, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67)
 }
@@ -216,8 +217,8 @@ fn split<'a>(code: &'a [u8], prefixes: &'a mut Bytes) -> Option<Parts<'a>> {
     Some(Parts { prefixes: prefixes.as_slice(), kind, modrm, immediate: code.get(at + disp..)? })
 }
 
-/// The instruction `code` with its memory operand replaced; `high_byte` says that it names AH, CH, DH or BH. `None` if it
-/// cannot be encoded: those four exist only without a REX prefix, and with many prefixes it can become too long.
+/// The instruction `code` with its memory operand replaced; `high_byte` says that it names AH, CH, DH or BH. `None` if
+/// it cannot be encoded: those four exist only without a REX prefix, and with many prefixes it can become too long.
 pub(crate) fn with_memory(code: &[u8], memory: Memory, high_byte: bool) -> Option<Bytes> {
     let mut prefixes = Bytes::default();
     let parts = split(code, &mut prefixes)?;

@@ -1,11 +1,12 @@
 //! The translator: guest code in, host code and metadata out.
 //!
-//! It is a function of the guest's bytes, the [mode](crate::block_mode::BlockMode) of the vCPU, what the guest may use ([`Classifier`]) and the
-//! addresses of the vCPU's state. It knows neither the code store nor the dispatcher, and where a block names something of
-//! theirs, [`output`] has a relocation.
+//! It is a function of the guest's bytes, the [mode](crate::block_mode::BlockMode) of the vCPU, the features of guest
+//! and host ([`Classifier`]) and the addresses of the vCPU's state. It knows neither the code store nor the dispatcher,
+//! and where a block names something of theirs, [`output`] has a relocation.
 //!
-//! 1. `plan/` looks at the block as a whole before any code is emitted: how each instruction is translated, what registers
-//!    hold, which accesses share a check, and how the guest's flags can be had where checks change the host's.
+//! 1. `plan/` looks at the block as a whole before any code is emitted: how each instruction is translated, which
+//!    values registers have, which accesses share a check, and how the guest's flags can be had where checks change the
+//!    host's.
 //! 2. `emit/` goes through the instructions and emits host code.
 //! 3. `encode.rs` takes instructions apart and puts them together around another memory operand.
 

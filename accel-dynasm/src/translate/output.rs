@@ -1,8 +1,8 @@
-//! What a translation consists of: host code, and all that the other parts of the JIT have to know of it.
+//! The parts of a translation: host code, and all that the other parts of the JIT have to know of it.
 //!
-//! Code and metadata count from the start of the block: sites, jumps, helpers and recipes by index in [`Output`], places in the
-//! code by distance. [`Relocation`] says where the code names something outside; the code store fills in its own numbers
-//! and addresses.
+//! Code and metadata count from the start of the block: sites, jumps, helpers and recipes by index in [`Output`],
+//! places in the code by distance. [`Relocation`] says where the code names something outside; the code store fills in
+//! its own numbers and addresses.
 
 use iced_x86::Instruction;
 
@@ -22,10 +22,10 @@ pub(crate) struct Site {
     pub kind: SiteKind,
     /// Offset of the guest instruction in its page.
     pub offset: u16,
-    /// Instructions behind it that have been counted already.
+    /// Instructions after it that have been counted already.
     pub rest: u8,
-    /// Where the access is tried again, and where the next instruction begins, if Rust may go back there; distances from the
-    /// start of the block.
+    /// Where the access is tried again, and where the next instruction begins, if Rust may go back there; distances
+    /// from the start of the block.
     pub retry: u32,
     pub next: u32,
     /// The recipe for the guest's flags; or [`NOTHING`], where they are in the host's.
@@ -47,7 +47,7 @@ pub(crate) enum SiteKind {
     Begun(u32),
     /// Goes to the address in RIP, having moved RSP by so much.
     Indirect { moved: i32 },
-    /// Goes to the address in RIP, behind the block's last instruction.
+    /// Goes to the address in RIP, after the block's last instruction.
     Next,
     /// Requests have come.
     Poll,
@@ -77,7 +77,7 @@ pub(crate) struct MayFault {
     pub at: u32,
     /// Offset of the guest instruction in its page.
     pub offset: u16,
-    /// Instructions behind it that have been counted already.
+    /// Instructions after it that have been counted already.
     pub rest: u8,
     /// As in [`Site`].
     pub flags: u32,
@@ -183,7 +183,7 @@ pub(crate) struct Output {
     pub lines: u64,
     /// The block is not the same for all recipes of the flags at its start, or lets them be seen.
     pub flags_matter: bool,
-    /// Where the code of each instruction begins, and its offset in the page; `u16::MAX` for what lies behind the last.
+    /// Where the code of each instruction begins, and its offset in the page; `u16::MAX` for code after the last.
     pub starts: Vec<(u32, u16)>,
 }
 

@@ -1,4 +1,4 @@
-//! What is translated, and for which host.
+//! The input of a translation.
 
 use iced_x86::{Decoder, DecoderError};
 use x86_core::{DECODER_OPTIONS, MAX_INSTRUCTION};
@@ -41,7 +41,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What holds for all translations of a vCPU.
+/// Properties of all translations of a vCPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
     /// The host has RORX.

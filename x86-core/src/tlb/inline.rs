@@ -1,5 +1,5 @@
-//! Inline TLB: translations kept at single accesses (ADR 14). Host code made by a JIT looks there first, at a place that does
-//! not depend on the address, so that neither the look nor the access has to wait for the other.
+//! Inline TLB: translations kept at single accesses (ADR 14). Host code made by a JIT looks there first, at a place
+//! that does not depend on the address, so that neither the look nor the access has to wait for the other.
 
 use std::mem::offset_of;
 
@@ -9,8 +9,8 @@ use super::{MODES, Tlb, TlbMode};
 pub const INLINE_TLB_ENTRIES: usize = 32;
 const ALL: usize = MODES * 2 * INLINE_TLB_ENTRIES;
 
-/// Tag of an empty entry: a page of no canonical address. The addend is zero, so an access there is no more canonical for the
-/// host than for the guest; executors must be ready for the host's exception.
+/// Tag of an empty entry: a page of no canonical address. The addend is zero, so an access there is no more canonical
+/// for the host than for the guest; executors must be ready for the host's exception.
 const NONE: u64 = 1 << 48;
 
 /// All entries of a vCPU, which its executor fills.
@@ -33,7 +33,7 @@ impl InlineTlb {
         }
     }
 
-    /// Byte offset in `Tlb` of [`Self::filled`].
+    /// Byte offset in `Tlb` of the word that is not 0 when entries are filled.
     pub const fn filled_offset() -> usize {
         offset_of!(Tlb, inline) + offset_of!(Self, filled)
     }

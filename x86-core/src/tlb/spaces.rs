@@ -1,9 +1,9 @@
 //! Translations of address spaces that are not the current one, by PCID (Intel SDM vol. 3, 4.10.1).
 //!
 //! 1. A load of CR3 that changes the PCID takes the old one's translations out of the tables and keeps them here; if bit
-//!    63 says that those of the new one need not go, and they are here, they are put back. Global ones stay in the tables.
+//!    63 says that those of the new one need not go, and they are here, they are restored. Global ones stay in the tables.
 //! 2. All that takes back translations of a PCID which is not the current one, or rights of all, reaches them here.
-//! 3. The manual lets translations stand for a PCID whatever page tables it is loaded with. They are put back only for
+//! 3. The manual lets translations stand for a PCID whatever page tables it is loaded with. They are restored only for
 //!    the tables that they came from: to forget is always allowed.
 //! 4. Address spaces and entries of each are bounded. The first to go are those left longest ago, and those filled longest
 //!    ago.

@@ -95,7 +95,7 @@ fn reads(tlb: &Tlb, address: u64) -> bool {
 }
 
 /// PCID 1 with a translation of 0x5000 to RAM page 7, for stores, too, and one for fetches of 0x7000; then PCID 2.
-fn away() -> Box<Tlb> {
+fn saved() -> Box<Tlb> {
     let mut tlb = tlb();
     tlb.fill(USER, 0x5000, &to(7, true, false, false));
     tlb.fill_fetch(0x7000, true, &to(3, false, false, false));
@@ -132,14 +132,14 @@ fn an_address_space_comes_back_with_its_translations() {
 /// by, but with others they may go.
 #[test]
 fn what_a_load_of_cr3_takes_back() {
-    let mut tlb = away();
+    let mut tlb = saved();
     tlb.switch_space(TWO, ONE, false);
     assert!(!reads(&tlb, 0x5000) && tlb.fetch(0x7000, true).is_none());
     tlb.switch_space(ONE, TWO, true);
     tlb.switch_space(TWO, ONE, true);
     assert!(!reads(&tlb, 0x5000), "forgotten for good");
 
-    let mut tlb = away();
+    let mut tlb = saved();
     tlb.switch_space(TWO, 0x3_0003, false);
     tlb.switch_space(0x3_0003, ONE, true);
     assert!(reads(&tlb, 0x5000), "not asked for");
@@ -149,7 +149,7 @@ fn what_a_load_of_cr3_takes_back() {
     assert!(!reads(&tlb, 0x5000));
 
     for other in [ONE | 1 << 12, ONE] {
-        let mut tlb = away();
+        let mut tlb = saved();
         tlb.switch_space(TWO, other, true);
         assert_eq!(reads(&tlb, 0x5000), other == ONE, "{other:#x}");
         tlb.fill(USER, 0x6000, &to(7, true, false, false));
@@ -186,7 +186,7 @@ fn what_reaches_other_address_spaces() {
         ("write tags of a page", |t| assert!(!t.drop_write_tags_of(7)), true, false, true),
     ];
     for (what, action, read, write, fetch) in cases {
-        let mut tlb = away();
+        let mut tlb = saved();
         let generation = tlb.fetch_generation - 1;
         action(&mut tlb);
         tlb.switch_space(TWO, ONE, true);
@@ -198,7 +198,7 @@ fn what_reaches_other_address_spaces() {
 
 #[test]
 fn write_tags_go_only_where_they_must() {
-    let mut tlb = away();
+    let mut tlb = saved();
     tlb.drop_write_tags_of(7 + 4096); // the same bit of the filter
     tlb.switch_space(TWO, ONE, true);
     assert_eq!(hit(&tlb, USER, 0x5000), (true, true));
@@ -255,9 +255,9 @@ fn global_fetch_translations_are_nobodys_own() {
 }
 
 #[test]
-fn a_global_translation_is_not_put_away_and_not_overwritten() {
+fn a_global_translation_is_not_saved_and_not_overwritten() {
     let far = 0x5000 + ((TLB_ENTRIES as u64) << 12);
-    let mut tlb = away();
+    let mut tlb = saved();
     tlb.fill(USER, far, &to(9, true, false, false));
     tlb.fill(USER, far, &to(9, true, true, false));
     tlb.fill_fetch(0x7000 + ((FETCH_ENTRIES as u64) << 12), true, &to(3, false, true, false));

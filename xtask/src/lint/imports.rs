@@ -1,9 +1,9 @@
 //! Which file of a crate imports which: parts of a crate that stand on each other in a circle cannot be read, tested or
 //! replaced one at a time.
 //!
-//! An import is any path that begins with `crate`, `super` or `self`, in a `use` or elsewhere. Methods count where their type
-//! is imported, and tests do not count. Folders of the crates in [`LAYERED`] must not import each other in a cycle; files of a
-//! folder may in pairs, such as a type and its parts.
+//! An import is any path that begins with `crate`, `super` or `self`, in a `use` or elsewhere. Methods count where
+//! their type is imported, and tests do not count. Folders of the crates in [`LAYERED`] must not import each other in a
+//! cycle; files of a folder may in pairs, such as a type and its parts.
 
 use std::collections::{BTreeMap, BTreeSet};
 

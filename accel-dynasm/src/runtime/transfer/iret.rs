@@ -1,7 +1,8 @@
 //! IRET of 64-bit code to 64-bit code, of a program or of the kernel.
 //!
-//! The descriptors of CS and SS are read each time, as processors do, and must be those of flat segments; then what the
-//! segment registers get is known. What they are not is x86-core's; so are segments that a program may not keep.
+//! The descriptors of CS and SS are read each time, as processors do, and must be those of flat segments; then the
+//! contents of the segment registers are known. Other descriptors are left to x86-core; so are segments that a program
+//! may not keep.
 
 use std::mem::offset_of;
 
@@ -22,7 +23,7 @@ const RSP: i32 = 24;
 const SS: i32 = 32;
 const FRAME: i32 = 40;
 
-/// What [`Segment::flat`] comes from.
+/// The descriptor of a segment that [`Segment::flat`] gives.
 const fn flat_descriptor(rights: u16) -> i64 {
     0xf_0000_0000_ffff | (rights as i64) << 40
 }

@@ -1,11 +1,11 @@
 //! Memory operands: from guest linear addresses to the host's memory, by the soft TLB.
 //!
-//! The entry of an address is found by a rotation and a mask. Exclusive-or of address and tag is the offset in the page if
-//! the tag fits, so one comparison checks translation, permission and that the access ends in the page. What the check
-//! needs are R10, R11 and the flags.
+//! The entry of an address is found by a rotation and a mask. Exclusive-or of address and tag is the offset in the page
+//! if the tag fits, so one comparison checks translation, permission and that the access ends in the page. The check
+//! changes R10, R11 and the flags.
 //!
-//! In a loop, the same is first tried with a copy of the entry at a place of the access's own, its *inline TLB entry*: then
-//! the access does not wait for the entry to be found. Accesses that change pages too often lose theirs.
+//! In a loop, the same is first tried with a copy of the entry at a place of the access's own, its *inline TLB entry*:
+//! then the access does not wait for the entry to be found. Accesses that change pages too often lose theirs.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
@@ -19,10 +19,10 @@ use crate::translate::plan::step::{Access, Base, Group, SCRATCH, Step};
 
 pub(super) const PAGE: i32 = 4096;
 
-/// What the check leaves behind.
+/// Contents of R10 after a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Keep {
-    /// The address in R10, taken back from what the check has made of it.
+    /// The address: the change that the check makes is undone.
     Address,
     Nothing,
 }
@@ -42,7 +42,8 @@ impl Emitter<'_> {
         base.known(page).map(|known| known.wrapping_add_signed(i64::from(disp)))
     }
 
-    /// R11 = where the entry for the address in R10 is in its table; R10 = the offset in its page if the tag fits, else more.
+    /// R11 = where the entry for the address in R10 is in its table; R10 = the offset in its page if the tag fits, else
+    /// more.
     pub(super) fn look_up(&mut self, write: bool) {
         if self.options.bmi2 {
             dynasm!(self.asm ; .arch x64 ; rorx r11, r10, entry::ROTATION);
@@ -67,7 +68,8 @@ impl Emitter<'_> {
         self.cold.push(Cold::Miss { label, site, address: None, tag });
     }
 
-    /// Checks the access to `size` bytes at a known address and leaves the addend in `r`. False if it has no short form.
+    /// Checks the access to `size` bytes at a known address and leaves the addend in `r`. False if it has no short
+    /// form.
     fn check_known(&mut self, r: u8, address: u64, size: u16, write: bool, kind: SiteKind) -> bool {
         let Ok(page) = i32::try_from((address & !0xfff) as i64) else { return false };
         if (address & 0xfff) as i32 + i32::from(size) > PAGE {
@@ -231,7 +233,8 @@ impl Emitter<'_> {
         }
     }
 
-    /// Only for plain operands: the host instruction may fault, where nothing but the operand must have been done by then.
+    /// Only for plain operands: the host instruction may fault, where nothing but the operand must have been done by
+    /// then.
     fn wants_inline_tlb(&self, step: &Step) -> bool {
         self.loops && step.action == Action::Memory && !self.source.no_inline_tlb.contains(&step.offset)
     }

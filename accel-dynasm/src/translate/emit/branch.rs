@@ -45,7 +45,7 @@ impl Emitter<'_> {
         target.wrapping_sub(self.source.page) as i64
     }
 
-    /// Whether what lies at a distance from the page is all in the page.
+    /// Whether the instruction at a distance from the page's start lies all in the page.
     fn is_near(&self, delta: i64) -> bool {
         (0..4096).contains(&delta) && !self.source.crosses(delta as u64)
     }
@@ -179,7 +179,7 @@ impl Emitter<'_> {
         self.indirect(-8 - release);
     }
 
-    /// Goes to the address in R10. `moved`: what has to be added to RSP to take the instruction back.
+    /// Goes to the address in R10. `moved`: the number that added to RSP undoes the instruction.
     fn indirect(&mut self, moved: i32) {
         let site = self.site(SiteKind::Indirect { moved }, 0);
         self.jump_through_cache(site);

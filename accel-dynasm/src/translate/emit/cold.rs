@@ -1,4 +1,4 @@
-//! What lies behind a block: code for what is rare.
+//! Code for rare cases, which lies after the block.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
@@ -17,7 +17,7 @@ impl Emitter<'_> {
                 Cold::Miss { label, site, address, tag } => {
                     dynasm!(self.asm ; .arch x64 ; =>label);
                     match address {
-                        // What the check has made of it is taken back.
+                        // The check has changed the address in R10: that is undone.
                         None => dynasm!(self.asm ; .arch x64 ; xor r10, [r11 + tag]),
                         Some(address) => dynasm!(self.asm ; .arch x64 ; mov r10, QWORD address),
                     }

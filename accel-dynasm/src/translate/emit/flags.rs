@@ -1,8 +1,9 @@
 //! The guest's arithmetic flags while a block's own code changes the host's.
 //!
-//! At each place of a block the flags are in the host's, or can be had ([`crate::translate::plan::lazy_flags`]), or both. Code of our own that changes
-//! the host's flags ([`Emitter::lose_flags`]) saves them only where they could not be had else; who reads them has them back
-//! first ([`Emitter::need_flags`]). So they are right wherever a block can be left.
+//! At each place of a block the flags are in the host's, or a recipe gives them
+//! ([`crate::translate::plan::lazy_flags`]), or both. Code of our own that changes the host's flags
+//! ([`Emitter::lose_flags`]) saves them only where no recipe gives them; code that reads them loads them first
+//! ([`Emitter::need_flags`]). So they are right wherever a block can be left.
 
 use dynasmrt::{DynasmApi, dynasm};
 
@@ -70,13 +71,13 @@ macro_rules! shift_by_size {
 impl Emitter<'_> {
     // ---- Where they are ----
 
-    /// How the flags can be had here, wherever they are.
+    /// The recipe for the flags here, if there is one, wherever they are.
     pub(super) fn known_flags(&mut self) -> Option<LazyFlags> {
         self.out.flags_matter |= self.at_entry;
         self.flags.lazy.and_then(|lazy| lazy.placed(self.values()))
     }
 
-    /// How they can be had, unless they are in the host's.
+    /// The same, unless they are in the host's.
     pub(super) fn flags_now(&mut self) -> Option<LazyFlags> {
         self.out.flags_matter |= self.at_entry;
         if self.flags.is_complete() {
@@ -87,13 +88,13 @@ impl Emitter<'_> {
         known
     }
 
-    /// Likewise, as a number; [`NOTHING`] if they are.
+    /// Its index in the output; [`NOTHING`] if the flags are in the host's.
     pub(super) fn flags_number(&mut self) -> u32 {
         let flags = self.flags_now();
         self.number(flags)
     }
 
-    /// What stands for `flags` from now on.
+    /// The index of `flags` in the output.
     pub(super) fn number(&mut self, flags: Option<LazyFlags>) -> u32 {
         let Some(flags) = flags else { return NOTHING };
         let recipes = &mut self.out.recipes;
@@ -106,7 +107,7 @@ impl Emitter<'_> {
         n as u32
     }
 
-    /// What comes next changes the host's flags. Of R10 and R11, `r` is changed.
+    /// The code that follows changes the host's flags. Saving them, if need be, changes `r`, which is R10 or R11.
     pub(super) fn lose_flags(&mut self, r: u8) {
         self.out.flags_matter |= self.at_entry;
         if self.flags.is_complete() && self.flags.lazy.is_none() {
@@ -128,7 +129,7 @@ impl Emitter<'_> {
         self.flags.lazy = Some(Recipe::SAVED);
     }
 
-    /// Flags `wanted` of the guest's are in the host's from here on.
+    /// Loads flags `wanted` of the guest's into the host's, if they are not there.
     pub(super) fn need_flags(&mut self, wanted: u8, free: Free) {
         if wanted == 0 {
             return;
@@ -142,8 +143,8 @@ impl Emitter<'_> {
         }
     }
 
-    /// Before `step`, whose code may change the host's flags and read the guest's: sees to it that they can be had then, and
-    /// behind it.
+    /// Before `step`, whose code may change the host's flags and read the guest's: sees to it that they can be had
+    /// then, and after it.
     pub(super) fn begin_flags(&mut self, step: &Step) {
         let effect = step.effect;
         self.required = effect.reads;
@@ -157,33 +158,33 @@ impl Emitter<'_> {
             // The check is going to save them.
             lazy = Some(Recipe::SAVED);
         }
-        let [before, behind] = [0, 1].map(|n| &self.plan.values[self.now + n]);
+        let [before, after] = [0, 1].map(|n| &self.plan.values[self.now + n]);
         let mut next = lazy;
         if effect.modifies != 0 {
-            self.replay = if step.seen_behind { replay(step, before, behind) } else { None };
-            next = self.replay.and_then(|replay| Recipe::behind(lazy, replay));
+            self.replay = if step.seen_after { replay(step, before, after) } else { None };
+            next = self.replay.and_then(|replay| Recipe::after(lazy, replay));
         }
         let complete = if step.checks { 0 } else { host } | effect.sets == ARITH;
-        let wanted = step.seen_behind && (!complete || step.lost_behind);
+        let wanted = step.seen_after && (!complete || step.lost_after);
         if wanted && let Some(recipe) = next {
             next = self.keep_operands(recipe);
         }
-        next = next.filter(|recipe| recipe.is_placed(behind));
-        if step.seen_behind && !complete && next.is_none() {
+        next = next.filter(|recipe| recipe.is_placed(after));
+        if step.seen_after && !complete && next.is_none() {
             self.required = ARITH;
         }
         self.next_flags = next;
     }
 
-    /// Stores operands of `recipe` that no register has behind the step at hand.
+    /// Stores operands of `recipe` that no register has after the step at hand.
     fn keep_operands(&mut self, mut recipe: Recipe) -> Option<Recipe> {
-        let [before, behind] = [0, 1].map(|n| &self.plan.values[self.now + n]);
+        let [before, after] = [0, 1].map(|n| &self.plan.values[self.now + n]);
         if recipe.fetches() {
             let n = self.free_place(&recipe)?;
             recipe.keep(Operand { place: Known::Fetched, plus: 0 }, n, 0);
             self.fetch = Some(n);
         }
-        while let Some((operand, was)) = recipe.lost(before, behind) {
+        while let Some((operand, was)) = recipe.lost(before, after) {
             let (n, Place::Register(r)) = (self.free_place(&recipe)?, was.place) else { return None };
             self.need_register(r);
             dynasm!(self.asm ; .arch x64 ; mov [self.addresses.kept(n)], Rq(r));
@@ -195,28 +196,28 @@ impl Emitter<'_> {
         Some(recipe)
     }
 
-    /// A place in which no operand is kept, of `recipe` or of what is known now.
+    /// A place in which no operand is kept, of `recipe` or of the recipe that holds now.
     fn free_place(&self, recipe: &Recipe) -> Option<u8> {
         let used = |n| recipe.keeps(n) || self.flags.lazy.is_some_and(|lazy| lazy.keeps(n));
         (0..KEPT as u8).find(|n| !used(*n))
     }
 
     /// Behind `step`.
-    pub(super) fn flags_behind(&mut self, step: &Step) {
+    pub(super) fn flags_after(&mut self, step: &Step) {
         if step.action == Action::Helper {
             // Rust has left them in both.
             self.flags = FlagState { host: ARITH, lazy: Some(Recipe::SAVED) };
         } else {
-            debug_assert!(!step.checks || self.flags.lazy.is_some() || !step.seen_behind, "{:?}", step.ins);
-            // What the instruction may leave alone is right if it was.
+            debug_assert!(!step.checks || self.flags.lazy.is_some() || !step.seen_after, "{:?}", step.ins);
+            // Flags that the instruction may leave alone are right if they were.
             self.flags = FlagState { host: self.flags.host | step.effect.sets, lazy: self.next_flags };
         }
         self.at_entry &= step.effect.sets != ARITH;
     }
 
-    // ---- Having them back ----
+    // ---- Loading them ----
 
-    /// The next instruction reads the flags, behind a check of memory that leaves neither R10 nor R11 free.
+    /// The next instruction reads the flags, after a check of memory that leaves neither R10 nor R11 free.
     pub(super) fn prepare_flags(&mut self) {
         let Some(lazy) = self.known_flags() else { return self.make_saved() };
         if self.temporaries(&lazy) > 0 && self.flags.lazy != Some(Recipe::SAVED) {
@@ -237,7 +238,7 @@ impl Emitter<'_> {
         self.save_flags(SCRATCH[1]);
     }
 
-    /// How many of R10 and R11 it takes to have the flags; saved ones alone can do without.
+    /// How many of R10 and R11 it takes to load the flags; saved ones alone take none.
     fn temporaries(&self, lazy: &LazyFlags) -> usize {
         let of = |replay: &Replay<Place>| {
             let [a, b] = replay.operands;
@@ -251,7 +252,7 @@ impl Emitter<'_> {
         lazy.replays().map(of).max().unwrap_or(0)
     }
 
-    /// Has the host's from `lazy`.
+    /// Loads the host's flags by `lazy`.
     pub(super) fn load_flags(&mut self, lazy: LazyFlags, free: Free) {
         if lazy.first.is_none() {
             match self.temporary(&mut free.clone()) {
@@ -321,7 +322,7 @@ impl Emitter<'_> {
         let first = match self.plain(a).filter(|_| operation.leaves_operands()) {
             Some(r) => r,
             None => {
-                // What R10 and R11 held of the guest is in memory before either is changed.
+                // The guest's values in R10 and R11 go to memory before either is changed.
                 self.spill_all();
                 let r = self.temporary(&mut free).unwrap_or(SCRATCH[1]);
                 self.fetch(r, a);
@@ -355,7 +356,7 @@ impl Emitter<'_> {
                 by_size!(self.asm, sub, size, first, second);
             }
             Operation::Taken => {
-                // -(first - second), which is what was taken away from the second.
+                // -(first - second), the number that was subtracted.
                 by_size!(self.asm, sub, size, first, second);
                 by_size!(self.asm, neg, size, first);
                 let Second::Register(second) = second else { return };
@@ -425,8 +426,8 @@ impl Emitter<'_> {
 
     // ---- Operands in memory ----
 
-    /// Executes `step`, CMP or TEST, on what `memory` holds, which is kept at place `n`. Of R10 and R11, one that is not in
-    /// `avoid` is used.
+    /// Executes `step`, CMP or TEST, on what `memory` holds, which is kept at place `n`. Of R10 and R11, one that is
+    /// not in `avoid` is used.
     pub(super) fn compare_fetched(&mut self, step: &Step, memory: Memory, avoid: [bool; 2], n: u8) {
         let Some(replay) = self.replay else { return };
         let in_use = |n: usize| matches!(self.held[n], Held::Addend(_));

@@ -1,10 +1,11 @@
 //! Emits the host code of a block by its plan.
 //!
 //! 1. This file goes through the steps, and has instructions that need no other treatment than registers.
-//! 2. `access.rs` leads memory operands to the host's memory; `branch.rs` leaves the block; `string.rs` has MOVS and STOS,
-//!    `system.rs` state of the vCPU that kernels change, `transfer.rs` changes of privilege.
-//! 3. `flags.rs` puts the guest's flags where the next instruction wants them, `scratch.rs` knows what R10 and R11 hold.
-//! 4. `cold.rs` emits what is rare, behind the block.
+//! 2. `access.rs` leads memory operands to the host's memory; `branch.rs` leaves the block; `string.rs` has MOVS and
+//!    STOS, `system.rs` state of the vCPU that kernels change, `transfer.rs` changes of privilege.
+//! 3. `flags.rs` puts the guest's flags where the next instruction wants them, `scratch.rs` knows what R10 and R11
+//!    hold.
+//! 4. `cold.rs` emits code for rare cases, after the block.
 
 mod access;
 mod branch;
@@ -32,7 +33,7 @@ use crate::jit_context::addresses::Addresses;
 
 pub(crate) type Assembler = VecAssembler<X64Relocation>;
 
-/// What a stub is told in R11.
+/// The argument of a stub, in R11.
 #[derive(Clone, Copy, Debug)]
 enum Argument {
     Site(u32),
@@ -50,7 +51,8 @@ pub(crate) struct Emitter<'a> {
     cold: Vec<Cold>,
     held: [Held; 2],
     options: Options,
-    /// The inline TLB entries given out last, of [`x86_core::INLINE_TLB_ENTRIES`] for each privilege and kind of access.
+    /// The inline TLB entries given out last, of [`x86_core::INLINE_TLB_ENTRIES`] for each privilege and kind of
+    /// access.
     inline_tlb: &'a mut [[usize; 2]; 3],
     /// The step at hand.
     now: usize,
@@ -66,7 +68,7 @@ pub(crate) struct Emitter<'a> {
     at_entry: bool,
     /// Those that have to be in the host's for the instruction at hand.
     required: u8,
-    /// What gives the flags behind it, and how they can be had there.
+    /// The operation that gives the flags after it, and how they can be had there.
     replay: Option<Replay<Known>>,
     next_flags: Option<Recipe>,
     /// Where its operand in memory is to be kept.
@@ -138,7 +140,7 @@ impl<'a> Emitter<'a> {
             }
             self.begin_flags(step);
             self.step(step);
-            self.flags_behind(step);
+            self.flags_after(step);
         }
         self.done = true;
         if let Some(last) = plan.steps.last()
@@ -154,8 +156,8 @@ impl<'a> Emitter<'a> {
         self.cold();
     }
 
-    /// A block that jumps back to its own start keeps R10 and R11 in the host's on the way: through memory, they would be
-    /// what each turn waits for.
+    /// A block that jumps back to its own start keeps R10 and R11 in the host's on the way: through memory, each
+    /// turn would wait for them.
     fn begin_loop(&mut self) {
         let first = self.source.page.wrapping_add(u64::from(self.source.offset));
         let steps = &self.plan.steps;
@@ -245,12 +247,12 @@ impl<'a> Emitter<'a> {
         self.out.sites.len() as u32 - 1
     }
 
-    /// What registers hold now.
+    /// The values of registers now.
     fn values(&self) -> &'a [Value; 18] {
         &self.plan.values[self.now + usize::from(self.done)]
     }
 
-    /// Instructions behind the one at hand that have been counted already.
+    /// Instructions after the one at hand that have been counted already.
     fn rest(&self) -> u8 {
         if self.options.counting { self.counted.saturating_sub(self.now + 1) as u8 } else { 0 }
     }
@@ -259,7 +261,7 @@ impl<'a> Emitter<'a> {
     fn ends_here(&mut self, first: usize) {
         let here = at(self.asm.offset());
         let sites = &mut self.out.sites[first..];
-        // Where Rust has executed it, nobody has kept its operand.
+        // Where Rust has executed it, its operand has not been kept.
         if self.fetch.is_none() {
             sites.iter_mut().for_each(|s| s.next = here);
         }
@@ -346,7 +348,7 @@ impl<'a> Emitter<'a> {
         self.wrote(step);
     }
 
-    /// The host instruction that comes next may fault as the guest's would: what memory has must be right.
+    /// The next host instruction may fault as the guest's would: registers that are kept in memory must be up to date.
     fn may_fault(&mut self, step: &Step) {
         self.spill_all();
         let (here, rest, flags) = (at(self.asm.offset()), self.rest(), self.flags_number());

@@ -1,4 +1,5 @@
-//! R10 and R11, which are the translator's: what they hold, and when the guest's values are in memory.
+//! R10 and R11, which host code uses itself: the guest's values of them are in memory where they are not in the
+//! registers.
 
 use dynasmrt::{DynasmApi, dynasm};
 

@@ -1,4 +1,4 @@
-//! What the emitter keeps track of while it goes through a block.
+//! State that the emitter keeps while it goes through a block.
 
 use dynasmrt::{AssemblyOffset, DynamicLabel};
 
@@ -10,7 +10,7 @@ pub(super) fn at(offset: AssemblyOffset) -> u32 {
     offset.0 as u32
 }
 
-/// What one of R10 and R11 holds in the host.
+/// Contents of R10 or R11 of the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Held {
     Nothing,
@@ -22,7 +22,7 @@ pub(super) enum Held {
     Addend(u8),
 }
 
-/// Where the flags are: all of them in the host's, or known, unless nobody is going to see them.
+/// Where the flags are: all of them in the host's, or known, unless they can no longer be seen.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FlagState {
     /// Those that are in the host's.
@@ -43,12 +43,13 @@ impl FlagState {
     }
 }
 
-/// What lies behind the block's last instruction.
+/// A piece of code that lies after the block's last instruction.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Cold {
-    /// An access the soft TLB does not know. `address`: R10 and R11 are the check's; else R10 is to be loaded with it.
+    /// An access that misses the soft TLB. Without an `address` R10 and R11 are as the check left them; else R10 is
+    /// loaded with it.
     Miss { label: DynamicLabel, site: u32, address: Option<i64>, tag: i32 },
-    /// An access that its inline TLB entry does not know.
+    /// An access that misses its inline TLB entry.
     Refill {
         label: DynamicLabel,
         /// Behind the check.

@@ -1,8 +1,9 @@
-//! MOVS, STOS and their repetition: the host executes them on the host's memory, if all of it lies in one page on each side.
+//! MOVS, STOS and their repetition: the host executes them on the host's memory, if all of it lies in one page on each
+//! side.
 //!
-//! That is known beforehand: a count no larger than a page, added to the offset that a hit of the soft TLB leaves. All else
-//! (other directions, several pages, devices, code) is x86-core's, which goes on page by page. No count is too small: with
-//! none, the host's instruction touches nothing.
+//! That is known beforehand: a count no larger than a page is added to the offset that a hit of the soft TLB leaves.
+//! All other cases (other directions, several pages, devices, code) are left to x86-core, which goes on page by page. A
+//! count of zero is no special case: the host's instruction touches nothing.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use x86_core::alu::flag;
@@ -39,7 +40,7 @@ impl Emitter<'_> {
         let ends_in_page = |e: &mut Self, register: u8, write: bool| {
             dynasm!(e.asm ; .arch x64 ; mov r10, Rq(register));
             e.look_up(write);
-            // Of what is not the offset in a page bit 13 is clear, so that this does not wrap.
+            // If the tag does not fit, bit 13 of R10 is clear, so that this does not wrap.
             match strings.shift {
                 _ if !strings.repeated => dynasm!(e.asm ; .arch x64 ; add r10, 1 << strings.shift),
                 0 => dynasm!(e.asm ; .arch x64 ; add r10, rcx),

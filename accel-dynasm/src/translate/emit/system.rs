@@ -1,6 +1,7 @@
 //! Instructions that kernels execute by the thousand and that concern the vCPU's state outside its registers.
 //!
-//! They are admitted only where they cannot fault: at CPL 0, or with what guards them a part of [`crate::block_mode::BlockMode`].
+//! They are translated only where they cannot fault: at CPL 0, or if their condition is a part of
+//! [`BlockMode`](crate::block_mode::BlockMode).
 
 use accel_api::host_time::Lease;
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -74,7 +75,7 @@ impl Emitter<'_> {
         self.lose_flags(11);
         let label = self.asm.new_dynamic_label();
         if step.ins.code() == Code::Rdtscp {
-            // What RDTSCP waits for, RDTSC does not (Intel SDM vol. 2).
+            // RDTSCP waits for earlier loads, RDTSC does not (Intel SDM vol. 2).
             dynasm!(self.asm ; .arch x64 ; lfence);
         }
         dynasm!(self.asm
@@ -95,7 +96,7 @@ impl Emitter<'_> {
         if step.ins.code() == Code::Rdtscp {
             dynasm!(self.asm ; .arch x64 ; mov ecx, [self.addresses.tsc_aux]);
         }
-        // What is overwritten by then holds no operand of the flags any more.
+        // Registers that are overwritten by then hold no operand of the flags any more.
         self.done = true;
         let number = self.helper_number(step);
         let here = at(self.asm.offset());
@@ -114,8 +115,8 @@ impl Emitter<'_> {
         let memory = self.access(&stack, [true, false], step);
         self.held[0] = Held::Nothing;
         self.need_flags(ARITH, [true, false]);
-        // RFLAGS from where its parts are: what LAHF and SETO give, and the vCPU's own. RF and VM are clear. AX is as it is
-        // saved, so that the flags can be had back.
+        // RFLAGS from its parts: the results of LAHF and SETO, and the vCPU's system flags. RF and VM are clear. AX is
+        // as it is saved, so that the flags can be had back.
         let saved = self.addresses.saved_flags();
         dynasm!(self.asm
             ; .arch x64

@@ -34,7 +34,7 @@ pub(crate) enum Action {
     Transfer,
     /// By its function in x86-core.
     Helper,
-    /// Likewise, and what comes next is not what follows it.
+    /// The same, and the next instruction is not the one that follows it.
     HelperEnd,
 }
 
@@ -44,7 +44,7 @@ impl Action {
         self.ends_block() || self == Self::Jcc
     }
 
-    /// Nothing of the block follows.
+    /// Ends the block.
     pub(crate) fn ends_block(self) -> bool {
         matches!(
             self,
@@ -59,7 +59,7 @@ impl Action {
     }
 }
 
-/// What instructions may use: the guest must have it, and the host too.
+/// Decides by the features of guest and host, and by the vCPU's mode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Classifier {
     pub features: CpuFeatures,
@@ -86,14 +86,14 @@ impl Classifier {
             FlowControl::IndirectCall if ins.code() == Code::Call_rm64 => {
                 self.with_operand(ins, Action::CallIndirect, Action::HelperEnd)
             }
-            // The other way is rare, and could come back here with nobody looking for requests.
+            // In the kernel it is rare, and could come back here without a look at requests.
             _ if ins.code() == Code::Syscall && self.mode.user() => Action::Transfer,
             _ if matches!(ins.code(), Code::Sysretq | Code::Iretq) && !self.mode.user() => Action::Transfer,
             _ => Action::HelperEnd,
         }
     }
 
-    /// `action`, if the memory operand is one that [`super::plan`] knows.
+    /// `action`, if the memory operand is one that the plan can describe.
     fn with_operand(&self, ins: &Instruction, action: Action, other: Action) -> Action {
         if ins.op0_kind() != OpKind::Memory || plain_address(ins) { action } else { other }
     }
@@ -137,7 +137,7 @@ impl Classifier {
                 }
                 let memory = (0..ins.op_count()).any(|n| ins.op_kind(n) == OpKind::Memory);
                 if !memory {
-                    // What iced does not call an operand.
+                    // Operands that the instruction has by its opcode.
                     let implicit = ins.op_count() > 0
                         && (0..ins.op_count()).any(|n| {
                             !matches!(

@@ -1,4 +1,4 @@
-//! What instructions do to the arithmetic flags.
+//! Effects of instructions on the arithmetic flags.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
@@ -12,13 +12,13 @@ const CF: u8 = RflagsBits::CF as u8;
 const ZF: u8 = RflagsBits::ZF as u8;
 const OF: u8 = RflagsBits::OF as u8;
 
-/// What an instruction does to the arithmetic flags.
+/// The effect of an instruction on the arithmetic flags.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Effect {
     pub reads: u8,
-    /// Those that have nothing of their old values behind it.
+    /// Flags whose new values do not depend on their old ones.
     pub sets: u8,
-    /// Those that may have others.
+    /// Flags that may change.
     pub modifies: u8,
 }
 
@@ -52,13 +52,14 @@ impl Effect {
         Self { reads, sets, modifies }
     }
 
-    /// What is wanted before the instruction, if `wanted` is behind it.
+    /// Flags wanted before the instruction, if `wanted` are after it.
     pub(crate) fn before(self, wanted: u8) -> u8 {
         wanted & !self.sets | self.reads
     }
 }
 
-/// No processor leaves alone what the manual calls undefined here: AF, and OF behind shifts by more than one.
+/// Flags that the manual calls undefined here (AF, and OF after shifts by more than one) are changed by every
+/// processor.
 fn sets_all(ins: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(ins.mnemonic(), And | Or | Xor | Test | Shl | Sal | Shr | Sar | Shld | Shrd)
@@ -136,7 +137,7 @@ mod tests {
     fn no_flag_is_left_alone() {
         macro_rules! left_by {
             ($code:literal) => {{
-                let behind = [0x0000u16, 0xd501].map(|flags| {
+                let after = [0x0000u16, 0xd501].map(|flags| {
                     let mut ax = flags;
                     // SAFETY: changes only RAX, RCX and the flags.
                     unsafe {
@@ -145,7 +146,7 @@ mod tests {
                     };
                     ax & 0xd501
                 });
-                behind[0] ^ behind[1]
+                after[0] ^ after[1]
             }};
         }
         assert_eq!(left_by!("nop"), 0xd501);

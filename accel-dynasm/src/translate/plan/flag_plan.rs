@@ -1,4 +1,4 @@
-//! Where a block has the flags in the host's, where they can be had else, and what a check of memory costs between.
+//! Where a block has the flags in the host's, where recipes give them, and the cost of a check of memory in between.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
@@ -9,11 +9,11 @@ use super::lazy_flags::{Known, Operand, Operation, Replay};
 use super::step::{Access, Step, full};
 use super::values::Value;
 
-/// What a check costs where flags have to be saved, and to be had back, in instructions.
+/// Instructions that a check costs where flags have to be saved, and where they have to be loaded again.
 const SAVE: u32 = 5;
 const LOAD: u32 = 5;
 
-/// What checks cost before each step.
+/// The costs of a check before each step.
 #[derive(Debug, Default)]
 pub(crate) struct Costs {
     /// The flags are those of the same instruction where this is the same.
@@ -32,7 +32,7 @@ impl Costs {
         self.checks.push(usize::MAX);
     }
 
-    /// Of a check before step `at`, behind which some flag is read or not.
+    /// Of a check before step `at`, after which some flag is read or not.
     pub(super) fn of(&self, at: usize, live: bool) -> u32 {
         let lost = self.checks[self.epochs[at]] <= at;
         let save = if lost || self.lazy[at] { 0 } else { SAVE };
@@ -52,11 +52,11 @@ impl Costs {
 }
 
 impl Plan {
-    /// Finds out who reads the flags, and how they can be had; `known`: at the start they can.
+    /// Finds out where flags are read, and where recipes give them; `known`: at the start one does.
     pub(super) fn want_flags(&mut self, known: bool) {
         let mut wanted = 0;
         for step in self.steps.iter_mut().rev() {
-            wanted = step.effect.before(wanted_behind(step, wanted));
+            wanted = step.effect.before(wanted_after(step, wanted));
             step.live = wanted != 0;
         }
         self.costs.begin();
@@ -72,9 +72,9 @@ impl Plan {
         }
     }
 
-    /// Finds out where checks change the host's flags, now that they are placed, and where somebody may see the guest's.
+    /// Finds out where checks change the host's flags, now that they are placed, and where the guest's may be seen.
     pub(super) fn place_flags(&mut self) {
-        // At the end somebody sees them; nothing changes them there.
+        // At the end they may be seen; nothing changes them there.
         let (mut seen, mut lost) = (true, false);
         let groups = self.groups.iter().map(|group| group.at);
         for at in groups.chain(self.poll) {
@@ -84,7 +84,7 @@ impl Plan {
             let checked = step.checks;
             // Rust may be asked in the middle of it.
             let reads_time = matches!(step.ins.mnemonic(), Mnemonic::Rdtsc | Mnemonic::Rdtscp);
-            (step.seen_behind, step.lost_behind) = (seen || reads_time, lost);
+            (step.seen_after, step.lost_after) = (seen || reads_time, lost);
             step.checks = changes_flags(step);
             if step.effect.sets == ARITH {
                 (seen, lost) = (false, false);
@@ -99,9 +99,9 @@ impl Plan {
     }
 }
 
-/// Flags that have to be in the host's behind `step`, if `wanted` are what comes next reads. Direct jumps say how they can be
-/// had; others do not.
-fn wanted_behind(step: &Step, wanted: u8) -> u8 {
+/// Flags that have to be in the host's after `step`, if the code that follows reads `wanted`. Direct jumps have recipes
+/// for them; other jumps do not.
+fn wanted_after(step: &Step, wanted: u8) -> u8 {
     match step.action {
         Action::Return | Action::JumpIndirect | Action::CallIndirect => ARITH,
         _ => wanted,
@@ -131,17 +131,17 @@ fn is_replayed(ins: &Instruction) -> bool {
     }
 }
 
-/// What gives the flags behind `step`, by what registers hold before it and behind it.
-pub(crate) fn replay(step: &Step, before: &[Value; 18], behind: &[Value; 18]) -> Option<Replay<Known>> {
+/// The operation that gives the flags after `step`, by the values of registers before and after it.
+pub(crate) fn replay(step: &Step, before: &[Value; 18], after: &[Value; 18]) -> Option<Replay<Known>> {
     let plain = matches!(step.action, Action::Copy | Action::Memory) && !step.ignores_prefix;
-    if plain && is_replayed(&step.ins) { replay_of(&step.ins, step.effect, before, behind) } else { None }
+    if plain && is_replayed(&step.ins) { replay_of(&step.ins, step.effect, before, after) } else { None }
 }
 
 fn replay_of(
     ins: &Instruction,
     effect: Effect,
     before: &[Value; 18],
-    behind: &[Value; 18],
+    after: &[Value; 18],
 ) -> Option<Replay<Known>> {
     use Mnemonic::*;
     let general =
@@ -175,10 +175,10 @@ fn replay_of(
         _ => {}
     }
     let to = ins.op0_register();
-    let (old, result) = (place(to, before), place(to, behind));
+    let (old, result) = (place(to, before), place(to, after));
     let less = |n: i32| Some(Operand { plus: result.plus.checked_sub(n)?, ..result });
     let same = count == 2 && ins.op1_kind() == OpKind::Register && ins.op1_register() == to;
-    // A second operand that is still there behind it.
+    // A second operand that is still there after it.
     let second = (count == 2).then(|| source(1)).flatten();
     let fetched = second.is_some_and(|second| second.place == Known::Fetched);
     let constant = second.filter(|second| second.place == Known::Constant).map(|second| second.plus);
@@ -225,7 +225,7 @@ mod tests {
     use crate::translate::plan::classify::Classifier;
     use crate::translate::plan::lazy_flags::{LazyFlags, Place, Recipe};
 
-    /// The flags behind one instruction, and those that should be known, whichever registers it has changed.
+    /// The flags after one instruction, and those that should be known, whichever registers it has changed.
     fn known(code: &[u8], rax: u64, rbx: u64, rcx: u64) -> Option<(u64, u64)> {
         let mut cpu: Box<Cpu> = testing::cpu(x86_core::Mode::Long);
         (cpu.gpr[RAX], cpu.gpr[RBX], cpu.gpr[RCX]) = (rax, rbx, rcx);
@@ -242,7 +242,7 @@ mod tests {
         plan.add(ins, code, 0, &classifier, &mut iced_x86::InstructionInfoFactory::new());
         let replay = replay(&plan.steps[0], &plan.values[0], &plan.values[1])?;
         let mut context = crate::jit_context::JitContext { flags: flags.0.into(), ..Default::default() };
-        let mut recipe = Recipe::behind(Some(Recipe::SAVED), replay)?;
+        let mut recipe = Recipe::after(Some(Recipe::SAVED), replay)?;
         for n in 0.. {
             let Some((operand, was)) = recipe.lost(&plan.values[0], &plan.values[1]) else { break };
             let Place::Register(r) = was.place else { panic!("lost from no register") };
@@ -304,14 +304,14 @@ mod tests {
                 }
             }
         }
-        // adc eax, ebx; cmp ah, bl; mul rbx: what they worked on is gone, or not known how.
+        // adc eax, ebx; cmp ah, bl; mul rbx: their operands are gone, or no operation gives the flags.
         let others: [&[u8]; 3] = [&[0x11, 0xd8], &[0x38, 0xdc], &[0x48, 0xf7, 0xe3]];
         for other in others {
             assert_eq!(known(other, 1, 2, 3), None, "{other:02x?}");
         }
     }
 
-    /// What LAHF and SETO give is what this is saved as.
+    /// Flags are saved in the form that LAHF and SETO give.
     #[test]
     fn saved_flags_come_first() {
         let mut flags = ArithFlags::from_rflags(flag::CF | flag::OF);

@@ -1,8 +1,8 @@
-//! Lazy flags: the arithmetic flags as operations whose operands are still there.
+//! Lazy flags: recipes for the arithmetic flags, as operations whose operands are still there (ADR 19).
 //!
-//! Checks of memory accesses change the host's flags. Most often the operands of the instruction that has set them are still
-//! in registers, so that nothing has to be saved: whoever wants the flags executes the operation again. That is the block
-//! itself, where the guest reads them ([`crate::translate::emit`]), or Rust, where a block is left by a fault.
+//! Checks of memory accesses change the host's flags. Most often the operands of the instruction that has set them are
+//! still in registers, so that nothing has to be saved: the operation is executed again where the flags are wanted. The
+//! block itself does so where the guest reads them ([`crate::translate::emit`]), and Rust where a block is left.
 
 use std::hash::{Hash, Hasher};
 
@@ -24,14 +24,14 @@ pub(crate) enum Place {
     Constant,
 }
 
-/// What is at a place, plus a constant.
+/// The value at a place, plus a constant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Operand<P> {
     pub place: P,
     pub plus: i32,
 }
 
-/// Where a block finds a value: by what is known of all registers, whichever holds it.
+/// A value as the plan of a block knows it, in whichever register it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Known {
     /// [`Value::unknown`].
@@ -52,7 +52,7 @@ pub(crate) enum Operation {
     Sum,
     /// A subtraction whose difference is the first operand.
     Difference,
-    /// A subtraction of what makes the second operand the first.
+    /// A subtraction of the number that makes the second operand the first.
     Taken,
     /// A negation whose result is the first operand.
     Negation,
@@ -112,8 +112,8 @@ pub(crate) type Recipe = Lazy<Known>;
 impl<P: Copy> Lazy<P> {
     pub(crate) const SAVED: Self = Self { first: None, then: None };
 
-    /// The flags behind one more operation, if they can be had `before`.
-    pub(crate) fn behind(before: Option<Self>, replay: Replay<P>) -> Option<Self> {
+    /// The flags after one more operation, if they can be had `before`.
+    pub(crate) fn after(before: Option<Self>, replay: Replay<P>) -> Option<Self> {
         if replay.effect.sets == ARITH {
             return Some(Self { first: Some(replay), then: None });
         }
@@ -153,19 +153,19 @@ impl Recipe {
         self.operands().all(|operand| operand.placed(values).is_some())
     }
 
-    /// An operand that a register holds in `before` and none holds in `behind`, and where it was.
+    /// An operand that a register holds in `before` and none holds in `after`, and where it was.
     pub(crate) fn lost(
         &self,
         before: &[Value; 18],
-        behind: &[Value; 18],
+        after: &[Value; 18],
     ) -> Option<(Operand<Known>, Operand<Place>)> {
-        self.operands().find_map(|operand| match (operand.placed(before), operand.placed(behind)) {
+        self.operands().find_map(|operand| match (operand.placed(before), operand.placed(after)) {
             (Some(was), None) => Some((*operand, was)),
             _ => None,
         })
     }
 
-    /// What `operand` was is at place `n` from here on, but for `plus`.
+    /// The value of `operand` is at place `n` from here on, but for `plus`.
     pub(crate) fn keep(&mut self, operand: Operand<Known>, n: u8, plus: i32) {
         for replay in self.first.iter_mut().chain(&mut self.then) {
             for same in replay.operands.iter_mut().filter(|other| **other == operand) {

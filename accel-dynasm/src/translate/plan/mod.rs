@@ -1,11 +1,11 @@
-//! The plan of a block: what is to be done for each of its instructions, before any code is emitted.
+//! The plan of a block: a description of each of its instructions, made before any code is emitted.
 //!
 //! 1. [`classify`] decides how each instruction is translated, [`step`] describes it.
-//! 2. [`values`] follows registers through additions of constants, pushes and pops. Accesses at known distances from one value
-//!    make a *group*, which is checked against the soft TLB as a whole, once. If the check fails the block is left for its
-//!    *ungrouped* form, in which each access has a check of its own.
-//! 3. [`flag_effects`] knows what instructions do to the arithmetic flags, [`lazy_flags`] how they can be had again, and
-//!    [`flag_plan`] finds out where a block needs them.
+//! 2. [`values`] follows registers through additions of constants, pushes and pops. Accesses at known distances from
+//!    one value make a *group*, which is checked against the soft TLB as a whole, once. If the check fails the block is
+//!    left for its *ungrouped* form, in which each access has a check of its own.
+//! 3. [`flag_effects`] knows the effects of instructions on the arithmetic flags, [`lazy_flags`] has recipes that give
+//!    flags again, and [`flag_plan`] finds out where a block needs them.
 
 pub(crate) mod classify;
 pub(crate) mod flag_effects;
@@ -28,20 +28,20 @@ use crate::jit_context::GROUPS;
 
 /// Most bytes that one group spans: the more, the likelier it crosses into another page.
 const MAX_SPAN: i64 = 1024;
-/// What it costs an access on its own to be checked elsewhere, in instructions.
+/// Instructions that it costs an access on its own to be checked elsewhere.
 const ALONE: u32 = 2;
 
-/// An operand in the host's memory than which none is longer.
+/// The longest operand in the host's memory.
 const LONGEST: Memory = Memory { base: Some(13), index: Some((11, 0)), disp: i32::MAX };
 
-/// A block to be.
+/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub steps: Vec<Step>,
     pub groups: Vec<Group>,
-    /// Before which step requests are looked for, if the block may be part of a loop.
+    /// The step before which requests are looked for, if the block may be part of a loop.
     pub poll: Option<usize>,
-    /// What registers hold before each step, and at the end.
+    /// The values of registers before each step, and at the end.
     pub values: Vec<[Value; 18]>,
     pub costs: Costs,
 }
@@ -60,7 +60,7 @@ impl Plan {
         self.values.pop();
     }
 
-    /// Adds an instruction; whether the block goes on behind it.
+    /// Adds an instruction; whether the block goes on after it.
     pub(crate) fn add(
         &mut self,
         ins: Instruction,
@@ -78,8 +78,8 @@ impl Plan {
             effect: Effect::default(),
             live: true,
             checks: false,
-            seen_behind: true,
-            lost_behind: true,
+            seen_after: true,
+            lost_after: true,
             uses: [Use::default(); 2],
             operand: None,
             stack: None,
@@ -92,7 +92,7 @@ impl Plan {
             action = if action.is_branch() { Action::HelperEnd } else { Action::Helper };
             (step.action, step.operand, step.stack, step.vector) = (action, None, None, false);
         }
-        // Of what ignores its prefix, one behind others cannot be left out.
+        // A prefix that the guest ignores is left out; that works only for the first.
         let code = if step.ignores_prefix { bytes.strip_prefix(&[0xf3]) } else { Some(bytes) };
         let memory = step.action == Action::Memory;
         let works = |code| !memory || encode::with_memory(code, LONGEST, names_high_byte(&ins)).is_some();
@@ -130,7 +130,7 @@ impl Plan {
             self.group();
         }
         if let Some(first) = self.steps.iter().position(may_loop) {
-            // Not behind it: a loop may never come there. And not between STI and the instruction it shields.
+            // Not after it: a loop may never come there. And not between STI and the instruction it shields.
             let shielded = |n: usize| n > 0 && self.steps[n - 1].ins.code() == Code::Sti;
             let places = (0..=first).filter(|n| !shielded(*n));
             self.poll = self.cheapest(places).or(Some(0));
@@ -138,7 +138,7 @@ impl Plan {
         self.place_flags();
     }
 
-    /// What a check costs before step `at`.
+    /// The cost of a check before step `at`.
     fn cost(&self, at: usize) -> u32 {
         self.costs.of(at, self.steps[at].live)
     }
@@ -199,7 +199,7 @@ impl Plan {
                 continue;
             }
             let slot = cluster.base.slot();
-            // What closes a loop mostly leads back: what lies behind it is not worth a check in each turn.
+            // A branch that closes a loop mostly leads back: code after it is not worth a check in each turn.
             let turns = |at: usize| self.steps[at].action == Action::Jcc && may_loop(&self.steps[at]);
             let known = (0..=first).rev().take_while(|at| {
                 self.values[*at][slot].unknown == cluster.unknown && (*at == first || !turns(*at))
@@ -243,7 +243,7 @@ struct Cluster {
 /// A branch that could lead back here without anybody looking for requests.
 fn may_loop(step: &Step) -> bool {
     match step.action {
-        // By its distance: around the end of the addresses, what is lower may lie ahead.
+        // By its distance: around the end of the addresses, a lower one may lie ahead.
         Action::Jump | Action::Jcc | Action::Call => {
             step.ins.near_branch64().wrapping_sub(step.ins.ip()).cast_signed() <= 0
         }

@@ -11,7 +11,7 @@ pub(crate) const RBP: u8 = 5;
 /// The two registers that are not the guest's.
 pub(crate) const SCRATCH: [u8; 2] = [10, 11];
 
-/// What an address is relative to.
+/// The base of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Base {
     Register(u8),
@@ -69,16 +69,16 @@ pub(crate) struct Step {
     /// Of its first byte in the page.
     pub offset: u16,
     pub action: Action,
-    /// What it does to the arithmetic flags.
+    /// Its effect on the arithmetic flags.
     pub effect: Effect,
-    /// Some are read behind here, before they are set anew.
+    /// Some flags are read after it, before they are set anew.
     pub live: bool,
-    /// Its code changes the host's where the guest's instruction does not.
+    /// Its code changes flags of the host that the guest's instruction does not.
     pub checks: bool,
-    /// Somebody may see the flags that are behind it.
-    pub seen_behind: bool,
-    /// A check changes the host's by then.
-    pub lost_behind: bool,
+    /// The flags after it may be seen: by a fault, an exit or code that reads them.
+    pub seen_after: bool,
+    /// A check changes the host's flags before that.
+    pub lost_after: bool,
     /// R10 and R11 as operands; in addresses they count by themselves.
     pub uses: [Use; 2],
     /// The operand in memory.
@@ -86,7 +86,7 @@ pub(crate) struct Step {
     /// The access to the stack.
     pub stack: Option<Access>,
     pub vector: bool,
-    /// TZCNT, LZCNT or POPCNT as processors execute it that have only what it is without its prefix.
+    /// TZCNT on a processor without BMI1, which executes it as BSF.
     pub ignores_prefix: bool,
 }
 
@@ -96,7 +96,7 @@ impl Step {
         matches!(self.action, Action::Jump | Action::Jcc) && self.ins.near_branch64() == first
     }
 
-    /// Whether the host raises an exception for what the guest is to be told, or for what x86-core has to do in its place.
+    /// Whether the host may raise an exception that is the guest's, or that x86-core has to deal with.
     pub(crate) fn may_fault(&self) -> bool {
         let wide = self.operand.is_some_and(|o| o.size >= 16);
         // Some hosts refuse locked accesses across lines (ADR 15).
@@ -115,9 +115,9 @@ impl Step {
 /// A group of accesses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Group {
-    /// Before which step it is checked.
+    /// The step before which it is checked.
     pub at: usize,
-    /// What its range is relative to there.
+    /// The base of its range there.
     pub base: Base,
     pub low: i32,
     pub size: u16,

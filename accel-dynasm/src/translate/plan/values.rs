@@ -1,5 +1,5 @@
-//! What registers hold throughout a block, as far as that is some value at its start or behind an instruction, plus a
-//! constant.
+//! Values of registers throughout a block: each is a value that some register had at the block's start or after an
+//! instruction, plus a constant.
 
 use iced_x86::{Code, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
@@ -14,7 +14,7 @@ pub(crate) struct Value {
 }
 
 impl Value {
-    /// What register number `r` holds behind an instruction, the one with number `fresh` from 1.
+    /// The new value of register number `r` after an instruction, the one with number `fresh`, counted from 1.
     fn new(fresh: u32, r: usize) -> Self {
         Self { unknown: 32 + fresh * 20 + r as u32, plus: 0 }
     }
@@ -30,7 +30,7 @@ pub(crate) fn first_values() -> [Value; 18] {
     std::array::from_fn(|n| Value { unknown: n as u32, plus: 0 })
 }
 
-/// What the registers hold behind `step`.
+/// Changes the values of the registers to those after `step`.
 pub(crate) fn follow(values: &mut [Value; 18], step: &Step, fresh: u32, info: &mut InstructionInfoFactory) {
     let ins = &step.ins;
     let add = |value: &mut Value, n: i64, fresh: u32| match i32::try_from(i64::from(value.plus) + n) {
