@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::x86::{CpuFeatures, CpuModel, CpuState, Speculation};
 use crate::{AccelError, DirtyPages, GpFault, GuestRam, InterruptPort, RamRegion};
 
@@ -82,6 +84,15 @@ pub enum Access {
     ReadOnly,
 }
 
+/// A register whose stores are an event and nothing else, as a queue's doorbell.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum IoEventAddress {
+    /// A port.
+    Port(u16),
+    /// Guest-physical.
+    Memory(u64),
+}
+
 /// Width of a device access.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum IoSize {
@@ -152,6 +163,23 @@ pub trait AccelVm: Debug + Send + Sync {
     fn bind_vcpu(&self, cfg: &VcpuConfig, bus: Arc<dyn VcpuBus>) -> Result<Box<dyn Vcpu>, AccelError>;
     /// Where interrupts enter the VM. Usable from any thread, before, during and after `run`.
     fn interrupts(&self) -> Arc<dyn InterruptPort>;
+    /// Has stores of the guest's that begin at `at`, of any size and value, write to `event`, an eventfd, in the place of a call
+    /// of the [`VcpuBus`]. False: the backend does not offer it there, and calls the bus.
+    ///
+    /// # Errors
+    /// There is one already, or a host failure.
+    fn attach_ioeventfd(&self, at: IoEventAddress, event: &EventFd) -> Result<bool, AccelError> {
+        let _ = (at, event);
+        Ok(false)
+    }
+    /// Takes back [`attach_ioeventfd`](Self::attach_ioeventfd).
+    ///
+    /// # Errors
+    /// Host failure.
+    fn detach_ioeventfd(&self, at: IoEventAddress, event: &EventFd) -> Result<(), AccelError> {
+        let _ = (at, event);
+        Ok(())
+    }
     /// Begins to record stores, for [`take_dirty`](Self::take_dirty): every store after this returns is recorded, of vCPUs,
     /// devices and whoever else writes RAM. Recording may cost the guest time. Once begun it goes on. Taking begins it, too, if
     /// nobody has. Of what was written before, some pages may be among the first that are taken, and some may be unknown.

@@ -1,6 +1,8 @@
-//! How interrupts enter a VM: messages for the local APICs, the legacy INTR line, NMIs.
+//! How interrupts enter a VM: messages for the local APICs, the legacy INTR line, NMIs, and events that stand for messages.
 
 use std::fmt::Debug;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::{AccelError, VcpuId};
 
@@ -13,15 +15,24 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
-/// Where an IOAPIC pin leads. Backends with the local APIC in the kernel need it to know which vectors are
-/// level-triggered, so that EOIs come back.
+/// Number of an interrupt input, a *global system interrupt* (ACPI 6.5, 5.2.13): below [`IOAPIC_PINS`] the IOAPIC's pins, from
+/// there on inputs of messages.
+pub type Gsi = u32;
+
+/// Pins of the IOAPIC.
+pub const IOAPIC_PINS: Gsi = 24;
+/// Interrupt inputs that a VM can have; as many as KVM routes.
+pub const MAX_GSIS: Gsi = 4096;
+
+/// Where an interrupt input leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct IoapicRoute {
-    /// The message the pin sends.
+pub struct IrqRoute {
+    /// The message it sends.
     pub message: MsiMessage,
-    /// The pin is masked.
+    /// It sends none at present. The route of a pin still stands: a level-triggered interrupt delivered before the mask was set
+    /// owes its EOI, so that a local APIC in a kernel must keep watching the vector.
     pub masked: bool,
-    /// The pin is level-triggered.
+    /// Level-triggered: the vector's EOI must come back through [`VcpuBus::eoi`](crate::VcpuBus::eoi).
     pub level: bool,
 }
 
@@ -32,13 +43,32 @@ pub trait InterruptPort: Debug + Send + Sync {
     /// # Errors
     /// Host failure.
     fn signal_msi(&self, message: MsiMessage) -> Result<(), AccelError>;
-    /// Tells where IOAPIC `pin` (0 to 23) leads.
+    /// Tells where an interrupt input leads. Backends with the local APIC in the kernel learn by it which vectors of the
+    /// IOAPIC's pins are level-triggered, so that EOIs come back; and what an [irqfd](Self::attach_irqfd) delivers.
     ///
     /// # Errors
     /// Host failure.
-    fn set_route(&self, pin: u8, route: Option<IoapicRoute>) -> Result<(), AccelError>;
+    fn set_route(&self, gsi: Gsi, route: Option<IrqRoute>) -> Result<(), AccelError>;
     /// Level of the legacy controller's INTR output, wired to LINT0 of vCPU 0.
     fn set_extint(&self, asserted: bool);
     /// Raises NMI on one vCPU.
     fn inject_nmi(&self, vcpu: VcpuId);
+    /// Has every write to `event`, an eventfd, deliver what `gsi` leads to, without a thread of this process; also a write that
+    /// came before. False: the backend does not offer it, and somebody must wait for the event and call
+    /// [`signal_msi`](Self::signal_msi).
+    ///
+    /// # Errors
+    /// Host failure.
+    fn attach_irqfd(&self, gsi: Gsi, event: &EventFd) -> Result<bool, AccelError> {
+        let _ = (gsi, event);
+        Ok(false)
+    }
+    /// Takes back [`attach_irqfd`](Self::attach_irqfd): what is written from now on stays in `event`.
+    ///
+    /// # Errors
+    /// Host failure.
+    fn detach_irqfd(&self, gsi: Gsi, event: &EventFd) -> Result<(), AccelError> {
+        let _ = (gsi, event);
+        Ok(())
+    }
 }

@@ -1,16 +1,15 @@
 //! Where interrupts enter: messages go to the local APICs in the kernel, everything else to a vCPU's bell.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use accel_api::{AccelError, InterruptPort, IoapicRoute, MsiMessage, VcpuId};
-use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
+use accel_api::{AccelError, Gsi, IOAPIC_PINS, InterruptPort, IrqRoute, MAX_GSIS, MsiMessage, VcpuId};
+use kvm_bindings::{KVM_CAP_IRQFD, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
 use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bell::Bell;
 use crate::sys::host;
-
-/// Pins of the IOAPIC, and so routes that KVM reserves for it.
-pub(crate) const IOAPIC_PINS: u8 = 24;
 
 /// MSI data bits 10:8: delivery mode (Intel SDM vol. 3, 11.11.2); fixed and lowest priority carry a vector.
 const fn delivery_mode(data: u32) -> u32 {
@@ -31,12 +30,53 @@ pub(crate) fn local_message(id: VcpuId, data: u32) -> kvm_msi {
 pub(crate) struct KvmPort {
     vm: Arc<VmFd>,
     bells: Arc<[Arc<Bell>]>,
-    routes: Mutex<[Option<IoapicRoute>; IOAPIC_PINS as usize]>,
+    routing: Mutex<Routing>,
+}
+
+/// What KVM is told of interrupt inputs. It takes the table as a whole, and waits for all vCPUs then, so that only what matters is
+/// in it: pins whose EOIs are to be told, and inputs whose events it waits for itself.
+#[derive(Debug, Default)]
+struct Routing {
+    routes: BTreeMap<Gsi, IrqRoute>,
+    /// Inputs with an irqfd.
+    events: BTreeSet<Gsi>,
+    /// What KVM has.
+    table: Vec<(Gsi, MsiMessage)>,
+}
+
+impl Routing {
+    /// What KVM is to have.
+    fn wanted(&self) -> Vec<(Gsi, MsiMessage)> {
+        // A masked pin stays: its last interrupt may still be in service.
+        let matters = |gsi: Gsi, route: &IrqRoute| {
+            if gsi < IOAPIC_PINS { route.level } else { !route.masked && self.events.contains(&gsi) }
+        };
+        let list = self.routes.iter().filter(|(gsi, route)| matters(**gsi, route));
+        list.map(|(gsi, route)| (*gsi, route.message)).collect()
+    }
 }
 
 impl KvmPort {
     pub(crate) fn new(vm: Arc<VmFd>, bells: Arc<[Arc<Bell>]>) -> Self {
-        Self { vm, bells, routes: Mutex::default() }
+        Self { vm, bells, routing: Mutex::default() }
+    }
+
+    /// Changes what is known of the inputs, and tells KVM if it matters.
+    fn change(&self, by: impl FnOnce(&mut Routing)) -> Result<MutexGuard<'_, Routing>, AccelError> {
+        let mut routing = self.routing.lock().unwrap_or_else(PoisonError::into_inner);
+        by(&mut routing);
+        let wanted = routing.wanted();
+        if wanted != routing.table {
+            let entries: Vec<_> = wanted.iter().map(|(gsi, message)| entry(*gsi, *message)).collect();
+            let full = |_| AccelError::Host {
+                what: "KVM's table of interrupts",
+                source: std::io::ErrorKind::OutOfMemory.into(),
+            };
+            let table = KvmIrqRouting::from_entries(&entries).map_err(full)?;
+            self.vm.set_gsi_routing(&table).map_err(host("KVM_SET_GSI_ROUTING"))?;
+            routing.table = wanted;
+        }
+        Ok(routing)
     }
 }
 
@@ -70,21 +110,30 @@ impl InterruptPort for KvmPort {
         }
     }
 
-    /// KVM learns from the routes which vectors are level-triggered, so that it tells their EOIs.
-    fn set_route(&self, pin: u8, route: Option<IoapicRoute>) -> Result<(), AccelError> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(slot) = routes.get_mut(usize::from(pin)) else { return Ok(()) };
-        // Only level-triggered pins matter, and a change of any other needs no call.
-        let level = |route: &Option<IoapicRoute>| route.is_some_and(|r| r.level);
-        let matters = level(slot) || level(&route);
-        *slot = route;
-        if !matters {
+    fn set_route(&self, gsi: Gsi, route: Option<IrqRoute>) -> Result<(), AccelError> {
+        if gsi >= MAX_GSIS {
             return Ok(());
         }
-        let entries: Vec<_> =
-            (0u32..).zip(&*routes).filter_map(|(gsi, route)| entry(gsi, route.as_ref()?)).collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| AccelError::BadVcpu(0))?;
-        self.vm.set_gsi_routing(&table).map_err(host("KVM_SET_GSI_ROUTING"))
+        self.change(|routing| match route {
+            Some(route) => _ = routing.routes.insert(gsi, route),
+            None => _ = routing.routes.remove(&gsi),
+        })
+        .map(drop)
+    }
+
+    fn attach_irqfd(&self, gsi: Gsi, event: &EventFd) -> Result<bool, AccelError> {
+        if !(IOAPIC_PINS..MAX_GSIS).contains(&gsi) || self.vm.check_extension_raw(KVM_CAP_IRQFD.into()) <= 0 {
+            return Ok(false);
+        }
+        // The route first: KVM delivers what was written before.
+        let _routing = self.change(|routing| _ = routing.events.insert(gsi))?;
+        self.vm.register_irqfd(event, gsi).map_err(host("KVM_IRQFD"))?;
+        Ok(true)
+    }
+
+    fn detach_irqfd(&self, gsi: Gsi, event: &EventFd) -> Result<(), AccelError> {
+        self.vm.unregister_irqfd(event, gsi).map_err(host("KVM_IRQFD"))?;
+        self.change(|routing| _ = routing.events.remove(&gsi)).map(drop)
     }
 
     fn set_extint(&self, asserted: bool) {
@@ -100,15 +149,15 @@ impl InterruptPort for KvmPort {
     }
 }
 
-/// KVM's form of a level-triggered route. A masked pin keeps it: its last interrupt may still be in service.
-fn entry(gsi: u32, route: &IoapicRoute) -> Option<kvm_irq_routing_entry> {
+/// KVM's form of a route.
+fn entry(gsi: Gsi, message: MsiMessage) -> kvm_irq_routing_entry {
     let mut entry =
         kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..kvm_irq_routing_entry::default() };
-    let MsiMessage { address, data } = route.message;
+    let MsiMessage { address, data } = message;
     entry.u.msi.address_lo = address as u32;
     entry.u.msi.address_hi = (address >> 32) as u32;
     entry.u.msi.data = data;
-    route.level.then_some(entry)
+    entry
 }
 
 #[cfg(test)]
@@ -116,11 +165,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_level_triggered_pins_are_routed() {
+    fn only_what_matters_is_routed() {
         let message = MsiMessage { address: 0xfee0_1000, data: 0xc044 };
-        let route = |level| IoapicRoute { message, masked: true, level };
-        assert!(entry(3, &route(false)).is_none());
-        let entry = entry(3, &route(true)).unwrap();
+        let route = |masked, level| IrqRoute { message, masked, level };
+        let mut routing = Routing::default();
+        routing.routes.extend([
+            (3, route(true, true)),
+            (4, route(false, false)),
+            (24, route(false, false)),
+            (25, route(false, false)),
+            (26, route(true, false)),
+        ]);
+        routing.events.extend([25, 26, 27]);
+        assert_eq!(routing.wanted(), [(3, message), (25, message)]);
+        let entry = entry(3, message);
         assert_eq!((entry.gsi, entry.type_), (3, KVM_IRQ_ROUTING_MSI));
     }
 }

@@ -4,20 +4,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use accel_api::host_time::Pulse;
 use accel_api::{
-    AccelError, AccelVm, Access, DirtyPages, InterruptPort, RamRegion, SlotId, Vcpu, VcpuBus, VcpuConfig,
-    VmSpec,
+    AccelError, AccelVm, Access, DirtyPages, IOAPIC_PINS, InterruptPort, IoEventAddress, RamRegion, SlotId,
+    Vcpu, VcpuBus, VcpuConfig, VmSpec,
 };
 use kvm_bindings::{
-    KVM_CAP_DISABLE_QUIRKS, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, KVM_X86_QUIRK_LAPIC_MMIO_HOLE,
-    KVM_X86_QUIRK_LINT0_REENABLED, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS, KVM_X86_QUIRK_OUT_7E_INC_RIP,
-    kvm_enable_cap,
+    KVM_CAP_DISABLE_QUIRKS, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_IOEVENTFD_ANY_LENGTH, KVM_CAP_SPLIT_IRQCHIP,
+    KVM_CAP_X2APIC_API, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN,
+    KVM_X86_QUIRK_LAPIC_MMIO_HOLE, KVM_X86_QUIRK_LINT0_REENABLED, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
+    KVM_X86_QUIRK_OUT_7E_INC_RIP, kvm_enable_cap,
 };
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, NoDatamatch, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bell::Bell;
-use crate::interrupts::{IOAPIC_PINS, KvmPort};
+use crate::interrupts::KvmPort;
 use crate::slots::Slots;
 use crate::sys::host;
 use crate::vcpu::KvmVcpu;
@@ -61,7 +62,7 @@ impl KvmVm {
             cap.args[0] = arg.into();
             fd.enable_cap(&cap).map_err(host(what))
         };
-        enable(KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS.into(), "KVM_CAP_SPLIT_IRQCHIP")?;
+        enable(KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS, "KVM_CAP_SPLIT_IRQCHIP")?;
         // 0xff is an APIC id like any other in x2APIC mode, and ids have 32 bits there.
         let x2apic = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         enable(KVM_CAP_X2APIC_API, x2apic, "KVM_CAP_X2APIC_API")?;
@@ -105,6 +106,13 @@ pub(crate) fn create(kvm: &Kvm) -> Result<VmFd, AccelError> {
     }
 }
 
+fn address(at: IoEventAddress) -> kvm_ioctls::IoEventAddress {
+    match at {
+        IoEventAddress::Port(port) => kvm_ioctls::IoEventAddress::Pio(port.into()),
+        IoEventAddress::Memory(gpa) => kvm_ioctls::IoEventAddress::Mmio(gpa),
+    }
+}
+
 impl AccelVm for KvmVm {
     fn map(&self, slot: SlotId, region: &RamRegion, access: Access) -> Result<(), AccelError> {
         // The dirty log is reported by page numbers of this VM's RAM.
@@ -136,6 +144,18 @@ impl AccelVm for KvmVm {
 
     fn interrupts(&self) -> Arc<dyn InterruptPort> {
         self.port.clone()
+    }
+
+    fn attach_ioeventfd(&self, at: IoEventAddress, event: &EventFd) -> Result<bool, AccelError> {
+        if self.fd.check_extension_raw(KVM_CAP_IOEVENTFD_ANY_LENGTH.into()) <= 0 {
+            return Ok(false);
+        }
+        self.fd.register_ioevent(event, &address(at), NoDatamatch).map_err(host("KVM_IOEVENTFD"))?;
+        Ok(true)
+    }
+
+    fn detach_ioeventfd(&self, at: IoEventAddress, event: &EventFd) -> Result<(), AccelError> {
+        self.fd.unregister_ioevent(event, &address(at), NoDatamatch).map_err(host("KVM_IOEVENTFD"))
     }
 
     fn start_dirty_log(&self) -> Result<(), AccelError> {

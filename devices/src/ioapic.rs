@@ -6,16 +6,17 @@
 //! 3. A *level* pin fires when it is asserted, not masked, and its Remote IRR is clear. Firing sets Remote IRR; the
 //!    EOI of its vector clears it, and a pin that is still asserted fires again. ExtINT, NMI, SMI and INIT are edges
 //!    whatever the trigger bit says.
-//! 4. Each change of an entry is reported as an [`IoapicRoute`] for local APICs that live in a kernel.
+//! 4. Each change of an entry is reported as an [`IrqRoute`] for local APICs that live in a kernel.
 //!
 //! The polarity bit is stored and has no effect: [`crate::IrqLine`] carries *asserted*, not a voltage.
 
 use std::sync::{Arc, Mutex};
 
+use accel_api::{IrqRoute, MsiMessage};
 use state::{RestoreError, Section, StateUnit};
 
 use crate::saved::ioapic::SavedIoapic;
-use crate::seams::{IoapicHost, IoapicRoute, IrqLine, MmioDevice};
+use crate::seams::{IoapicHost, IrqLine, MmioDevice};
 use crate::util::lock;
 
 /// Guest-physical address of the register window.
@@ -23,7 +24,7 @@ pub const IOAPIC_BASE: u64 = 0xfec0_0000;
 /// Size of the register window in bytes.
 pub const IOAPIC_LEN: u64 = 0x1000;
 /// Number of pins.
-pub const IOAPIC_PINS: u8 = 24;
+pub const IOAPIC_PINS: u8 = accel_api::IOAPIC_PINS as u8;
 
 pub(crate) const PINS: usize = IOAPIC_PINS as usize;
 
@@ -78,16 +79,13 @@ pub(crate) fn is_level(entry: u64) -> bool {
 }
 
 /// Intel SDM vol. 3, 11.11: figures 11-24 and 11-25.
-fn route(entry: u64) -> IoapicRoute {
+fn route(entry: u64) -> IrqRoute {
     let level = is_level(entry);
     let logical = u64::from(entry & DEST_LOGICAL != 0);
     let trigger = if level { 3 << 14 } else { 0 };
-    IoapicRoute {
-        address: 0xfee0_0000 | (entry >> 56) << 12 | logical << 2,
-        data: (entry & VECTOR | delivery_mode(entry) << 8) as u32 | trigger,
-        level,
-        masked: entry & MASKED != 0,
-    }
+    let address = 0xfee0_0000 | (entry >> 56) << 12 | logical << 2;
+    let data = (entry & VECTOR | delivery_mode(entry) << 8) as u32 | trigger;
+    IrqRoute { message: MsiMessage { address, data }, level, masked: entry & MASKED != 0 }
 }
 
 /// The I/O APIC. MMIO window of [`IOAPIC_LEN`] bytes at [`IOAPIC_BASE`], 32-bit registers.
@@ -133,13 +131,12 @@ impl Ioapic {
     }
 
     /// All routes as they stand, for a host that starts to watch (a new accelerator).
-    pub fn routes(&self) -> Vec<IoapicRoute> {
+    pub fn routes(&self) -> Vec<IrqRoute> {
         lock(&self.state).entries.iter().map(|&e| route(e)).collect()
     }
 
     fn send(&self, entry: u64) {
-        let IoapicRoute { address, data, .. } = route(entry);
-        self.host.send(address, data);
+        self.host.send(route(entry).message);
     }
 
     fn fire_level(&self, state: &mut IoapicState, pin: usize) {
@@ -280,23 +277,23 @@ mod tests {
     #[derive(Debug, Default)]
     struct Host {
         sent: Mutex<Vec<(u64, u32)>>,
-        routes: Mutex<Vec<(u8, IoapicRoute)>>,
+        routes: Mutex<Vec<(u8, IrqRoute)>>,
     }
 
     impl Host {
         fn sent(&self) -> Vec<(u64, u32)> {
             std::mem::take(&mut lock(&self.sent))
         }
-        fn routes(&self) -> Vec<(u8, IoapicRoute)> {
+        fn routes(&self) -> Vec<(u8, IrqRoute)> {
             std::mem::take(&mut lock(&self.routes))
         }
     }
 
     impl IoapicHost for Host {
-        fn send(&self, address: u64, data: u32) {
-            lock(&self.sent).push((address, data));
+        fn send(&self, message: MsiMessage) {
+            lock(&self.sent).push((message.address, message.data));
         }
-        fn route_changed(&self, pin: u8, route: IoapicRoute) {
+        fn route_changed(&self, pin: u8, route: IrqRoute) {
             lock(&self.routes).push((pin, route));
         }
     }
@@ -488,12 +485,13 @@ mod tests {
     fn route_changes_are_told_once() {
         let (io, host) = new(IoapicVersion::V20);
         write(&io, 0x10 + 10, 0x1_0033);
-        let route = IoapicRoute { address: 0xfee0_0000, data: 0x33, level: false, masked: true };
+        let message = |data| MsiMessage { address: 0xfee0_0000, data };
+        let route = IrqRoute { message: message(0x33), level: false, masked: true };
         assert_eq!(host.routes(), [(5, route)]);
         write(&io, 0x10 + 10, 0x1_2033);
         assert_eq!(host.routes(), [], "polarity is no part of the route");
         write(&io, 0x10 + 10, 0xa033);
-        let route = IoapicRoute { address: 0xfee0_0000, data: 0xc033, level: true, masked: false };
+        let route = IrqRoute { message: message(0xc033), level: true, masked: false };
         assert_eq!(host.routes(), [(5, route)]);
         assert_eq!(io.routes()[5], route);
         let saved = io.save();

@@ -36,6 +36,6 @@ mod testing;
 mod util;
 
 pub use seams::{
-    Clock, IoapicHost, IoapicRoute, IrqFanout, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice,
+    Clock, DoorbellHost, IoapicHost, IrqFanout, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice,
     TimerHost,
 };

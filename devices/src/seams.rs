@@ -27,6 +27,9 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use accel_api::{IoEventAddress, IrqRoute, MsiMessage};
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::waiting::Waiter;
 
 /// A wire into an interrupt controller (or the INTR wire to the processors).
@@ -57,30 +60,25 @@ impl IrqLine for IrqFanout {
     }
 }
 
-/// Where an IOAPIC pin leads, as the MSI it would send (Intel SDM vol. 3, 11.11).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoapicRoute {
-    /// MSI address, `0xfee0_0000` with destination and destination mode.
-    pub address: u64,
-    /// MSI data: vector, delivery mode, level, trigger mode.
-    pub data: u32,
-    /// Level-triggered: the vector's EOI must come back through [`crate::ioapic::Ioapic::eoi`].
-    pub level: bool,
-    /// The pin is masked. The route still stands: a level interrupt delivered before the mask was set owes its
-    /// EOI, so an in-kernel local APIC must keep watching the vector.
-    pub masked: bool,
-}
-
 /// The far side of the IOAPIC. Called with the IOAPIC's lock held; see the [module docs](self).
 pub trait IoapicHost: Send + Sync + Debug {
     /// Delivers one interrupt message (Intel SDM vol. 3, 11.11).
-    fn send(&self, address: u64, data: u32);
+    fn send(&self, message: MsiMessage);
 
     /// A pin's route changed, or was set by `restore` or `reset`. Never called for a write that leaves the route
     /// as it was. A host whose local APICs see every EOI themselves may ignore it.
-    fn route_changed(&self, pin: u8, route: IoapicRoute) {
+    fn route_changed(&self, pin: u8, route: IrqRoute) {
         let _ = (pin, route);
     }
+}
+
+/// Where devices have the accelerator ring their doorbells: registers whose stores are an event and nothing else.
+pub trait DoorbellHost: Send + Sync + Debug {
+    /// Has the guest's stores that begin at `at` write to `event`, without a call of the device where the accelerator offers that;
+    /// where it does not, the device is called, and rings by itself. One that is there goes.
+    fn watch(&self, at: IoEventAddress, event: &Arc<EventFd>);
+    /// Takes it back.
+    fn forget(&self, at: IoEventAddress);
 }
 
 /// VM time: nanoseconds since the VM was started, monotonic, standing still while the VM is paused.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use accel_api::MsiMessage;
 use devices::bus::PioBus;
 use devices::ioapic::{Ioapic, IoapicVersion};
 use devices::output::OutputQueue;
@@ -63,7 +64,7 @@ struct Cpu {
 }
 
 impl IoapicHost for Cpu {
-    fn send(&self, _address: u64, data: u32) {
+    fn send(&self, MsiMessage { data, .. }: MsiMessage) {
         if matches!(data & 0xff, 0x42 | 0x48) {
             self.ticks.fetch_add(1, SeqCst);
         }

@@ -38,6 +38,7 @@ use crate::clock::VmClock;
 use crate::control::{Control, GuestEnd};
 use crate::host;
 use crate::interrupts::{InterruptCell, IntrWire};
+use crate::io_events::IoEvents;
 use crate::memory_map::MemoryMap;
 use crate::memory_slots::MemorySlots;
 use crate::pci::{PciBoard, PciParts};
@@ -87,6 +88,7 @@ pub(crate) struct Chipset {
     pub(crate) bus: Arc<MachineBus>,
     pub(crate) interrupts: Arc<InterruptCell>,
     pub(crate) memory: Arc<MemorySlots>,
+    pub(crate) doorbells: Arc<IoEvents>,
     pub(crate) uart: Arc<Uart>,
     pub(crate) pm: Arc<AcpiPm>,
     pub(crate) timed: Vec<Arc<dyn TimedDevice>>,
@@ -213,8 +215,9 @@ impl Chipset {
 
         let bus = MachineBus { pio, mmio, pic, ioapic, log: LogLimit::new(clock) };
         let timed: Vec<Arc<dyn TimedDevice>> = vec![pit, rtc, pm.clone()];
-        let (bus, memory) = (Arc::new(bus), Arc::default());
-        Ok(Self { bus, interrupts, memory, uart, pm, timed, lines, pci, debug_output, units })
+        let bus = Arc::new(bus);
+        let (memory, doorbells) = Default::default();
+        Ok(Self { bus, interrupts, memory, doorbells, uart, pm, timed, lines, pci, debug_output, units })
     }
 
     /// Writes out what is queued, waiting at most `patience`, then frees every vCPU that waits for the console.

@@ -196,7 +196,7 @@ impl InterruptPort for FakePort {
         self.messages.lock().unwrap().push(message);
         Ok(())
     }
-    fn set_route(&self, _: u8, _: Option<IoapicRoute>) -> Result<(), AccelError> {
+    fn set_route(&self, _: Gsi, _: Option<IrqRoute>) -> Result<(), AccelError> {
         Ok(())
     }
     fn set_extint(&self, asserted: bool) {

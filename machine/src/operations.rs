@@ -158,5 +158,6 @@ impl Core {
         // The backend may hold the bus, which holds the devices, which hold what leads to the backend.
         self.chipset.interrupts.detach();
         self.chipset.memory.detach();
+        self.chipset.doorbells.detach();
     }
 }

@@ -113,6 +113,7 @@ impl Machine {
     pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
         let Parts { name, vm, accel, chipset, timers, clock, control, ram, boot, tsc, states } = parts;
         chipset.memory.attach(vm.clone())?;
+        chipset.doorbells.attach(vm.clone());
         chipset.interrupts.attach(vm.interrupts())?;
         timers.start(&name, chipset.timed.clone()).map_err(MachineError::Timers)?;
         let mut vcpus = Vec::new();

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use accel_api::GuestRam;
 use devices::pci::{DeviceFunction, PciFunction, PciSlot};
-use devices::{Clock, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice, TimerHost};
+use devices::{Clock, DoorbellHost, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice, TimerHost};
 use state::StateUnit;
 
 use crate::chipset::{Chipset, ChipsetError};
 use crate::clock::VmClock;
 use crate::control::Control;
+use crate::interrupts::{MsiVector, NoVector};
 use crate::memory_slots::MemoryWindow;
 use crate::timers::Timers;
 
@@ -54,20 +55,17 @@ impl Wiring<'_> {
     }
 
     /// A place on the PCI bus, for [`Function::builder`](devices::pci::Function::builder): `at`, or the first free one. Its BARs
-    /// get addresses before the guest starts, and after each reset.
+    /// An interrupt input for messages, as a vector of MSI-X is.
     ///
     /// # Errors
-    /// All places are taken.
-    pub fn pci_slot(&self, at: Option<DeviceFunction>) -> Result<PciSlot, ChipsetError> {
-        self.chipset.pci.slot(at)
+    /// There are no more.
+    pub fn vector(&self) -> Result<MsiVector, NoVector> {
+        self.chipset.interrupts.vector()
     }
 
-    /// Puts `function` on the PCI bus, in the place that it was built for.
-    ///
-    /// # Errors
-    /// Another one is there.
-    pub fn add_pci(&self, slot: &PciSlot, function: Arc<dyn PciFunction>) -> Result<(), ChipsetError> {
-        Ok(self.chipset.pci.root.add(slot.at(), function)?)
+    /// To have the accelerator ring doorbells.
+    pub fn doorbells(&self) -> Arc<dyn DoorbellHost> {
+        self.chipset.doorbells.clone()
     }
 
     /// Has `device` called at its deadlines.

@@ -62,7 +62,7 @@ impl Accelerator for Travelling {
 struct Place {
     vm: Arc<dyn AccelVm>,
     slots: Vec<(SlotId, RamRegion, Access)>,
-    routes: BTreeMap<u8, IoapicRoute>,
+    routes: BTreeMap<Gsi, IrqRoute>,
     extint: bool,
     /// Stores are recorded.
     logging: bool,
@@ -147,7 +147,7 @@ impl InterruptPort for Port {
     fn signal_msi(&self, message: MsiMessage) -> Result<(), AccelError> {
         self.0.here(|place| place.vm.interrupts().signal_msi(message))
     }
-    fn set_route(&self, pin: u8, route: Option<IoapicRoute>) -> Result<(), AccelError> {
+    fn set_route(&self, pin: Gsi, route: Option<IrqRoute>) -> Result<(), AccelError> {
         self.0.change(|place| {
             match route {
                 Some(route) => place.routes.insert(pin, route),

@@ -47,7 +47,8 @@ pub(super) fn wait(a: &mut CodeAssembler, count: u32) -> crate::snippet::Asm {
     a.jb(top)
 }
 
-fn enabled(rig: &Rig) -> CpuState {
+/// Interrupts are on, and the handler ends them.
+pub(super) fn enabled(rig: &Rig) -> CpuState {
     rig.write(cell::EOI_MODE, 1u64);
     let mut state = rig.long_mode(0);
     state.rflags |= 0x200;
@@ -175,7 +176,7 @@ pub fn level_eoi(accel: &Arc<dyn Accelerator>) {
     let rig = Rig::new(accel);
     let level = MsiMessage { data: 0xc044, ..fixed(0, 0) };
     // A backend with the local APIC in the kernel learns from the route which vectors are level-triggered.
-    let route = accel_api::IoapicRoute { message: level, masked: false, level: true };
+    let route = accel_api::IrqRoute { message: level, masked: false, level: true };
     rig.port().set_route(5, Some(route)).expect("set_route");
     send_on_out(&rig, vec![level, fixed(0, 0x45), level]);
     rig.code(|a| {

@@ -5,6 +5,7 @@
 
 pub mod arithmetic;
 pub mod debug;
+pub mod events;
 pub mod exceptions;
 pub mod halt;
 pub mod interrupts;
@@ -99,6 +100,7 @@ macro_rules! __conformance_checks {
             model: cpuid features named_msrs other_msrs system_calls;
             pcid: spaces_apart global_pages many_spaces stores_between bit_63;
             state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
+            events: ioeventfd irqfd;
             moving: window_moves_while_running pieces_change_access code_takes_turns dirty_windows;
             slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running
                 last_store_before_a_copy code_unmapped;

@@ -94,7 +94,7 @@ pub fn device_accesses(accel: &Arc<dyn Accelerator>) {
 pub fn interrupt_cycles(accel: &Arc<dyn Accelerator>) {
     let rig = Rig::new(accel);
     let level = MsiMessage { data: 0xc044, ..fixed(0, 0) };
-    let route = accel_api::IoapicRoute { message: level, masked: false, level: true };
+    let route = accel_api::IrqRoute { message: level, masked: false, level: true };
     rig.port().set_route(5, Some(route)).expect("set_route");
     let port = rig.port();
     rig.bus().on_out(ACT, move |_| port.signal_msi(level).expect("signal_msi"));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use accel_api::host_time::Pulse;
 use accel_api::{
-    AccelError, AccelId, AccelVm, Access, DirtyPages, InterruptPort, IoapicRoute, MsiMessage, RamRegion,
+    AccelError, AccelId, AccelVm, Access, DirtyPages, Gsi, InterruptPort, IrqRoute, MsiMessage, RamRegion,
     SlotId, Vcpu, VcpuBus, VcpuConfig, VcpuId, VmSpec,
 };
 
@@ -159,7 +159,7 @@ impl InterruptPort for SoftPort {
         Ok(())
     }
 
-    fn set_route(&self, _: u8, _: Option<IoapicRoute>) -> Result<(), AccelError> {
+    fn set_route(&self, _: Gsi, _: Option<IrqRoute>) -> Result<(), AccelError> {
         // The trigger mode travels with each message, so EOIs of level interrupts are known without it.
         Ok(())
     }

@@ -4,18 +4,27 @@
 //!    passed on at once.
 //! 2. Without a port, nothing is lost: messages queue (one of a kind, as an IRR bit would merge them), routes and the
 //!    INTR level are remembered. [`InterruptCell::attach`] replays them into the new port.
+//! 3. Interrupt inputs have numbers: the IOAPIC's pins, and behind them those that devices have for messages ([`MsiVector`]).
+//!    Events of these go to whichever port there is; one that does not take them has a thread that waits for them ([`watcher`]).
+
+mod vectors;
+mod watcher;
+
+use std::collections::BTreeMap;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use accel_api::{AccelError, InterruptPort, IoapicRoute, MsiMessage, VcpuId};
-use devices::ioapic::IOAPIC_PINS;
+use accel_api::{AccelError, Gsi, InterruptPort, IrqRoute, MsiMessage, VcpuId};
 use devices::{IoapicHost, IrqLine};
 use serde::{Deserialize, Serialize};
 use state::{RestoreError, Saved, Section, StateUnit, check};
 
 use crate::control::{Control, GuestEnd};
 
-const PINS: usize = IOAPIC_PINS as usize;
+use vectors::Input;
+pub use vectors::{MsiVector, NoVector};
+use watcher::Watcher;
+
 /// Messages queued at most: more than there are vectors times vCPUs to tell apart in any sane guest.
 const MAX_QUEUE: usize = 4096;
 
@@ -24,7 +33,12 @@ struct State {
     port: Option<Arc<dyn InterruptPort>>,
     queue: Vec<MsiMessage>,
     nmis: Vec<VcpuId>,
-    routes: [Option<IoapicRoute>; PINS],
+    /// Of the IOAPIC's pins.
+    routes: BTreeMap<Gsi, IrqRoute>,
+    /// Of messages.
+    inputs: BTreeMap<Gsi, Input>,
+    /// Waits for events that the port does not take.
+    watcher: Option<Watcher>,
     extint: bool,
 }
 
@@ -46,11 +60,9 @@ impl InterruptCell {
     /// The port refuses; the cell then has none, and keeps queueing.
     pub fn attach(&self, port: Arc<dyn InterruptPort>) -> Result<(), AccelError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.port = None;
-        for (pin, route) in (0u8..).zip(&state.routes) {
-            if route.is_some() {
-                port.set_route(pin, *route)?;
-            }
+        state.disconnect();
+        for (pin, route) in &state.routes {
+            port.set_route(*pin, Some(*route))?;
         }
         port.set_extint(state.extint);
         for &message in &state.queue {
@@ -62,12 +74,12 @@ impl InterruptCell {
         state.queue.clear();
         state.nmis.clear();
         state.port = Some(port);
-        Ok(())
+        self.connect_all(&mut state).inspect_err(|_| drop(state.disconnect()))
     }
 
-    /// Takes the port away; interrupts queue.
+    /// Takes the port away; interrupts queue, and events stay where they are.
     pub fn detach(&self) -> Option<Arc<dyn InterruptPort>> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner).port.take()
+        self.state.write().unwrap_or_else(PoisonError::into_inner).disconnect()
     }
 
     /// Delivers a message-signalled interrupt.
@@ -166,19 +178,15 @@ impl StateUnit for InterruptCell {
 }
 
 impl IoapicHost for InterruptCell {
-    fn send(&self, address: u64, data: u32) {
-        self.signal_msi(MsiMessage { address, data });
+    fn send(&self, message: MsiMessage) {
+        self.signal_msi(message);
     }
 
-    fn route_changed(&self, pin: u8, route: devices::IoapicRoute) {
-        let devices::IoapicRoute { address, data, level, masked } = route;
-        let route = Some(IoapicRoute { message: MsiMessage { address, data }, masked, level });
+    fn route_changed(&self, pin: u8, route: IrqRoute) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = state.routes.get_mut(usize::from(pin)) {
-            *slot = route;
-            if let Some(port) = &state.port {
-                self.check(port.set_route(pin, route));
-            }
+        state.routes.insert(pin.into(), route);
+        if let Some(port) = &state.port {
+            self.check(port.set_route(pin.into(), Some(route)));
         }
     }
 }
@@ -220,7 +228,7 @@ mod tests {
             &*self.0
         }
         fn disturb(&self, seed: u64) {
-            (0..=seed as u32 % 64).for_each(|n| self.0.send(0xfee0_0000, 0x30 + n));
+            (0..=seed as u32 % 64).for_each(|n| self.0.send(message(0x30 + n)));
             self.0.inject_nmi(seed as u32 & 3);
         }
     }
@@ -242,7 +250,7 @@ mod tests {
             self.add(format!("msi {:x}", m.data));
             if self.1 { Err(AccelError::BadVcpu(9)) } else { Ok(()) }
         }
-        fn set_route(&self, pin: u8, route: Option<IoapicRoute>) -> Result<(), AccelError> {
+        fn set_route(&self, pin: Gsi, route: Option<IrqRoute>) -> Result<(), AccelError> {
             self.add(format!("route {pin} {:x}", route.map_or(0, |r| r.message.data)));
             Ok(())
         }
@@ -254,31 +262,34 @@ mod tests {
         }
     }
 
-    fn route(data: u32) -> devices::IoapicRoute {
-        devices::IoapicRoute { address: 0xfee0_0000, data, level: false, masked: false }
+    fn message(data: u32) -> MsiMessage {
+        MsiMessage { address: 0xfee0_0000, data }
+    }
+
+    fn route(data: u32) -> IrqRoute {
+        IrqRoute { message: message(data), level: false, masked: false }
     }
 
     #[test]
     fn what_comes_without_a_port_is_replayed_in_the_right_order() {
         let cell = InterruptCell::new(Arc::default());
         let intr = IntrWire(cell.clone());
-        cell.send(0xfee0_0000, 0x31);
-        cell.send(0xfee0_0000, 0x31);
-        cell.send(0xfee0_0000, 0x30);
+        cell.send(message(0x31));
+        cell.send(message(0x31));
+        cell.send(message(0x30));
         cell.inject_nmi(1);
         cell.route_changed(4, route(0x31));
-        cell.route_changed(24, route(1));
         intr.set(true);
         let port = Arc::new(Log::default());
         cell.attach(port.clone()).unwrap();
         assert_eq!(port.take(), ["route 4 31", "intr true", "msi 31", "msi 30", "nmi 1"]);
         intr.set(true);
-        cell.send(0xfee0_0000, 0x31);
+        cell.send(message(0x31));
         intr.set(false);
         assert_eq!(port.take(), ["msi 31", "intr false"]);
 
         cell.detach().unwrap();
-        cell.send(0xfee0_0000, 0x40);
+        cell.send(message(0x40));
         let next = Arc::new(Log::default());
         cell.attach(next.clone()).unwrap();
         assert!(port.take().is_empty());
@@ -290,7 +301,7 @@ mod tests {
         let control = Arc::new(Control::default());
         let cell = InterruptCell::new(control.clone());
         cell.attach(Arc::new(Log(Mutex::default(), true))).unwrap();
-        cell.send(0xfee0_0000, 0x31);
+        cell.send(message(0x31));
         assert!(matches!(control.end(), Some(GuestEnd::HostError { .. })));
     }
 }
