@@ -99,6 +99,35 @@ impl Thread {
     }
 }
 
+vmm_sys_util::ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_bindings::kvm_sregs2);
+vmm_sys_util::ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_bindings::kvm_sregs2);
+
+/// System registers in the form that has the four entries of PAE paging. `None`: this kernel does not know it (before Linux 5.14).
+///
+/// # Errors
+/// Host failure.
+pub(crate) fn get_sregs2(vcpu: &VcpuFd) -> Result<Option<kvm_bindings::kvm_sregs2>, AccelError> {
+    let mut sregs = kvm_bindings::kvm_sregs2::default();
+    // SAFETY: the kernel fills in a structure of this type, which lives through the call.
+    let done = unsafe { vmm_sys_util::ioctl::ioctl_with_mut_ref(vcpu, KVM_GET_SREGS2(), &mut sregs) };
+    match check(done, "KVM_GET_SREGS2") {
+        Ok(()) => Ok(Some(sregs)),
+        Err(AccelError::Host { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Err(AccelError::Host { source, .. }) if source.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets them.
+///
+/// # Errors
+/// KVM refuses a value, or a host failure.
+pub(crate) fn set_sregs2(vcpu: &VcpuFd, sregs: &kvm_bindings::kvm_sregs2) -> Result<(), AccelError> {
+    // SAFETY: the kernel reads a structure of this type, which lives through the call.
+    let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_SREGS2(), sregs) };
+    check(done, "KVM_SET_SREGS2")
+}
+
 /// KVM_SET_SIGNAL_MASK's argument with a mask of the kernel's size.
 #[repr(C)]
 struct SignalMask {

@@ -36,9 +36,10 @@ impl Cpu {
             tsc_offset,
         } = state;
         let Segments { es, cs, ss, ds, fs, gs, ldtr, tr } = segments;
-        let ControlRegs { cr0, cr2, cr3, cr4, xcr0 } = control;
+        let ControlRegs { cr0, cr2, cr3, cr4, xcr0, pdptrs } = control;
         let DebugRegs { dr, dr6, dr7 } = debug;
-        let Events { injected, interrupt_shadow, nmi_pending, nmi_masked } = events;
+        let Events { injected, interrupt_shadow, debug_shadow, debug_pending, nmi_pending, nmi_masked } =
+            events;
         self.gpr = *gpr;
         self.rip = *rip;
         self.next_rip = *rip;
@@ -47,7 +48,8 @@ impl Cpu {
         (self.cr0, self.cr2, self.cr3, self.cr4, self.xcr0) = (*cr0, *cr2, *cr3, *cr4, *xcr0);
         (self.dr, self.dr6) = (*dr, *dr6);
         self.set_dr7(*dr7);
-        (self.debug_shadow, self.pending_debug) = (false, 0);
+        (self.debug_shadow, self.pending_debug) =
+            (*debug_shadow && *interrupt_shadow, debug_pending & Events::DEBUG_CAUSES);
         self.vector.0 = fpu.ymm;
         self.fpu = FpuRegs::from_state(fpu);
         self.set_mxcsr(fpu.mxcsr);
@@ -59,8 +61,7 @@ impl Cpu {
         self.nmi_masked = *nmi_masked;
         self.mp = *mp;
         self.tsc_offset = *tsc_offset;
-        // They are no part of the neutral state: like hardware that is given none, we read the table.
-        self.pdptes = self.pdptes_at(self.cr3);
+        self.pdptes = pdptrs.unwrap_or_else(|| self.pdptes_at(self.cr3));
         self.system_flags = 0;
         self.set_rflags(*rflags);
         // Code decoded before stays valid: it is keyed by its bytes' place in RAM, not by this state.
@@ -76,8 +77,14 @@ impl Cpu {
         state.rflags = self.rflags();
         state.segments = Segments { es, cs, ss, ds, fs, gs, ldtr: self.ldtr, tr: self.tr };
         (state.gdtr, state.idtr) = (self.gdtr, self.idtr);
-        state.control =
-            ControlRegs { cr0: self.cr0, cr2: self.cr2, cr3: self.cr3, cr4: self.cr4, xcr0: self.xcr0 };
+        state.control = ControlRegs {
+            cr0: self.cr0,
+            cr2: self.cr2,
+            cr3: self.cr3,
+            cr4: self.cr4,
+            xcr0: self.xcr0,
+            pdptrs: self.pae_paging().then_some(self.pdptes),
+        };
         state.debug = DebugRegs { dr: self.dr, dr6: self.dr6, dr7: self.dr7 };
         state.fpu.ymm = self.vector.0;
         state.fpu.xstate_bv = self.state_in_use();
@@ -87,6 +94,8 @@ impl Cpu {
         state.events = Events {
             injected: self.injected,
             interrupt_shadow: self.shadow,
+            debug_shadow: self.debug_shadow,
+            debug_pending: self.pending_debug,
             nmi_pending: self.lapic.nmis().min(Events::nmi_limit(self.nmi_masked)),
             nmi_masked: self.nmi_masked,
         };

@@ -136,6 +136,19 @@ pub struct ControlRegs {
     pub cr3: u64,
     pub cr4: u64,
     pub xcr0: u64,
+    /// The four page-directory-pointer-table entries of PAE paging, which are registers (Intel SDM vol. 3, 4.4.1). `None`: they
+    /// are read from the table that CR3 points at when the state is loaded; or there is no PAE paging.
+    pub pdptrs: Option<[u64; 4]>,
+}
+
+impl ControlRegs {
+    /// Whether these, with IA32_EFER `efer`, mean PAE paging.
+    pub const fn pae_paging(&self, efer: u64) -> bool {
+        const PG: u64 = 1 << 31;
+        const PAE: u64 = 1 << 5;
+        const LMA: u64 = 1 << 10;
+        self.cr0 & PG != 0 && self.cr4 & PAE != 0 && efer & LMA == 0
+    }
 }
 
 /// Debug registers.
@@ -221,6 +234,10 @@ pub struct Events {
     pub injected: Option<InjectedEvent>,
     /// Interrupts wait for the instruction after this one: STI or MOV SS came just before (Intel SDM vol. 3, 6.8).
     pub interrupt_shadow: bool,
+    /// It was MOV SS or POP SS, so that debug exceptions wait, too (6.8.3).
+    pub debug_shadow: bool,
+    /// Causes of a debug exception that waits, as bits of DR6: B0 to B3, BD, BS, BT.
+    pub debug_pending: u64,
     /// How many NMIs wait: at most one while they are masked ([`Self::nmi_limit`]).
     pub nmi_pending: u8,
     /// NMIs are blocked until IRET (Intel SDM vol. 3, 6.7.1).
@@ -228,6 +245,9 @@ pub struct Events {
 }
 
 impl Events {
+    /// Bits of DR6 that are causes of debug exceptions.
+    pub const DEBUG_CAUSES: u64 = 0xe00f;
+
     /// How many NMIs can wait. A processor remembers one; a second that comes before the first is taken would, there,
     /// have come while the first's handler ran. So KVM counts, too.
     pub const fn nmi_limit(masked: bool) -> u8 {
@@ -317,7 +337,7 @@ impl CpuState {
             },
             gdtr: DescriptorTable { base: 0, limit: 0xffff },
             idtr: DescriptorTable { base: 0, limit: 0xffff },
-            control: ControlRegs { cr0: 0x6000_0010, cr2: 0, cr3: 0, cr4: 0, xcr0: 1 },
+            control: ControlRegs { cr0: 0x6000_0010, cr2: 0, cr3: 0, cr4: 0, xcr0: 1, pdptrs: None },
             debug: DebugRegs { dr: [0; 4], dr6: 0xffff_0ff0, dr7: 0x400 },
             fpu: FpuState::reset(),
             msrs: Msrs {
@@ -374,7 +394,12 @@ impl CpuState {
         self.debug.dr7 = self.debug.dr7 & 0xffff_2bff | 0x400;
         self.fpu.normalise();
         self.lapic.normalise();
+        if !self.control.pae_paging(self.msrs.efer) {
+            self.control.pdptrs = None;
+        }
         let events = &mut self.events;
+        events.debug_shadow &= events.interrupt_shadow;
+        events.debug_pending &= Events::DEBUG_CAUSES;
         events.nmi_pending = events.nmi_pending.min(Events::nmi_limit(events.nmi_masked));
     }
 

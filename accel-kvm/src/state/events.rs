@@ -36,8 +36,12 @@ pub(super) fn save(vcpu: &mut KvmVcpu) -> Result<(Events, Option<u8>), AccelErro
     let nmi_masked = nmi.masked != 0 && nmi.injected == 0;
     // Before Linux 6.4, KVM tells of two that wait as of one.
     let nmi_pending = nmi.pending.saturating_add(raised).min(Events::nmi_limit(nmi_masked));
-    let interrupt_shadow = interrupt.shadow != 0;
-    let events = Events { injected, interrupt_shadow, nmi_pending, nmi_masked };
+    let shadow = u32::from(interrupt.shadow);
+    // AMD's processors do not tell one from the other, and KVM then gives both.
+    let debug_shadow = shadow == KVM_X86_SHADOW_INT_MOV_SS;
+    let interrupt_shadow = shadow != 0;
+    let events =
+        Events { injected, interrupt_shadow, debug_shadow, debug_pending: 0, nmi_pending, nmi_masked };
     Ok((events, Some(sipi_vector as u8)))
 }
 
@@ -48,7 +52,11 @@ pub(super) fn load(
     lapic: &LapicState,
     regs: &kvm_regs,
 ) -> Result<(), AccelError> {
-    let Events { injected, interrupt_shadow, nmi_pending, nmi_masked } = events;
+    let Events { injected, interrupt_shadow, debug_shadow, debug_pending, nmi_pending, nmi_masked } = events;
+    // KVM has no place for it. It is gone one instruction later.
+    if debug_pending & Events::DEBUG_CAUSES != 0 {
+        return Err(AccelError::InvalidState("a debug exception waits, which KVM cannot hold".into()));
+    }
     // KVM gets them at the next entry, as if they had just been raised: until then it cannot lose count of them.
     vcpu.bell.set_nmis(*nmi_pending);
     vcpu.bell.set_extint_message(lapic.extint);
@@ -59,7 +67,7 @@ pub(super) fn load(
     kvm.nmi.masked = (*nmi_masked).into();
     if *interrupt_shadow {
         // Processors refuse STI's shadow where interrupts are off.
-        let sti = regs.rflags & IF != 0;
+        let sti = regs.rflags & IF != 0 && !debug_shadow;
         kvm.interrupt.shadow = if sti { KVM_X86_SHADOW_INT_STI } else { KVM_X86_SHADOW_INT_MOV_SS } as u8;
     }
     match injected {

@@ -18,7 +18,7 @@ use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
 
 use crate::msr::index;
-use crate::sys::{host, loading, set_tsc_offset, tsc_offset};
+use crate::sys::{get_sregs2, host, loading, set_sregs2, set_tsc_offset, tsc_offset};
 use crate::vcpu::KvmVcpu;
 
 /// The whole state.
@@ -42,7 +42,10 @@ pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, AccelError> {
     let msrs = save_msrs(vcpu.fd(), held, sregs.efer)?;
     let (events, sipi) = events::save(vcpu)?;
     let (gpr, rip, rflags) = registers::general(&regs);
-    let (segments, gdtr, idtr, control) = registers::system(&sregs, xcr0);
+    let (segments, gdtr, idtr, mut control) = registers::system(&sregs, xcr0);
+    if control.pae_paging(sregs.efer) {
+        control.pdptrs = pdptrs(vcpu.fd())?;
+    }
     let lapic = lapic::save(
         vcpu,
         &page,
@@ -105,8 +108,13 @@ pub(crate) fn load(vcpu: &mut KvmVcpu, state: &CpuState) -> Result<(), AccelErro
     fd.set_mp_state(kvm_mp_state { mp_state }).map_err(loading("MP state"))?;
     let regs = registers::to_general(gpr, *rip, *rflags);
     fd.set_regs(&regs).map_err(loading("registers"))?;
+    let has_pdptrs = control.pdptrs.is_some() && get_sregs2(fd)?.is_some();
     let sregs = registers::to_system(segments, gdtr, idtr, control, msrs.efer, lapic);
-    fd.set_sregs(&sregs).map_err(loading("segments and control registers"))?;
+    match control.pdptrs.filter(|_| control.pae_paging(msrs.efer) && has_pdptrs) {
+        Some(pdptrs) => set_sregs2(fd, &registers::with_pdptrs(&sregs, pdptrs))?,
+        // KVM reads the table.
+        None => fd.set_sregs(&sregs).map_err(loading("segments and control registers"))?,
+    }
     set_xcr0(fd, control.xcr0)?;
     fpu::load(fd, fpu)?;
     let removed = vcpu.lease.removed();
@@ -138,6 +146,12 @@ pub(crate) fn inject_interrupt(vcpu: &mut KvmVcpu, vector: u8) -> Result<(), Acc
     // Nothing else of it: an NMI may have come since it was read.
     events.flags = 0;
     fd.set_vcpu_events(&events).map_err(host("KVM_SET_VCPU_EVENTS"))
+}
+
+/// The four entries of PAE paging, where KVM gives them (Linux 5.14).
+fn pdptrs(fd: &VcpuFd) -> Result<Option<[u64; 4]>, AccelError> {
+    let sregs = get_sregs2(fd)?;
+    Ok(sregs.filter(|s| s.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0).map(|s| s.pdptrs))
 }
 
 fn mp_state(fd: &VcpuFd) -> Result<u32, AccelError> {

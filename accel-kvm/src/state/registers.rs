@@ -1,7 +1,7 @@
 //! General, segment and control registers.
 
 use accel_api::x86::{ControlRegs, DescriptorTable, LapicState, Segment, Segments};
-use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{KVM_SREGS2_FLAGS_PDPTRS_VALID, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2};
 
 /// IA32_EFER: long mode is active.
 const EFER_LMA: u64 = 1 << 10;
@@ -76,7 +76,7 @@ pub(super) fn system(
         tr: segment(tr),
     };
     let table = |t: kvm_dtable| DescriptorTable { base: t.base, limit: t.limit };
-    (segments, table(gdt), table(idt), ControlRegs { cr0, cr2, cr3, cr4, xcr0 })
+    (segments, table(gdt), table(idt), ControlRegs { cr0, cr2, cr3, cr4, xcr0, pdptrs: None })
 }
 
 /// The other way.
@@ -89,7 +89,7 @@ pub(super) fn to_system(
     lapic: &LapicState,
 ) -> kvm_sregs {
     let Segments { es, cs, ss, ds, fs, gs, ldtr, tr } = segments;
-    let ControlRegs { cr0, cr2, cr3, cr4, xcr0: _ } = *control;
+    let ControlRegs { cr0, cr2, cr3, cr4, xcr0: _, pdptrs: _ } = *control;
     let table = |t: &DescriptorTable| kvm_dtable { base: t.base, limit: t.limit, padding: [0; 3] };
     let mut cs = to_segment(cs);
     // KVM refuses what a processor may report: L means nothing outside long mode (Intel SDM vol. 3, 5.2.1).
@@ -113,6 +113,52 @@ pub(super) fn to_system(
         efer,
         apic_base: lapic.apic_base,
         interrupt_bitmap: [0; 4],
+    }
+}
+
+/// With the four entries of PAE paging, which only the newer form of the ioctl takes.
+pub(super) fn with_pdptrs(sregs: &kvm_sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
+    let kvm_sregs {
+        cs,
+        ds,
+        es,
+        fs,
+        gs,
+        ss,
+        tr,
+        ldt,
+        gdt,
+        idt,
+        cr0,
+        cr2,
+        cr3,
+        cr4,
+        cr8,
+        efer,
+        apic_base,
+        interrupt_bitmap: _,
+    } = *sregs;
+    let flags = KVM_SREGS2_FLAGS_PDPTRS_VALID.into();
+    kvm_sregs2 {
+        cs,
+        ds,
+        es,
+        fs,
+        gs,
+        ss,
+        tr,
+        ldt,
+        gdt,
+        idt,
+        cr0,
+        cr2,
+        cr3,
+        cr4,
+        cr8,
+        efer,
+        apic_base,
+        flags,
+        pdptrs,
     }
 }
 

@@ -99,7 +99,8 @@ macro_rules! __conformance_checks {
             debug: breakpoints single_step step_into_interrupts;
             model: cpuid features named_msrs other_msrs system_calls;
             pcid: spaces_apart global_pages many_spaces stores_between bit_63;
-            state: reset registers floating_point local_apic pending halted_goes_on held_back save_and_rewind;
+            state: reset registers floating_point local_apic pending halted_goes_on held_back debug_that_waits
+                page_directory_pointers save_and_rewind;
             events: ioeventfd irqfd;
             moving: window_moves_while_running pieces_change_access code_takes_turns dirty_windows;
             slots: refusals by_a_device while_running dirty_log dirty_between_stores dirty_again_while_running

@@ -9,7 +9,7 @@ use accel_api::x86::{CpuState, Events, MpState, Segment, gpr};
 use accel_api::{Accelerator, Exit};
 use iced_x86::code_asm::*;
 
-use crate::rig::{Rig, cell, map, sel};
+use crate::rig::{Rig, cell, map, pte, sel};
 use crate::snippet::stay;
 
 /// Binds a vCPU, loads, saves: what comes back.
@@ -197,6 +197,55 @@ pub fn halted_goes_on(accel: &Arc<dyn Accelerator>) {
     runner.vcpu.kicker().kick();
     assert_eq!(runner.step(), Exit::Kicked);
     assert_eq!(runner.save().mp, MpState::Halted);
+}
+
+/// A debug exception that waits is delivered when the state is loaded: at once, or behind the instruction that MOV SS shields.
+/// A backend that cannot hold one refuses the state.
+pub fn debug_that_waits(accel: &Arc<dyn Accelerator>) {
+    for (shielded, at) in [(false, map::CODE), (true, map::CODE + 2)] {
+        let rig = Rig::new(accel);
+        rig.code(|a| {
+            a.inc(ebx)?;
+            a.nop()
+        });
+        let mut state = rig.long_mode(0);
+        state.events.debug_pending = 1 << 2;
+        (state.events.debug_shadow, state.events.interrupt_shadow) = (shielded, shielded);
+        if !accel.caps().exact {
+            let mut vcpu = rig.vcpu(0, &rig.long_mode(0)).vcpu;
+            assert!(matches!(vcpu.load(&state), Err(accel_api::AccelError::InvalidState(_))));
+            continue;
+        }
+        let end = rig.run(&state);
+        assert_eq!((rig.vectors(), rig.traps()[0].rip), (vec![1], at), "shielded: {shielded}");
+        assert_eq!((end.debug.dr6 & 0xf, end.events.debug_pending, end.events.debug_shadow), (4, 0, false));
+    }
+}
+
+/// The four entries of PAE paging are part of the state: what is in the table by now does not matter. Where the state has none, the
+/// table is read. Processors of AMD's read it again under nested paging, so that KVM may, too.
+pub fn page_directory_pointers(accel: &Arc<dyn Accelerator>) {
+    for in_state in [false, true] {
+        let rig = Rig::new(accel);
+        let entry = map::PD | pte::P;
+        let known = in_state && accel.caps().exact;
+        rig.write(map::DATA + 0x4000, if known { 0 } else { entry });
+        rig.code_at(32, map::CODE, |a| {
+            a.mov(dword_ptr(map::ALIAS as u32), 0x3333_4444)?;
+            crate::snippet::exit(a)
+        });
+        let mut state = rig.protected();
+        state.control.cr3 = map::DATA + 0x4000;
+        state.control.cr4 = 0x20;
+        state.control.cr0 = 0x8001_0011;
+        state.control.pdptrs = in_state.then_some([entry, 0, 0, 0]);
+        let end = rig.run(&state);
+        assert_eq!(rig.read::<u32>(map::ALIASED), 0x3333_4444);
+        assert!(!accel.caps().exact || end.control.pdptrs == Some([entry, 0, 0, 0]), "{:x?}", end.control);
+    }
+    let rig = Rig::new(accel);
+    rig.code(|a| a.nop());
+    assert_eq!(rig.run_long().control.pdptrs, None, "no PAE paging");
 }
 
 /// A masked NMI and the shadow, loaded, still hold events back.

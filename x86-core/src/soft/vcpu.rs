@@ -96,7 +96,7 @@ impl<E: Executor> SoftVcpu<E> {
             let stepping = waiting || self.plan.single_step || !self.plan.breakpoints.is_empty();
             let result = if cpu.virtual_interrupt_due() {
                 Err(Fault::GP0)
-            } else if stepping || cpu.armed || cpu.has(flag::TF) {
+            } else if stepping || cpu.armed || cpu.has(flag::TF) || cpu.pending_debug != 0 {
                 let la = cpu.code_address(cpu.rip);
                 if self.plan.breakpoints.contains(&la) && !(first && passing == Some(la)) {
                     cpu.shadow = shadow;
