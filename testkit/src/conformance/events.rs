@@ -67,17 +67,21 @@ pub fn irqfd(accel: &Arc<dyn Accelerator>) {
     rig.code(|a| {
         let mut top = a.create_label();
         a.set_label(&mut top)?;
+        a.inc(dword_ptr(cell::USER + 4))?;
         a.cmp(dword_ptr(cell::USER), 0)?;
         a.je(top)?;
         a.cli()
     });
-    event.write(1).expect("write");
     let route = |vector| Some(IrqRoute { message: fixed(0, vector), masked: false, level: false });
     port.set_route(GSI, route(0x51)).expect("set_route");
-    if !port.attach_irqfd(GSI, &event).expect("attach_irqfd") {
+    if port.attach_irqfd(GSI, &event).expect("attach_irqfd") {
+        port.detach_irqfd(GSI, &event).expect("detach_irqfd");
+    } else {
+        event.write(1).expect("write");
         assert_eq!(event.read().expect("still there"), 1);
         return;
     }
+    event.write(1).expect("write");
     std::thread::scope(|s| {
         let (rig, port, event) = (&rig, &port, &event);
         s.spawn(move || {
@@ -87,6 +91,12 @@ pub fn irqfd(accel: &Arc<dyn Accelerator>) {
                     std::thread::yield_now();
                 }
             };
+            // What comes before the state is loaded goes with the state before.
+            let start = Instant::now();
+            while rig.read::<u32>(cell::USER + 4) == 0 && start.elapsed() < PATIENCE {
+                std::thread::yield_now();
+            }
+            assert!(port.attach_irqfd(GSI, event).expect("attach_irqfd"));
             arrived(1);
             event.write(1).expect("write");
             arrived(2);
