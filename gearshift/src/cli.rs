@@ -6,9 +6,10 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use guests::debian::Flavour;
 
+use crate::config;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::jit::JitArgs;
@@ -99,6 +100,9 @@ pub(crate) enum Command {
     /// Run one guest of a comparison; what `compare` starts
     #[command(name = crate::compare::WORKER, hide = true)]
     CompareGuest(compare::worker::Options),
+    /// Show, check or describe configuration files
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print a completion script, for example `gearshift completions bash`
     Completions {
         /// The shell it is for
@@ -108,9 +112,31 @@ pub(crate) enum Command {
     Man,
 }
 
+/// What is done with configurations.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the configuration that `gearshift run` would have with these options, as JSON
+    Show(Box<RunArgs>),
+    /// Check a configuration file
+    Validate {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Print the JSON Schema of configuration files
+    Schema,
+}
+
 /// What to run, and on what.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
+    /// Take options from a JSON file: names without dashes and their values; what is typed wins
+    ///
+    /// `gearshift config schema` tells what can be there, `gearshift config show` prints one. The sections `boot-source` and
+    /// `machine-config` of Firecracker's files are understood, too. Paths count from the current folder.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
     /// What executes the guest: `auto`, a name, or names in order of preference
     ///
     /// `auto` takes the best by what it measures on this host; of a list the first that works is taken. Either passes over
@@ -295,21 +321,40 @@ fn accelerators_of(value: &OsStr) -> Option<String> {
 /// What clap makes of the command line.
 #[derive(Debug)]
 pub(crate) enum Parsed {
-    /// Something to do.
-    Do(Cli),
+    /// Something to do, and what it was made of.
+    Do(Cli, Box<ArgMatches>),
     /// A text that was asked for.
     Show(String),
 }
 
 /// Parses the command line, the program's name first.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failure> {
-    use clap::FromArgMatches as _;
-    let result = command().try_get_matches_from(normalise(arguments));
-    match result.and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => Ok(Parsed::Do(cli)),
-        Err(error) if !error.use_stderr() => Ok(Parsed::Show(error.to_string())),
-        Err(error) => Err(Failure::new(ExitCode::Usage, one_line(&error.to_string()))),
+    let words = normalise(arguments);
+    let read = match command().try_get_matches_from(&words) {
+        Ok(matches) => matches,
+        Err(error) => return not_parsed(&error),
+    };
+    let merged = config::merge(&command(), &words, &read)?.map(|words| command().try_get_matches_from(words));
+    match merged {
+        None => finish(read),
+        Some(Ok(matches)) => finish(matches),
+        Some(Err(error)) => not_parsed(&error),
     }
+}
+
+fn finish(matches: ArgMatches) -> Result<Parsed, Failure> {
+    match Cli::from_arg_matches(&matches) {
+        Ok(cli) => Ok(Parsed::Do(cli, Box::new(matches))),
+        Err(error) => not_parsed(&error),
+    }
+}
+
+/// A text that was asked for, or why not.
+fn not_parsed(error: &clap::Error) -> Result<Parsed, Failure> {
+    if error.use_stderr() {
+        return Err(Failure::new(ExitCode::Usage, one_line(&error.to_string())));
+    }
+    Ok(Parsed::Show(error.to_string()))
 }
 
 /// clap's message without its synopsis, in one line.
@@ -332,7 +377,7 @@ mod tests {
     fn run_args(words: &[&str]) -> RunArgs {
         let words = ["gearshift", "run"].iter().chain(words).map(OsString::from);
         match parse(words).unwrap() {
-            Parsed::Do(Cli { command: Command::Run(args) }) => *args,
+            Parsed::Do(Cli { command: Command::Run(args) }, _) => *args,
             other => panic!("{other:?}"),
         }
     }

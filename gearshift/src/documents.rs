@@ -1,9 +1,13 @@
 //! Completion scripts and the manual page, made from the command line's definition.
 
+use std::ffi::OsString;
+
+use clap::ArgMatches;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::cli;
+use crate::cli::{self, ConfigCommand};
+use crate::config;
 use crate::failure::Failure;
 
 /// The completion script for `shell`.
@@ -11,6 +15,28 @@ pub(crate) fn completions(shell: Shell) -> Vec<u8> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut cli::command(), "gearshift", &mut text);
     text
+}
+
+/// What a `config` command prints.
+///
+/// # Errors
+/// The file to be checked is no configuration.
+pub(crate) fn configuration(command: &ConfigCommand, matches: &ArgMatches) -> Result<String, Failure> {
+    let definition = cli::command();
+    let value = match command {
+        ConfigCommand::Validate { file } => {
+            let words = ["gearshift", "run", "--config"].map(OsString::from).into_iter();
+            cli::parse(words.chain([file.into()]))?;
+            return Ok(format!("{}: valid\n", file.display()));
+        }
+        ConfigCommand::Schema => definition.find_subcommand("run").map(config::schema),
+        ConfigCommand::Show(_) => {
+            let given = matches.subcommand().and_then(|(_, config)| config.subcommand());
+            let show = definition.find_subcommand("config").and_then(|config| config.find_subcommand("show"));
+            show.zip(given).map(|(show, (_, given))| config::show(show, given))
+        }
+    };
+    Ok(format!("{:#}\n", value.unwrap_or_default()))
 }
 
 /// The manual page in roff: one page, with a section for each command that has options.

@@ -9,6 +9,7 @@
 
 mod cli;
 mod compare;
+mod config;
 mod console;
 mod default_guest;
 mod documents;
@@ -26,6 +27,8 @@ mod stats;
 mod stdio;
 mod terminal;
 mod typed_ahead;
+
+use clap::ArgMatches;
 
 use cli::{Cli, Command, Parsed};
 use exit_code::ExitCode;
@@ -50,14 +53,20 @@ fn main() -> std::process::ExitCode {
 fn execute(parsed: Parsed) -> Result<ExitCode, Failure> {
     match parsed {
         Parsed::Show(text) => stdio::print(text)?,
-        Parsed::Do(Cli { command: Command::Run(args) }) => return run::run(*args),
-        Parsed::Do(Cli { command: Command::Probe { json } }) => probe::probe(json)?,
-        Parsed::Do(Cli { command: Command::Compare(options) }) => return compare::run(&options),
-        Parsed::Do(Cli { command: Command::CompareGuest(options) }) => return Ok(compare::work(&options)),
-        Parsed::Do(Cli { command: Command::Completions { shell } }) => {
-            stdio::print(documents::completions(shell))?;
-        }
-        Parsed::Do(Cli { command: Command::Man }) => stdio::print(documents::manual()?)?,
+        Parsed::Do(Cli { command }, matches) => return carry_out(command, &matches),
+    }
+    Ok(ExitCode::Success)
+}
+
+fn carry_out(command: Command, matches: &ArgMatches) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run(args) => return run::run(*args),
+        Command::Probe { json } => probe::probe(json)?,
+        Command::Compare(options) => return compare::run(&options),
+        Command::CompareGuest(options) => return Ok(compare::work(&options)),
+        Command::Config(command) => stdio::print(documents::configuration(&command, matches)?)?,
+        Command::Completions { shell } => stdio::print(documents::completions(shell))?,
+        Command::Man => stdio::print(documents::manual()?)?,
     }
     Ok(ExitCode::Success)
 }
