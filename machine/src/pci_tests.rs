@@ -212,7 +212,11 @@ impl accel_api::InterruptPort for Sent {
         self.0.lock().unwrap().push((message.address, message.data));
         Ok(())
     }
-    fn set_route(&self, _: u8, _: Option<accel_api::IoapicRoute>) -> Result<(), accel_api::AccelError> {
+    fn set_route(
+        &self,
+        _: accel_api::Gsi,
+        _: Option<accel_api::IrqRoute>,
+    ) -> Result<(), accel_api::AccelError> {
         Ok(())
     }
     fn set_extint(&self, _: bool) {}

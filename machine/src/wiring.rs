@@ -55,6 +55,22 @@ impl Wiring<'_> {
     }
 
     /// A place on the PCI bus, for [`Function::builder`](devices::pci::Function::builder): `at`, or the first free one. Its BARs
+    /// get addresses before the guest starts, and after each reset.
+    ///
+    /// # Errors
+    /// All places are taken.
+    pub fn pci_slot(&self, at: Option<DeviceFunction>) -> Result<PciSlot, ChipsetError> {
+        self.chipset.pci.slot(at)
+    }
+
+    /// Puts `function` on the PCI bus, in the place that it was built for.
+    ///
+    /// # Errors
+    /// Another one is there.
+    pub fn add_pci(&self, slot: &PciSlot, function: Arc<dyn PciFunction>) -> Result<(), ChipsetError> {
+        Ok(self.chipset.pci.root.add(slot.at(), function)?)
+    }
+
     /// An interrupt input for messages, as a vector of MSI-X is.
     ///
     /// # Errors

@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use accel_api::MsiMessage;
+
 use crate::bus::{MmioBus, PioBus};
 use crate::ioapic::{Ioapic, IoapicVersion};
 use crate::testing::TestLine;
@@ -27,7 +29,7 @@ impl MsiSender for Messages {
 }
 
 impl IoapicHost for Messages {
-    fn send(&self, address: u64, data: u32) {
+    fn send(&self, MsiMessage { address, data }: MsiMessage) {
         lock(&self.0).push((address, data));
     }
 }
