@@ -46,7 +46,7 @@ fn exhaust_low_memory() -> Vec<(*mut libc::c_void, usize)> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_32BIT;
     let mut len = 1 << 30;
     while len >= 4096 {
-        // SAFETY: a new mapping that nobody uses.
+        // SAFETY: a new mapping, which is not used.
         let at = unsafe { libc::mmap(null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
         if at == libc::MAP_FAILED {
             len /= 2;

@@ -1,4 +1,4 @@
-//! The arithmetic flags wherever somebody can see them.
+//! The arithmetic flags wherever they can be seen.
 
 use x86_core::testing::code::{Compiler, FLAG_FAULTS, FLAG_SETTERS, Random};
 
