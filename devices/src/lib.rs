@@ -29,6 +29,7 @@ mod saved;
 pub mod seams;
 pub mod shared_line;
 pub mod uart;
+pub mod virtio;
 pub mod waiting;
 
 #[cfg(test)]

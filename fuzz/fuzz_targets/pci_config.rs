@@ -24,7 +24,7 @@ impl MsiSender for Nobody {
     }
 }
 impl IoapicHost for Nobody {
-    fn send(&self, _: u64, _: u32) {}
+    fn send(&self, _: accel_api::MsiMessage) {}
 }
 impl IrqLine for Nobody {
     fn set(&self, _: bool) {}

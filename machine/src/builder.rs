@@ -6,12 +6,16 @@ use std::sync::Arc;
 use accel_api::x86::{CpuModel, Vendor};
 use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, GuestRam, VmSpec};
 
+use devices::virtio::VirtioError;
+use devices::virtio::rng::Rng;
+
 use crate::MAX_VCPUS;
 use crate::boot::{MemoryImage, Source};
 use crate::boot_source::{Boot, BootSource};
 use crate::chipset::{Chipset, ChipsetError, ChipsetSpec, Sink};
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::Control;
+use crate::host;
 use crate::lifecycle::{OnReset, Phase, PhaseListener};
 use crate::memory_map::{self, MIB, MemoryMap};
 use crate::timers::Timers;
@@ -234,6 +238,8 @@ impl MachineBuilder {
         }
         let mut wiring =
             Wiring { chipset: &mut chipset, clock: &clock, timers: &timers, control: &control, ram: &ram };
+        let rng = Rng::new(host::thread_name("rng", &self.name));
+        wiring.add_virtio("rng0", rng.map_err(VirtioError::from).map_err(ChipsetError::from)?)?;
         self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
         chipset.pci.program();
         let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;

@@ -109,6 +109,9 @@ pub enum ChipsetError {
     /// A PCI function that cannot be, or not there.
     #[error(transparent)]
     Pci(#[from] devices::pci::PciError),
+    /// A virtio device that cannot be.
+    #[error(transparent)]
+    Virtio(#[from] devices::virtio::VirtioError),
     /// Two parts of one name.
     #[error("two devices are called {0}; give one of them another name")]
     UnitName(String),
@@ -169,7 +172,7 @@ impl Chipset {
         let units: [Arc<dyn StateUnit>; 18] = [
             clock.clone(),
             timers,
-            RamUnit::new(ram),
+            RamUnit::new(ram.clone()),
             interrupts.clone(),
             pic.clone(),
             ioapic.clone(),

@@ -87,6 +87,7 @@ impl Core {
                 self.control.post(GuestEnd::HostError { reason: error.to_string(), dump: None });
             })?;
         }
+        self.chipset.units.release();
         self.timers.resume();
         Ok(())
     }
@@ -98,6 +99,7 @@ impl Core {
             ack.wait()?;
         }
         self.timers.pause();
+        self.chipset.units.quiesce();
         self.clock.freeze();
         Ok(())
     }
@@ -111,12 +113,11 @@ impl Core {
         if now == Phase::Running {
             self.park(&vcpus)?;
         }
-        self.chipset.units.quiesce();
+        // All are quiet: a machine that does not run was parked, or never ran.
         self.chipset.units.reset();
         self.chipset.pci.program();
         let states = self.boot.load(&self.ram)?;
         self.load(&vcpus, states)?;
-        self.chipset.units.release();
         self.control.enter(now);
         self.control.reset_over();
         if now == Phase::Running {

@@ -55,7 +55,8 @@ fn config_write(bus: &dyn VcpuBus, at: DeviceFunction, offset: u16, value: u32) 
     bus.pio_write(0xcfc, IoSize::Dword, value);
 }
 
-const AT: DeviceFunction = DeviceFunction::new(1, 0);
+/// The first place that the machine's own devices leave: 1 is its entropy device's.
+const AT: DeviceFunction = DeviceFunction::new(2, 0);
 
 fn ioapic_write(bus: &dyn VcpuBus, register: u64, value: u64) {
     bus.mmio_write(0xfec0_0000, IoSize::Dword, register);
@@ -76,20 +77,20 @@ fn functions_have_addresses_before_the_guest_runs() {
                 3,
                 "decode is on, bus mastering is not"
             );
-            assert_eq!(g.bus.mmio_read(ECAM.start + 0x8000, IoSize::Dword), 0x10f0_1af4, "through ECAM");
+            assert_eq!(g.bus.mmio_read(ECAM.start + 0x1_0000, IoSize::Dword), 0x10f0_1af4, "through ECAM");
             let [low, wide, high, ports] = [0, 2, 3, 4].map(|n| config_read(g.bus, AT, reg::BAR0 + 4 * n));
-            assert_eq!((low, wide, high), (0xf001_0000, 0xf000_000c, 0), "the larger one first");
+            assert_eq!((low, wide, high), (0xf001_5000, 0xf000_000c, 0), "the larger ones first");
             assert_eq!(ports, 0x1001);
             assert_eq!(g.bus.mmio_read(0xf000_1238, IoSize::Dword), 0x1238);
-            assert_eq!(g.bus.mmio_read(0xf001_0ff8, IoSize::Qword), 0xff8);
+            assert_eq!(g.bus.mmio_read(0xf001_5ff8, IoSize::Qword), 0xff8);
             assert_eq!(g.bus.pio_read(0x101c, IoSize::Word), 0x1c);
-            // INTA of device 1 is PIRQF: pin 21 of the IOAPIC, input 11 of the 8259 pair.
-            assert_eq!(config_read(g.bus, AT, reg::INTERRUPT_LINE) & 0xffff, 0x010b);
+            // INTA of device 2 is PIRQG: pin 22 of the IOAPIC, input 10 of the 8259 pair.
+            assert_eq!(config_read(g.bus, AT, reg::INTERRUPT_LINE) & 0xffff, 0x010a);
             let lpc = DeviceFunction::new(31, 0);
             assert_eq!(config_read(g.bus, lpc, 0x68), 0x0b0a_0b0a);
             assert_eq!(g.bus.pio_read(0x4d1, IoSize::Byte), 0x0c, "levels");
-            ioapic_write(g.bus, 0x10 + 2 * 21, 0x8000 | 0x61);
-            g.bus.mmio_write(0xf001_0000, IoSize::Dword, 1);
+            ioapic_write(g.bus, 0x10 + 2 * 22, 0x8000 | 0x61);
+            g.bus.mmio_write(0xf001_5000, IoSize::Dword, 1);
             // The guest puts things elsewhere.
             config_write(g.bus, AT, reg::BAR0, 0xc000_0000);
             assert_eq!(g.bus.mmio_read(0xc000_0010, IoSize::Dword), 0x10);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use accel_api::GuestRam;
 use devices::pci::{DeviceFunction, PciFunction, PciSlot};
+use devices::virtio::{VirtioDevice, VirtioPci};
 use devices::{Clock, DoorbellHost, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice, TimerHost};
 use state::StateUnit;
 
@@ -82,6 +83,23 @@ impl Wiring<'_> {
     /// To have the accelerator ring doorbells.
     pub fn doorbells(&self) -> Arc<dyn DoorbellHost> {
         self.chipset.doorbells.clone()
+    }
+
+    /// Puts a virtio device on the PCI bus, in the first free place, and makes it a part of what is saved, restored and reset, as
+    /// `name`.
+    ///
+    /// # Errors
+    /// There is one of that name, no place is free, or its queues cannot be.
+    pub fn add_virtio(
+        &mut self,
+        name: &str,
+        device: Arc<dyn VirtioDevice>,
+    ) -> Result<Arc<VirtioPci>, ChipsetError> {
+        let slot = self.pci_slot(None)?;
+        let device = VirtioPci::new(name, device, &slot, self.ram.clone())?;
+        self.add_pci(&slot, device.clone())?;
+        self.add_unit(device.clone())?;
+        Ok(device)
     }
 
     /// Has `device` called at its deadlines.

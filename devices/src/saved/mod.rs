@@ -14,3 +14,4 @@ pub(crate) mod pit;
 pub(crate) mod post;
 pub(crate) mod rtc;
 pub(crate) mod uart;
+pub(crate) mod virtio;
