@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("accel-kvm", &["accel-api"]),
     ("state", &[]),
     ("backends", &[]),
+    ("user-net", &[]),
     ("devices", &["accel-api", "backends", "state"]),
     ("machine", &["accel-api", "accel-interp", "accel-dynasm", "accel-kvm", "backends", "devices", "state"]),
     ("compare", &["accel-api", "machine", "guests"]),
