@@ -1,117 +1,142 @@
 //! A disk image in a file or on a block device.
 
 use super::backend::{BlockBackend, BlockCommand, BlockError, BlockInfo, BlockRequest, RangeLimits, SECTOR};
+use super::chain::{self, DiskFile};
+use super::error::OpenError;
+use super::options::{DiskOptions, Format, check_serial};
 use super::report::Report;
-use super::storage::{End, ImageFile};
 use async_trait::async_trait;
-use imago::raw::Raw;
-use imago::{FormatAccess, Storage as _};
-use std::fs;
+use imago::{FormatAccess, Storage};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use thiserror::Error;
 use tokio::runtime::Handle;
 
 /// Most sectors that one discard or write-zeroes may name: 2 GiB.
 const MAX_RANGE: u32 = 1 << 22;
 
-/// Why an image cannot be opened.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// The host said no.
-    #[error("cannot open disk {}: {source}", path.display())]
-    Host {
-        /// The image.
-        path: PathBuf,
-        /// What the host said.
-        source: io::Error,
-    },
-}
+/// What most drives write at once. The same for all images, so that a guest finds its partitions where it put them.
+const PHYSICAL: u64 = 4096;
 
 /// An open image. Requests run in the pool of [`crate::runtime`], one thread a batch.
 #[derive(Debug)]
 pub struct DiskImage {
-    shared: Arc<Shared>,
+    shared: Arc<Served<DiskFile>>,
+    format: Format,
     handle: &'static Handle,
 }
 
+/// An image and how it is served, whatever it lies on.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Served<S: Storage + 'static> {
     /// Reads and writes share it; what breaks mappings (discard, resize) has it alone.
-    access: RwLock<FormatAccess<ImageFile>>,
+    access: RwLock<FormatAccess<S>>,
     info: BlockInfo,
+    /// The format gives clusters out and takes them back.
+    allocates: bool,
     report: Report,
 }
 
 impl DiskImage {
-    /// Opens `path` as raw sectors. A length that is no multiple of a sector loses its tail.
+    /// Opens what `options` say, and locks it against other programs. A raw length that is no multiple of a sector loses
+    /// its tail.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open_raw(path: &Path, read_only: bool) -> Result<Self, OpenError> {
-        let host = |source| OpenError::Host { path: path.to_owned(), source };
-        let file = fs::OpenOptions::new().read(true).write(!read_only).open(path).map_err(host)?;
-        let file = ImageFile::new(file, path, !read_only, false, End::Fixed).map_err(host)?;
-        let alignment = (file.discard_align() as u64).div_ceil(SECTOR);
-        let raw = Raw::open_image(file, !read_only).map_err(host)?;
-        let access = FormatAccess::new(raw);
-        let limits = (!read_only).then(|| RangeLimits {
-            max_sectors: MAX_RANGE,
-            alignment: u32::try_from(alignment).unwrap_or(1),
-        });
-        let info = BlockInfo {
-            capacity: access.size() / SECTOR,
-            read_only,
-            block_size: 512,
-            physical_block_size: 4096,
-            write_back: true,
-            discard: limits,
-            write_zeroes: limits,
-            serial: String::new(),
-        };
+    pub fn open(options: &DiskOptions) -> Result<Self, OpenError> {
+        let path = &options.path;
+        check_serial(&options.serial).map_err(|reason| OpenError::Option { path: path.clone(), reason })?;
+        let handle = crate::runtime().map_err(|source| OpenError::Host { path: path.clone(), source })?;
+        let mut opened = chain::open(options, true)?;
+        let format = opened.format;
+        if options.snapshot && !options.read_only {
+            opened = chain::overlay(opened.access, path)?;
+        }
         let report = Report::new(path.display().to_string());
-        let shared = Arc::new(Shared { access: RwLock::new(access), info, report });
-        Ok(Self { shared, handle: crate::runtime().map_err(host)? })
+        let shared = Served::new(opened.access, opened.cluster, options.read_only, &options.serial, report);
+        Ok(Self { shared: Arc::new(shared), format, handle })
+    }
+
+    /// The format of the image, named or found; with `snapshot` that of the image below.
+    pub fn format(&self) -> Format {
+        self.format
     }
 }
 
-impl Shared {
+impl<S: Storage + 'static> Served<S> {
+    pub(super) fn new(
+        access: FormatAccess<S>,
+        cluster: u64,
+        read_only: bool,
+        serial: &str,
+        report: Report,
+    ) -> Self {
+        let alignment = u32::try_from(cluster.max(PHYSICAL) / SECTOR).unwrap_or(1);
+        let limits = (!read_only).then_some(RangeLimits { max_sectors: MAX_RANGE, alignment });
+        let info = BlockInfo {
+            capacity: access.size() / SECTOR,
+            read_only,
+            block_size: SECTOR as u32,
+            physical_block_size: PHYSICAL as u32,
+            write_back: true,
+            discard: limits,
+            write_zeroes: limits,
+            serial: serial.to_owned(),
+        };
+        Self { access: RwLock::new(access), info, allocates: cluster > 1, report }
+    }
+
     fn info(&self) -> BlockInfo {
         let access = self.access.read().unwrap_or_else(PoisonError::into_inner);
         BlockInfo { capacity: access.size() / SECTOR, ..self.info.clone() }
     }
 
-    /// Serves one request on this thread.
-    fn serve(&self, info: &BlockInfo, request: &mut BlockRequest) {
-        if let Err(error) = request.check(info) {
-            request.result = Err(error);
-            return;
+    /// Serves a batch on this thread.
+    pub(super) fn serve(&self, batch: &mut [BlockRequest]) {
+        let info = self.info();
+        for request in batch {
+            request.result = request.check(&info).and_then(|()| {
+                self.perform(&mut request.command).map_err(|error| {
+                    self.report.error(format_args!("{:?} failed: {error}", request.command));
+                    guest_error(&error)
+                })
+            });
         }
+    }
+
+    fn perform(&self, command: &mut BlockCommand) -> io::Result<()> {
         let shared = || self.access.read().unwrap_or_else(PoisonError::into_inner);
         let alone = || self.access.write().unwrap_or_else(PoisonError::into_inner);
-        let done = match &mut request.command {
+        match command {
             BlockCommand::Read { sector, data } => shared().read(data.as_mut_slice(), *sector * SECTOR),
             BlockCommand::Write { sector, data } => shared().write(data.as_slice(), *sector * SECTOR),
+            BlockCommand::Flush if self.info.read_only => Ok(()),
             BlockCommand::Flush => {
                 let access = shared();
                 // `flush` writes the format's own caches, `sync` the host's.
                 access.flush().and_then(|()| access.sync())
             }
             BlockCommand::Discard { sector, count } => {
-                alone().discard_to_any(*sector * SECTOR, *count * SECTOR)
+                let mut access = alone();
+                let done = access.discard_to_any(*sector * SECTOR, *count * SECTOR);
+                // A host that cannot give storage back keeps it, which a discard allows.
+                done.or_else(|e| if e.kind() == io::ErrorKind::Unsupported { Ok(()) } else { Err(e) })?;
+                self.settle(&access)
             }
             BlockCommand::WriteZeroes { sector, count, unmap: false } => {
                 shared().write_zeroes(*sector * SECTOR, *count * SECTOR)
             }
             BlockCommand::WriteZeroes { sector, count, unmap: true } => {
-                alone().discard_to_zero(*sector * SECTOR, *count * SECTOR)
+                let mut access = alone();
+                access.discard_to_zero(*sector * SECTOR, *count * SECTOR)?;
+                self.settle(&access)
             }
-        };
-        request.result = done.map_err(|error| {
-            self.report.error(format_args!("{:?} failed: {error}", request.command));
-            guest_error(&error)
-        });
+        }
+    }
+
+    /// Makes it stable that clusters are free, before anybody can get them for other sectors: otherwise a power cut could
+    /// leave the old table with the new content, and sectors that were flushed long ago would hold what others wrote.
+    fn settle(&self, access: &FormatAccess<S>) -> io::Result<()> {
+        if self.allocates { access.flush().and_then(|()| access.sync()) } else { Ok(()) }
     }
 }
 
@@ -136,10 +161,7 @@ impl BlockBackend for DiskImage {
         let mut requests: Vec<_> = batch.iter_mut().map(std::mem::take).collect();
         let shared = Arc::clone(&self.shared);
         let served = self.handle.spawn_blocking(move || {
-            let info = shared.info();
-            for request in &mut requests {
-                shared.serve(&info, request);
-            }
+            shared.serve(&mut requests);
             requests
         });
         match served.await {
@@ -151,95 +173,6 @@ impl BlockBackend for DiskImage {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn submit(disk: &DiskImage, commands: Vec<BlockCommand>) -> Vec<BlockRequest> {
-        let mut batch: Vec<_> = commands.into_iter().map(BlockRequest::new).collect();
-        disk.handle.block_on(disk.submit(&mut batch));
-        batch
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(1 << 20).unwrap();
-        let disk = DiskImage::open_raw(file.path(), false).unwrap();
-        assert_eq!(disk.info().capacity, 2048);
-        let done = submit(
-            &disk,
-            vec![
-                BlockCommand::Write { sector: 3, data: vec![0xA5; 1024] },
-                BlockCommand::Flush,
-                BlockCommand::WriteZeroes { sector: 4, count: 1, unmap: true },
-                BlockCommand::Read { sector: 2, data: vec![1; 2048] },
-            ],
-        );
-        assert!(done.iter().all(|r| r.result.is_ok()), "{done:?}");
-        let BlockCommand::Read { data, .. } = &done[3].command else { panic!("{done:?}") };
-        assert!(data.iter().enumerate().all(|(i, b)| *b == if (512..1024).contains(&i) { 0xA5 } else { 0 }));
-    }
-
-    #[test]
-    fn what_lies_outside_is_refused() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(4096 + 100).unwrap();
-        let disk = DiskImage::open_raw(file.path(), false).unwrap();
-        let data = || vec![0; 512];
-        let done = submit(
-            &disk,
-            vec![
-                BlockCommand::Read { sector: 8, data: data() },
-                BlockCommand::Read { sector: u64::MAX, data: data() },
-                BlockCommand::Write { sector: 7, data: vec![0; 1024] },
-                BlockCommand::Write { sector: 0, data: vec![0; 100] },
-                BlockCommand::Discard { sector: 0, count: u64::MAX },
-                BlockCommand::Read { sector: 7, data: data() },
-            ],
-        );
-        let results: Vec<_> = done.iter().map(|r| r.result).collect();
-        let out = Err(BlockError::OutOfRange);
-        assert_eq!(results, [out, out, out, out, out, Ok(())]);
-        assert_eq!(fs::metadata(file.path()).unwrap().len(), 4096 + 100);
-    }
-
-    #[test]
-    fn a_truncated_file_is_an_error_and_does_not_grow() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(1 << 20).unwrap();
-        let disk = DiskImage::open_raw(file.path(), false).unwrap();
-        file.as_file().set_len(4096).unwrap();
-        let data = || vec![7; 512];
-        let done = submit(
-            &disk,
-            vec![
-                BlockCommand::Read { sector: 8, data: data() },
-                BlockCommand::Write { sector: 2047, data: data() },
-                BlockCommand::Write { sector: 7, data: data() },
-            ],
-        );
-        let results: Vec<_> = done.iter().map(|r| r.result).collect();
-        assert_eq!(results, [Err(BlockError::Io), Err(BlockError::Io), Ok(())]);
-        assert_eq!(fs::metadata(file.path()).unwrap().len(), 4096);
-    }
-
-    #[test]
-    fn a_read_only_disk_changes_nothing() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), [9; 4096]).unwrap();
-        let disk = DiskImage::open_raw(file.path(), true).unwrap();
-        let done = submit(
-            &disk,
-            vec![
-                BlockCommand::Write { sector: 0, data: vec![0; 512] },
-                BlockCommand::Discard { sector: 0, count: 1 },
-                BlockCommand::WriteZeroes { sector: 0, count: 1, unmap: false },
-                BlockCommand::Flush,
-            ],
-        );
-        let results: Vec<_> = done.iter().map(|r| r.result).collect();
-        let no = Err(BlockError::ReadOnly);
-        assert_eq!(results, [no, no, no, Ok(())]);
-        assert_eq!(fs::read(file.path()).unwrap(), [9; 4096]);
-    }
-}
+mod faulty;
+#[cfg(test)]
+mod tests;

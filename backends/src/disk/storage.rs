@@ -22,7 +22,6 @@ pub(super) enum End {
     /// Nothing: neither reads nor writes may touch it (raw images).
     Fixed,
     /// The rest of the cluster that the end is in, and what writes append (formats that allocate).
-    #[expect(dead_code, reason = "formats that allocate come next")]
     Cluster(u64),
 }
 
@@ -68,20 +67,21 @@ impl ImageFile {
     pub(super) fn set_end(&self, end: End) {
         let unit = match end {
             End::Fixed => 1,
-            End::Cluster(size) => size.max(2),
+            // Accesses are never smaller than a block of the drive.
+            End::Cluster(size) => size.max(4096),
         };
         self.end.store(unit, Ordering::Relaxed);
     }
 
     /// Refuses an access up to `end` bytes that the file cannot have.
-    fn check(&self, start: u64, end: u64, write: bool) -> io::Result<()> {
+    fn check(&self, end: u64, write: bool) -> io::Result<()> {
         let unit = self.end.load(Ordering::Relaxed);
         if unit != 1 && write {
             return Ok(());
         }
         let length = length(&self.file)?;
-        // A range may reach beyond the last cluster where it begins inside: the format asks for whole clusters.
-        let there = if unit == 1 { end <= length } else { start <= length.next_multiple_of(unit) };
+        // A cluster that was written in part ends the file and reads as zeroes from there.
+        let there = end <= length.next_multiple_of(unit);
         if there {
             return Ok(());
         }
@@ -132,31 +132,31 @@ impl Storage for ImageFile {
     }
 
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
-        self.check(offset, end_of(offset, bufv.len())?, false)?;
+        self.check(end_of(offset, bufv.len())?, false)?;
         // SAFETY: the caller keeps the contract of this very method.
         unsafe { self.inner.pure_readv(bufv, offset) }
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
-        self.check(offset, end_of(offset, bufv.len())?, true)?;
+        self.check(end_of(offset, bufv.len())?, true)?;
         // SAFETY: the caller keeps the contract of this very method.
         unsafe { self.inner.pure_writev(bufv, offset) }
     }
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.check(offset, end_of(offset, length)?, true)?;
+        self.check(end_of(offset, length)?, true)?;
         // SAFETY: the caller keeps the contract of this very method.
         unsafe { self.inner.pure_write_zeroes(offset, length) }
     }
 
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.check(offset, end_of(offset, length)?, true)?;
+        self.check(end_of(offset, length)?, true)?;
         // SAFETY: the caller keeps the contract of this very method.
         unsafe { self.inner.pure_write_allocated_zeroes(offset, length) }
     }
 
     unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.check(offset, end_of(offset, length)?, true)?;
+        self.check(end_of(offset, length)?, true)?;
         // SAFETY: the caller keeps the contract of this very method.
         unsafe { self.inner.pure_discard(offset, length) }
     }
