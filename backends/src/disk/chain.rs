@@ -6,6 +6,7 @@ use super::options::{BackingPolicy, Cache, DiskOptions, Format};
 use super::ordered::Ordered;
 use super::probe;
 use super::storage::{End, ImageFile};
+use imago::format::drivers::FormatDriverInstance as _;
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
@@ -47,19 +48,42 @@ struct Chain<'a> {
 
 /// Opens what `options` name, for writing if they say so and not as a snapshot.
 pub(super) fn open(options: &DiskOptions, locked: bool) -> Result<Opened, OpenError> {
-    let path = &options.path;
-    let folder = parent(path).canonicalize().map_err(|source| host(path, source))?;
-    let chain = Chain { options, folder, locked };
     let writable = !options.read_only && !options.snapshot;
-    let file = chain.open_file(path, writable)?;
-    let format = match options.format {
-        Some(format) => format,
-        None => probe::format(&file, path)?,
-    };
+    let (chain, file) = Chain::start(options, locked, writable)?;
+    let path = &options.path;
+    let format = chain.format(&file)?;
     if format == Format::Vmdk && writable {
         return Err(OpenError::ReadOnlyFormat { path: path.clone(), format });
     }
     chain.open_format(file, path, format, writable, 1)
+}
+
+/// What the file of an image says, without what it stands on.
+pub(super) struct Look {
+    pub(super) format: Format,
+    pub(super) size: u64,
+    pub(super) cluster: u64,
+    pub(super) backing: Option<String>,
+    pub(super) backing_format: Option<String>,
+}
+
+/// Looks at what `options` name, without locks.
+pub(super) fn look(options: &DiskOptions) -> Result<Look, OpenError> {
+    let (chain, file) = Chain::start(options, false, false)?;
+    let path = &options.path;
+    let format = chain.format(&file)?;
+    if format == Format::Qcow2 {
+        let (image, cluster) = chain.open_qcow2(file, path, false)?;
+        return Ok(Look {
+            format,
+            size: image.size(),
+            cluster,
+            backing: image.implicit_backing_file().cloned(),
+            backing_format: image.implicit_backing_format().cloned(),
+        });
+    }
+    let opened = chain.open_format(file, path, format, false, 1)?;
+    Ok(Look { format, size: opened.access.size(), cluster: 1, backing: None, backing_format: None })
 }
 
 /// A temporary qcow2 image without a name on top of `base`: it vanishes with its descriptor.
@@ -71,9 +95,9 @@ pub(super) fn overlay(base: FormatAccess<DiskFile>, path: &Path) -> Result<Opene
     };
     let file = tempfile::tempfile_in(&folder).map_err(failed)?;
     let cluster = 65536;
-    // Nobody reads it after a power cut, so its writes need no order: data and tables use one handle.
+    // Nobody reads it after a power cut, so its writes need no order.
     let file = ImageFile::new(file, &folder, true, false, End::Cluster(cluster)).map_err(failed)?;
-    let file = Ordered::new(file).data();
+    let file = Ordered::plain(file);
     let size = base.size();
     let overlay = Qcow2::<DiskFile>::create_builder(file)
         .size(size)
@@ -82,15 +106,58 @@ pub(super) fn overlay(base: FormatAccess<DiskFile>, path: &Path) -> Result<Opene
     Ok(Opened { access: FormatAccess::new(overlay), format: Format::Qcow2, cluster })
 }
 
+fn invalid(path: &Path, format: Format, reason: String) -> OpenError {
+    OpenError::Invalid { path: path.to_owned(), format, reason: explain(reason) }
+}
+
 fn host(path: &Path, source: io::Error) -> OpenError {
     OpenError::Host { path: path.to_owned(), source }
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-impl Chain<'_> {
+impl<'a> Chain<'a> {
+    /// Opens the file that the user named.
+    fn start(options: &'a DiskOptions, locked: bool, writable: bool) -> Result<(Self, File), OpenError> {
+        let path = &options.path;
+        let folder = parent(path).canonicalize().map_err(|source| host(path, source))?;
+        let chain = Self { options, folder, locked };
+        let file = chain.open_file(path, writable)?;
+        Ok((chain, file))
+    }
+
+    /// The format of that file, named or found.
+    fn format(&self, file: &File) -> Result<Format, OpenError> {
+        self.options.format.map_or_else(|| probe::format(file, &self.options.path), Ok)
+    }
+
+    /// A qcow2 image that waits for its backing file, and its cluster's size.
+    fn open_qcow2(
+        &self,
+        file: File,
+        path: &Path,
+        writable: bool,
+    ) -> Result<(Qcow2<DiskFile>, u64), OpenError> {
+        let invalid = |reason: String| invalid(path, Format::Qcow2, reason);
+        let cluster = check_qcow2(&file, path, &invalid)?;
+        let file = self.storage(file, path, writable, End::Cluster(cluster))?;
+        let data = file.data();
+        let mut image = Qcow2::<DiskFile>::open_image(file, writable).map_err(|e| invalid(e.to_string()))?;
+        if image.requires_external_data_file() {
+            return Err(invalid("its data is in another file, which is not supported".to_owned()));
+        }
+        image.set_data_file(Some(data));
+        Ok((image, cluster))
+    }
+
+    fn storage(&self, file: File, path: &Path, writable: bool, end: End) -> Result<DiskFile, OpenError> {
+        let file = ImageFile::new(file, path, writable, self.direct(), end);
+        let handle = if end == End::Fixed { Ordered::plain } else { Ordered::tables };
+        file.map(handle).map_err(|source| host(path, source))
+    }
+
     /// Opens a regular file or a block device, and locks it.
     fn open_file(&self, path: &Path, writable: bool) -> Result<File, OpenError> {
         // A FIFO would hold an open without O_NONBLOCK until somebody opens its other end.
@@ -144,28 +211,15 @@ impl Chain<'_> {
         writable: bool,
         depth: usize,
     ) -> Result<Opened, OpenError> {
-        let invalid =
-            |reason: String| OpenError::Invalid { path: path.to_owned(), format, reason: explain(reason) };
-        let storage = |file, end| {
-            let file = ImageFile::new(file, path, writable, self.direct(), end);
-            file.map(Ordered::new).map_err(|source| host(path, source))
-        };
+        let invalid = |reason: String| invalid(path, format, reason);
         match format {
             Format::Raw => {
-                let raw = Raw::open_image(storage(file, End::Fixed)?.data(), writable);
+                let raw = Raw::open_image(self.storage(file, path, writable, End::Fixed)?, writable);
                 let access = FormatAccess::new(raw.map_err(|e| invalid(e.to_string()))?);
                 Ok(Opened { access, format, cluster: 1 })
             }
             Format::Qcow2 => {
-                let cluster = check_qcow2(&file, path, &invalid)?;
-                let file = storage(file, End::Cluster(cluster))?;
-                let data = file.data();
-                let mut image =
-                    Qcow2::<DiskFile>::open_image(file, writable).map_err(|e| invalid(e.to_string()))?;
-                if image.requires_external_data_file() {
-                    return Err(invalid("its data is in another file, which is not supported".to_owned()));
-                }
-                image.set_data_file(Some(data));
+                let (mut image, cluster) = self.open_qcow2(file, path, writable)?;
                 let backing = match image.implicit_backing_file().cloned() {
                     None => None,
                     Some(name) => {
@@ -177,7 +231,7 @@ impl Chain<'_> {
                 Ok(Opened { access: FormatAccess::new(image), format, cluster })
             }
             Format::Vmdk => {
-                let file = storage(file, End::Fixed)?;
+                let file = self.storage(file, path, writable, End::Fixed)?;
                 let mut refused = None;
                 let gate = Extents { chain: self, image: path, refused: &mut refused };
                 let image = Vmdk::<DiskFile>::builder(file).open(gate);
@@ -272,7 +326,7 @@ impl ImplicitOpenGate<DiskFile> for Extents<'_> {
         let opened = self.chain.resolve(self.image, &name).and_then(|path| {
             let file = self.chain.open_file(&path, false)?;
             let file = ImageFile::new(file, &path, false, self.chain.direct(), End::Fixed);
-            file.map(Ordered::new).map_err(|e| host(&path, e))
+            file.map(Ordered::plain).map_err(|e| host(&path, e))
         });
         opened.map_err(|error| {
             let text = error.to_string();

@@ -2,7 +2,7 @@
 //!
 //! [`backend`](BlockBackend) is the seam. [`DiskImage`] is what most disks are; `chain` opens it with what it stands on,
 //! `probe` has the rule for formats that nobody named, `lock` the locks that QEMU's programs know, `storage` the file under
-//! imago. [`RateLimit`] wraps any back end.
+//! imago, `ordered` the order of its writes. [`RateLimit`] wraps any back end; [`tools`] work on images outside of machines.
 
 mod backend;
 mod chain;
@@ -18,6 +18,7 @@ mod report;
 mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod tools;
 
 pub use backend::{
     BlockBackend, BlockCommand, BlockError, BlockInfo, BlockRequest, MAX_REQUEST, RangeLimits, SECTOR,

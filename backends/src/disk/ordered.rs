@@ -17,11 +17,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// One of two handles of a storage: that of a format's tables, or that of its data.
+/// A handle of a storage.
 #[derive(Clone, Debug)]
 pub(super) struct Ordered<S> {
     shared: Arc<Shared<S>>,
-    tables: bool,
+    kind: Kind,
+}
+
+/// What a handle is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A format's tables: each write waits for what was written before.
+    Tables,
+    /// The data beside them. imago takes such a handle for a file of its own, which has the size of the disk.
+    Data,
+    /// Both, or a format without tables: no order.
+    Plain,
 }
 
 #[derive(Debug)]
@@ -33,13 +44,22 @@ struct Shared<S> {
 
 impl<S: Storage> Ordered<S> {
     /// The handle for tables.
-    pub(super) fn new(storage: S) -> Self {
-        Self { shared: Arc::new(Shared { storage, unsynced: AtomicBool::new(false) }), tables: true }
+    pub(super) fn tables(storage: S) -> Self {
+        Self::new(storage, Kind::Tables)
     }
 
-    /// The handle for data, of the same storage. It is also the one of formats without tables.
+    /// The handle for the data beside the tables of this one.
     pub(super) fn data(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), tables: false }
+        Self { shared: Arc::clone(&self.shared), kind: Kind::Data }
+    }
+
+    /// The only handle of a storage whose writes need no order.
+    pub(super) fn plain(storage: S) -> Self {
+        Self::new(storage, Kind::Plain)
+    }
+
+    fn new(storage: S, kind: Kind) -> Self {
+        Self { shared: Arc::new(Shared { storage, unsynced: AtomicBool::new(false) }), kind }
     }
 
     /// The storage below.
@@ -49,7 +69,7 @@ impl<S: Storage> Ordered<S> {
 
     /// Runs a write behind the barrier that it needs.
     fn write(&self, write: impl FnOnce(&S) -> io::Result<()>) -> io::Result<()> {
-        if self.tables && self.shared.unsynced.load(Ordering::Acquire) {
+        if self.kind == Kind::Tables && self.shared.unsynced.load(Ordering::Acquire) {
             self.sync()?;
         }
         let done = write(self.storage());
@@ -142,6 +162,10 @@ impl<S: Storage> Storage for Ordered<S> {
     }
 
     fn resize(&self, new_size: u64, mode: PreallocateMode) -> io::Result<()> {
+        if self.kind == Kind::Data {
+            // The file ends with its last cluster, wherever the disk ends.
+            return Ok(());
+        }
         self.write(|storage| storage.resize(new_size, mode))
     }
 }

@@ -363,7 +363,7 @@ fn vmdk_extents_obey_the_rule_of_backing_files() {
 /// An image of `content` on a storage with faults.
 fn faulty(content: Vec<u8>, limit: usize) -> (Faulty, Served<Ordered<Faulty>>) {
     let storage = Faulty::new(content, limit);
-    let ordered = Ordered::new(storage.clone());
+    let ordered = Ordered::tables(storage.clone());
     let data = ordered.data();
     let mut image = imago::qcow2::Qcow2::<Ordered<Faulty>>::open_image(ordered, true).unwrap();
     image.set_backing(None);
