@@ -54,6 +54,19 @@ Examples:
   gearshift compare ./kernel.elf --cmdline n=5
           A kernel of your own, on every backend";
 
+const IMAGE_EXAMPLES: &str = "\
+Examples:
+  gearshift image create disk.qcow2 20G
+          An empty image that grows as it is written
+  gearshift image create top.qcow2 --backing disk.qcow2 --backing-format qcow2
+          One that shows another, which stays as it is
+  gearshift image info --json disk.qcow2
+          Format, sizes and backing file, for programs
+  gearshift image convert --format raw top.qcow2 /srv/disk.raw
+          A copy without its backing file
+  gearshift image resize disk.qcow2 40G
+          More space; the guest makes use of it";
+
 const KEYS: &str = "\
 Keys, when standard input is a terminal (which is then in raw mode, so that Ctrl-c goes to the guest):
   Ctrl-a x  quit
@@ -103,6 +116,9 @@ pub(crate) enum Command {
     /// Show, check or describe configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make, show, resize and convert disk images
+    #[command(subcommand, after_help = after_image_help())]
+    Image(crate::image::ImageCommand),
     /// Print a completion script, for example `gearshift completions bash`
     Completions {
         /// The shell it is for
@@ -243,6 +259,10 @@ fn after_help() -> String {
 
 fn after_compare_help() -> String {
     [COMPARE_EXAMPLES, &exit_codes(), FILES].join("\n\n")
+}
+
+fn after_image_help() -> String {
+    [IMAGE_EXAMPLES, &exit_codes()].join("\n\n")
 }
 
 fn after_run_help() -> String {

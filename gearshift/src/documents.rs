@@ -59,17 +59,26 @@ fn render(text: &mut Vec<u8>) -> std::io::Result<()> {
     page.render_description_section(text)?;
     for part in command.get_subcommands().filter(|part| part.get_name() != "help" && !part.is_hide_set()) {
         let name = part.get_name().to_uppercase();
-        let mut options = Vec::new();
-        Man::new(part.clone()).render_options_section(&mut options)?;
-        let options = String::from_utf8_lossy(&options).into_owned();
-        let about = part.get_about().map(ToString::to_string).unwrap_or_default();
-        let title = format!(".SH \"GEARSHIFT {name}\"\n{about}.\n");
-        text.extend(options.replacen(".SH OPTIONS\n", &title, 1).into_bytes());
+        section(&name, part, text)?;
+        for inner in part.get_subcommands().filter(|inner| inner.get_name() != "help") {
+            section(&format!("{name} {}", inner.get_name().to_uppercase()), inner, text)?;
+        }
     }
     for (title, body) in cli::sections() {
         let lines: String = body.lines().map(|line| format!("{}\n", escape(line))).collect();
         text.extend(format!(".SH \"{}\"\n.nf\n{lines}.fi\n", title.to_uppercase()).into_bytes());
     }
+    Ok(())
+}
+
+/// The section of one command.
+fn section(name: &str, command: &clap::Command, text: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut options = Vec::new();
+    Man::new(command.clone()).render_options_section(&mut options)?;
+    let options = String::from_utf8_lossy(&options).into_owned();
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    let title = format!(".SH \"GEARSHIFT {name}\"\n{about}.\n");
+    text.extend(options.replacen(".SH OPTIONS\n", &title, 1).into_bytes());
     Ok(())
 }
 

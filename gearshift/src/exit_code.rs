@@ -20,7 +20,7 @@ pub(crate) enum ExitCode {
     Cpu,
     /// A memory size that cannot be, or that the host does not have.
     Memory,
-    /// A kernel or initrd that is missing, unreadable, no kernel, damaged or too large.
+    /// A kernel, initrd or disk image that is missing, in use, unreadable, not what it should be, or too large.
     File,
     /// The default guest could not be obtained.
     Fetch,
@@ -58,7 +58,10 @@ impl ExitCode {
         (Self::Accelerator, "no accelerator: the name is unknown, or none works here"),
         (Self::Cpu, "no such CPU model, or the accelerator cannot give it"),
         (Self::Memory, "memory size of 0, not whole MiB, or more than the host has"),
-        (Self::File, "kernel or initrd missing, unreadable, no kernel, damaged or too large"),
+        (
+            Self::File,
+            "kernel, initrd or disk image missing, in use, unreadable, not what it should be, or too large",
+        ),
         (Self::Fetch, "the default guest could not be obtained"),
         (Self::TripleFault, "the guest shut down by a triple fault"),
         (

@@ -5,7 +5,8 @@
 //! 2. [`run`] runs a guest, the default one from [`default_guest`], with [`console`] between the guest and standard
 //!    input, [`terminal`] and [`signals`] to leave the terminal as it was, and [`silence`] for whoever sees nothing.
 //! 3. [`compare`] runs guests on everything that can, and shows the numbers.
-//! 4. [`probe`] and [`documents`] print what is asked for; [`log`] is for who wants to see inside.
+//! 4. [`image`] makes and converts disk images.
+//! 5. [`probe`] and [`documents`] print what is asked for; [`log`] is for who wants to see inside.
 
 mod cli;
 mod compare;
@@ -16,6 +17,7 @@ mod documents;
 mod escape;
 mod exit_code;
 mod failure;
+mod image;
 mod jit;
 mod log;
 mod probe;
@@ -30,6 +32,9 @@ mod typed_ahead;
 
 use clap::ArgMatches;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use cli::{Cli, Command, Parsed};
 use exit_code::ExitCode;
 use failure::Failure;
@@ -37,6 +42,9 @@ use failure::Failure;
 fn main() -> std::process::ExitCode {
     let done = cli::parse(std::env::args_os()).and_then(|parsed| {
         log::start()?;
+        // A file that reaches a limit of the host's is an error of that write, not the process's end.
+        signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))
+            .map_err(|e| Failure::new(ExitCode::Host, format!("signals cannot be caught: {e}")))?;
         execute(parsed)
     });
     let code = match done {
@@ -65,6 +73,7 @@ fn carry_out(command: Command, matches: &ArgMatches) -> Result<ExitCode, Failure
         Command::Compare(options) => return compare::run(&options),
         Command::CompareGuest(options) => return Ok(compare::work(&options)),
         Command::Config(command) => stdio::print(documents::configuration(&command, matches)?)?,
+        Command::Image(command) => return image::run(command),
         Command::Completions { shell } => stdio::print(documents::completions(shell))?,
         Command::Man => stdio::print(documents::manual()?)?,
     }

@@ -10,9 +10,12 @@ fn printed(arguments: &[&str]) -> String {
     stdout(&output)
 }
 
-/// Long options that the help of `run` and `probe` tells of.
+/// Long options that the help of `run`, `probe` and `image` tells of.
 fn flags() -> Vec<String> {
-    let help = printed(&["run", "--help"]) + &printed(&["probe", "--help"]);
+    let mut help = printed(&["run", "--help"]) + &printed(&["probe", "--help"]);
+    for command in ["create", "info", "resize", "convert"] {
+        help += &printed(&["image", command, "--help"]);
+    }
     let lines = help
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("--").or(line.trim_start().strip_prefix("-h, --")));
