@@ -44,7 +44,7 @@ impl Faulty {
         let mut content = state.stable.clone();
         for (offset, data) in &state.unsynced {
             for (n, sector) in data.chunks(512).enumerate() {
-                if random(&mut seed) % 2 == 0 {
+                if random(&mut seed).is_multiple_of(2) {
                     put(&mut content, offset + n * 512, sector);
                 }
             }

@@ -1,3 +1,5 @@
+#![expect(clippy::print_stderr, reason = "what is not tested has to be said")]
+
 use super::super::ordered::Ordered;
 use super::super::storage::ImageFile;
 use super::super::testing::random;
@@ -407,7 +409,7 @@ fn what_a_flush_acknowledged_survives_a_power_cut_at_any_point() {
         let (storage, served) = faulty(empty.clone(), usize::MAX);
         storage.fail_after(random(&mut state) % 120);
         // Of each sector: what the last good flush made stable, and what was written after it.
-        let mut stable = vec![0; 64];
+        let mut stable = [0; 64];
         let mut later: Vec<Vec<u8>> = vec![vec![]; 64];
         for step in 1..100 {
             let place = random(&mut state) % 64;

@@ -1,3 +1,5 @@
+#![expect(clippy::print_stderr, reason = "what is not tested has to be said")]
+
 use super::*;
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
