@@ -21,8 +21,8 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{ByteValued, Bytes as _, GuestAddress};
 
-use crate::bell::Bell;
 use crate::exit::{Stop, enter};
+use crate::requests::VcpuRequests;
 use crate::slots::Slots;
 use crate::sys::host;
 use crate::vm;
@@ -132,12 +132,12 @@ const ROUNDS: u64 = DATA + 128;
 /// Guests do not run.
 pub(crate) fn calibrate(kvm: Kvm) -> Result<Measured, CalibrateError> {
     let (result, outcome) = mpsc::channel();
-    let bell = Arc::new(Bell::default());
-    let heard = bell.clone();
+    let requests = Arc::new(VcpuRequests::default());
+    let watched = requests.clone();
     let work = move || {
         // The receiver has given up on a guest that hung; nobody else is interested.
         let send = |measured| drop(result.send(measured));
-        match Guest::new(&kvm, &heard) {
+        match Guest::new(&kvm, &watched) {
             Ok(mut guest) => send(guest.measure()),
             Err(error) => send(Err(error)),
         }
@@ -147,7 +147,7 @@ pub(crate) fn calibrate(kvm: Kvm) -> Result<Measured, CalibrateError> {
         Ok(measured) => measured,
         Err(RecvTimeoutError::Disconnected) => Err(CalibrateError::Hung),
         Err(RecvTimeoutError::Timeout) => {
-            bell.kick();
+            requests.kick();
             // Only so that it does not go on for ever; it is too late for an answer.
             drop(outcome.recv_timeout(GRACE));
             Err(CalibrateError::Hung)
@@ -158,7 +158,7 @@ pub(crate) fn calibrate(kvm: Kvm) -> Result<Measured, CalibrateError> {
 /// A VM with one vCPU, on the thread that runs it.
 struct Guest<'a> {
     vcpu: VcpuFd,
-    bell: &'a Bell,
+    requests: &'a VcpuRequests,
     ram: GuestRam,
     // Dropped after the vCPU: KVM's slots refer to the RAM.
     _slots: Slots,
@@ -167,12 +167,12 @@ struct Guest<'a> {
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
-        self.bell.unbind();
+        self.requests.unbind();
     }
 }
 
 impl<'a> Guest<'a> {
-    fn new(kvm: &Kvm, bell: &'a Bell) -> Result<Self, CalibrateError> {
+    fn new(kvm: &Kvm, requests: &'a VcpuRequests) -> Result<Self, CalibrateError> {
         let ram = GuestRam::new(&[(0, PAGES * accel_api::PAGE_SIZE)])?;
         // Present, writable, for user mode; the directory's entry maps 2 MiB (Intel SDM vol. 3, 4.5).
         for (table, entry) in [(PML4, PDPT | 7), (PDPT, DIRECTORY | 7), (DIRECTORY, 7 | 1 << 7)] {
@@ -185,8 +185,8 @@ impl<'a> Guest<'a> {
             slots.map(&vm, SlotId(0), region, Access::ReadWrite)?;
         }
         let mut vcpu = vm.create_vcpu(0).map_err(host("KVM_CREATE_VCPU"))?;
-        bell.bind(&mut vcpu)?;
-        Ok(Self { vcpu, bell, ram, _slots: slots, _vm: vm })
+        requests.bind(&mut vcpu)?;
+        Ok(Self { vcpu, requests, ram, _slots: slots, _vm: vm })
     }
 
     fn measure(&mut self) -> Result<Measured, CalibrateError> {
@@ -267,7 +267,7 @@ impl<'a> Guest<'a> {
         loop {
             match enter(&mut self.vcpu).map_err(|error| stopped(ring, error.to_string()))? {
                 Stop::Port { port: 0x80, write: true, .. } => return Ok(()),
-                Stop::Interrupted if self.bell.take_kick() => return Err(CalibrateError::Hung),
+                Stop::Interrupted if self.requests.take_kick() => return Err(CalibrateError::Hung),
                 Stop::Interrupted | Stop::Again => {}
                 other => return Err(stopped(ring, what(other))),
             }

@@ -1,4 +1,5 @@
-//! Where interrupts enter: messages go to the local APICs in the kernel, everything else to a vCPU's bell.
+//! Where interrupts enter: messages go to the local APICs in the kernel, everything else is requested of a
+//! vCPU.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,7 @@ use kvm_bindings::{KVM_CAP_IRQFD, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_ro
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bell::Bell;
+use crate::requests::VcpuRequests;
 use crate::sys::host;
 
 /// MSI data bits 10:8: delivery mode (Intel SDM vol. 3, 11.11.2); fixed and lowest priority carry a vector.
@@ -29,7 +30,7 @@ pub(crate) fn local_message(id: VcpuId, data: u32) -> kvm_msi {
 #[derive(Debug)]
 pub(crate) struct KvmPort {
     vm: Arc<VmFd>,
-    bells: Arc<[Arc<Bell>]>,
+    requests: Arc<[Arc<VcpuRequests>]>,
     routing: Mutex<Routing>,
 }
 
@@ -57,8 +58,8 @@ impl Routing {
 }
 
 impl KvmPort {
-    pub(crate) fn new(vm: Arc<VmFd>, bells: Arc<[Arc<Bell>]>) -> Self {
-        Self { vm, bells, routing: Mutex::default() }
+    pub(crate) fn new(vm: Arc<VmFd>, requests: Arc<[Arc<VcpuRequests>]>) -> Self {
+        Self { vm, requests, routing: Mutex::default() }
     }
 
     /// Changes what is known of the inputs, and tells KVM if it matters.
@@ -93,7 +94,7 @@ impl InterruptPort for KvmPort {
         }
         if delivery_mode(data) == EXTINT {
             // KVM ignores it. It is the 8259's other way to vCPU 0 (through the IOAPIC), so it goes there.
-            self.bells.iter().take(1).for_each(|bell| bell.send_extint());
+            self.requests.iter().take(1).for_each(|vcpu| vcpu.send_extint());
             return Ok(());
         }
         let message = kvm_msi {
@@ -137,14 +138,14 @@ impl InterruptPort for KvmPort {
     }
 
     fn set_extint(&self, asserted: bool) {
-        if let Some(bell) = self.bells.first() {
-            bell.set_intr(asserted);
+        if let Some(vcpu) = self.requests.first() {
+            vcpu.set_intr(asserted);
         }
     }
 
     fn inject_nmi(&self, vcpu: VcpuId) {
-        if let Some(bell) = self.bells.get(vcpu as usize) {
-            bell.raise_nmi();
+        if let Some(vcpu) = self.requests.get(vcpu as usize) {
+            vcpu.raise_nmi();
         }
     }
 }

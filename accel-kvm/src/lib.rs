@@ -3,14 +3,13 @@
 //! 1. `vm.rs` makes the VM with a *split* irqchip: only the local APICs are the kernel's, the other controllers stay the
 //!    machine's. `slots.rs` maps RAM and collects the dirty log, `interrupts.rs` is where interrupts enter.
 //! 2. `vcpu.rs` is the contract of `run`: `exit.rs` reads why KVM returned, and whatever the guest asked of its devices
-//!    is answered and *completed* before `run` returns. `bell.rs` is how other threads get a vCPU's attention.
+//!    is answered and *completed* before `run` returns. `requests.rs` is what other threads may ask of a vCPU.
 //! 3. `state` converts between KVM's structures and [`accel_api::x86::CpuState`], in the order that loses nothing.
 //! 4. `cpuid.rs` and `msr.rs` make the guest see the CPU model, the whole of it and nothing else; `speculation.rs` is
 //!    what it must know of the processor beneath.
 //! 5. `probe.rs` finds out whether and how well this works here: `device.rs` opens the device and tells why it cannot,
 //!    `calibrate.rs` measures guests, `provider.rs` names the kernel module behind it.
 
-mod bell;
 mod calibrate;
 mod cpuid;
 mod debug;
@@ -20,6 +19,7 @@ mod interrupts;
 mod msr;
 mod probe;
 mod provider;
+mod requests;
 mod slots;
 mod speculation;
 mod state;

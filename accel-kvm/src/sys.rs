@@ -73,7 +73,7 @@ impl Thread {
     /// The signal cannot be had.
     pub(crate) fn current() -> Result<Self, AccelError> {
         static HANDLER: OnceLock<Result<(), i32>> = OnceLock::new();
-        // The signal's only purpose is that system calls return; what is to be done is in the vCPU's bell.
+        // The signal's only purpose is that system calls return; the vCPU's requests say what is to be done.
         extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         let installed =
             HANDLER.get_or_init(|| register_signal_handler(SIGRTMIN(), nothing).map_err(|e| e.errno()));

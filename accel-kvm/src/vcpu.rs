@@ -17,11 +17,11 @@ use accel_api::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::bell::Bell;
 use crate::exit::{Stop, answer_msr, enter, mmio_data, port_data};
 use crate::msr::index;
+use crate::requests::VcpuRequests;
 use crate::sys::{almost_enter, host, rdtsc, set_tsc_offset, tsc_offset};
-use crate::vm::Seat;
+use crate::vm::ParkedVcpu;
 use crate::{debug, state};
 
 /// RFLAGS.RF: no breakpoint at the next instruction (Intel SDM vol. 3, 18.3.1.1).
@@ -37,8 +37,8 @@ pub(crate) struct KvmVcpu {
     /// `None` only while it is dropped.
     fd: Option<VcpuFd>,
     pub(crate) vm: Arc<VmFd>,
-    seats: Arc<[Seat]>,
-    pub(crate) bell: Arc<Bell>,
+    parked: Arc<[ParkedVcpu]>,
+    pub(crate) requests: Arc<VcpuRequests>,
     pub(crate) spec: VmSpec,
     bus: Arc<dyn VcpuBus>,
     /// MSRs that KVM does not hold for us.
@@ -80,19 +80,19 @@ impl KvmVcpu {
         id: VcpuId,
         mut fd: VcpuFd,
         vm: Arc<VmFd>,
-        seats: Arc<[Seat]>,
-        bell: Arc<Bell>,
+        parked: Arc<[ParkedVcpu]>,
+        requests: Arc<VcpuRequests>,
         spec: VmSpec,
         bus: Arc<dyn VcpuBus>,
     ) -> Result<Self, AccelError> {
-        bell.bind(&mut fd)?;
+        requests.bind(&mut fd)?;
         let reset = CpuState::reset(id);
         let mut vcpu = Self {
             id,
             fd: Some(fd),
             vm,
-            seats,
-            bell,
+            parked,
+            requests,
             spec,
             bus,
             msrs: reset.msrs.clone(),
@@ -332,7 +332,7 @@ impl KvmVcpu {
         let ready = self.fd().get_kvm_run().ready_for_interrupt_injection != 0;
         if ready {
             // Before the cycle: a message that comes during it asks for another one.
-            self.bell.set_extint_message(false);
+            self.requests.set_extint_message(false);
         }
         let vector = if ready { self.bus.ack_extint() } else { None };
         if let Some(vector) = vector {
@@ -384,30 +384,30 @@ impl Vcpu for KvmVcpu {
             if let Some(gpa) = self.spec.ram.loss() {
                 return Err(RamError::Lost { gpa }.into());
             }
-            // In this order: a bell that rings after the flags were looked at makes the next entry return at once.
+            // In this order: a request that comes after the flags were looked at makes the next entry return at once.
             self.fd().set_kvm_immediate_exit(0);
-            if self.bell.take_kick() {
+            if self.requests.take_kick() {
                 let settled = self.settle()?;
                 if settled.is_some() {
                     // The kick is still owed.
-                    self.bell.rearm_kick();
+                    self.requests.rearm_kick();
                 }
                 return Ok(settled.unwrap_or(Exit::Kicked));
             }
-            for _ in 0..self.bell.take_nmis() {
+            for _ in 0..self.requests.take_nmis() {
                 self.fd().nmi().map_err(host("KVM_NMI"))?;
             }
-            if self.bell.wants_inta() {
+            if self.requests.wants_inta() {
                 if let Some(exit) = self.deliver_intr()? {
                     return Ok(exit);
                 }
                 self.fd().set_kvm_immediate_exit(0);
-                // That may have undone what a bell has done in the meantime, so the flags are looked at again; not before the
+                // That may have undone what a request has done in the meantime, so the flags are looked at again; not before the
                 // processor has made the store visible.
                 fence(Ordering::SeqCst);
-                let wants = self.bell.wants_inta() && self.awaits_window;
+                let wants = self.requests.wants_inta() && self.awaits_window;
                 self.fd().get_kvm_run().request_interrupt_window = wants.into();
-                if self.bell.rung() {
+                if self.requests.pending() {
                     continue;
                 }
             }
@@ -419,7 +419,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {
-        self.bell.clone()
+        self.requests.clone()
     }
 
     fn save(&mut self) -> Result<CpuState, AccelError> {
@@ -456,9 +456,9 @@ impl Vcpu for KvmVcpu {
 
 impl Drop for KvmVcpu {
     fn drop(&mut self) {
-        self.bell.unbind();
+        self.requests.unbind();
         // Its state is loaded anew when it is bound again.
-        let seat = &self.seats[self.id as usize];
-        *seat.lock().unwrap_or_else(PoisonError::into_inner) = self.fd.take();
+        let place = &self.parked[self.id as usize];
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = self.fd.take();
     }
 }

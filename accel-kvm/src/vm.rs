@@ -17,8 +17,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, NoDatamatch, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bell::Bell;
 use crate::interrupts::KvmPort;
+use crate::requests::VcpuRequests;
 use crate::slots::Slots;
 use crate::sys::host;
 use crate::vcpu::KvmVcpu;
@@ -39,16 +39,16 @@ const QUIRKS: u32 = KVM_X86_QUIRK_LINT0_REENABLED
     | KVM_X86_QUIRK_FIX_HYPERCALL_INSN
     | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS;
 
-/// KVM cannot destroy a single vCPU, nor make it twice: an unbound one waits here. `None` while bound.
-pub(crate) type Seat = Mutex<Option<VcpuFd>>;
+/// KVM cannot destroy a single vCPU, nor make it twice: an unbound one is parked here. `None` while bound.
+pub(crate) type ParkedVcpu = Mutex<Option<VcpuFd>>;
 
 #[derive(Debug)]
 pub(crate) struct KvmVm {
     fd: Arc<VmFd>,
     spec: VmSpec,
     slots: Slots,
-    bells: Arc<[Arc<Bell>]>,
-    seats: Arc<[Seat]>,
+    requests: Arc<[Arc<VcpuRequests>]>,
+    parked: Arc<[ParkedVcpu]>,
     port: Arc<KvmPort>,
     /// Time goes on while vCPUs sleep.
     _pulse: Pulse,
@@ -80,18 +80,18 @@ impl KvmVm {
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(host("KVM_SET_IDENTITY_MAP_ADDR"))?;
 
         let cpuid = |id| cpuid::table(&spec.model, id);
-        let seats = (0..spec.vcpus).map(|id| {
+        let parked = (0..spec.vcpus).map(|id| {
             let vcpu = fd.create_vcpu(id.into()).map_err(host("KVM_CREATE_VCPU"))?;
             vcpu.set_cpuid2(&cpuid(id)?).map_err(host("KVM_SET_CPUID2"))?;
             Ok(Mutex::new(Some(vcpu)))
         });
-        let seats = seats.collect::<Result<_, AccelError>>()?;
+        let parked = parked.collect::<Result<_, AccelError>>()?;
         let fd = Arc::new(fd);
-        let bells: Arc<[Arc<Bell>]> = (0..spec.vcpus).map(|_| Arc::default()).collect();
-        let port = Arc::new(KvmPort::new(fd.clone(), bells.clone()));
+        let requests: Arc<[Arc<VcpuRequests>]> = (0..spec.vcpus).map(|_| Arc::default()).collect();
+        let port = Arc::new(KvmPort::new(fd.clone(), requests.clone()));
         let pulse = Pulse::start()
             .map_err(|source| AccelError::Host { what: "no thread for the pulse of time", source })?;
-        Ok(Self { fd, spec: spec.clone(), slots: Slots::default(), bells, seats, port, _pulse: pulse })
+        Ok(Self { fd, spec: spec.clone(), slots: Slots::default(), requests, parked, port, _pulse: pulse })
     }
 }
 
@@ -127,16 +127,16 @@ impl AccelVm for KvmVm {
     }
 
     fn bind_vcpu(&self, cfg: &VcpuConfig, bus: Arc<dyn VcpuBus>) -> Result<Box<dyn Vcpu>, AccelError> {
-        let seat = self.seats.get(cfg.id as usize);
-        let free = seat.and_then(|seat| seat.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let place = self.parked.get(cfg.id as usize);
+        let free = place.and_then(|place| place.lock().unwrap_or_else(PoisonError::into_inner).take());
         let Some(fd) = free else { return Err(AccelError::BadVcpu(cfg.id)) };
-        let bell = self.bells[cfg.id as usize].clone();
+        let requests = self.requests[cfg.id as usize].clone();
         Ok(Box::new(KvmVcpu::new(
             cfg.id,
             fd,
             self.fd.clone(),
-            self.seats.clone(),
-            bell,
+            self.parked.clone(),
+            requests,
             self.spec.clone(),
             bus,
         )?))

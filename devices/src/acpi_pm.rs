@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use state::{RestoreError, Section, StateUnit};
 
 use crate::saved::acpi_pm::{SavedAcpiPm, SavedResetControl};
-use crate::seams::{Clock, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice, TimerHost};
+use crate::traits::{Clock, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice, TimerHost};
 use crate::util::{lock, ns_of_tick, read_bytes, ticks_at, write_bytes};
 
 /// PM timer frequency in Hz (4.8.3.3).

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use thiserror::Error;
 
-use crate::seams::{MmioDevice, PioDevice};
+use crate::traits::{MmioDevice, PioDevice};
 use crate::util::lock;
 use crate::waiting::Waiter;
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::output::OutputQueue;
-use crate::seams::{MachineControl, PioDevice};
+use crate::traits::{MachineControl, PioDevice};
 use crate::util::{read_bytes, write_bytes};
 use crate::waiting::Waiter;
 

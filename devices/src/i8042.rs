@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use state::{RestoreError, Section, StateUnit};
 
 use crate::saved::i8042::{SavedI8042, SavedPort92};
-use crate::seams::{IrqLine, MachineControl, PioDevice};
+use crate::traits::{IrqLine, MachineControl, PioDevice};
 use crate::util::{lock, read_bytes, write_bytes};
 
 /// Port of data; status and command are at `I8042_DATA_PORT + 4`.

@@ -16,7 +16,7 @@ use accel_api::{IrqRoute, MsiMessage};
 use state::{RestoreError, Section, StateUnit};
 
 use crate::saved::ioapic::SavedIoapic;
-use crate::seams::{IoapicHost, IrqLine, MmioDevice};
+use crate::traits::{IoapicHost, IrqLine, MmioDevice};
 use crate::util::lock;
 
 /// Guest-physical address of the register window.

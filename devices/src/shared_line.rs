@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::seams::IrqLine;
+use crate::traits::IrqLine;
 use crate::util::lock;
 
 /// A wire that is asserted while any of its owners asserts it. Each owner's level is kept apart: one that lets go does not take

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use state::StateUnit;
 use state::testing::UnitRig;
 
-use crate::seams::*;
+use crate::traits::*;
 use crate::util::lock;
 
 /// VM time that moves only when told to.

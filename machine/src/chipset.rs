@@ -20,12 +20,12 @@ use devices::acpi_pm::{
 };
 use devices::bus::{BusError, MmioBus, PioBus};
 use devices::debug_port::{DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DebugConsole, DebugExit};
+use devices::dma_page::DmaPageRegisters;
 use devices::i8042::{I8042, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_IRQ, PORT_92, Port92};
 use devices::ioapic::{IOAPIC_BASE, IOAPIC_LEN, Ioapic, IoapicVersion};
 use devices::output::{OutputQueue, OutputUnit};
 use devices::pic::Pic;
 use devices::pit::{PIT_IRQ, PIT_PORT, PORT_61, Pit};
-use devices::post::Post;
 use devices::rtc::{CmosConfig, RTC_CENTURY, RTC_IRQ, RTC_PORT, Rtc};
 use devices::shared_line::SharedIrqLine;
 use devices::uart::{COM1_IRQ, COM1_PORT, UART_PORTS, Uart};
@@ -152,7 +152,7 @@ impl Chipset {
         let rtc = Rtc::new(&cmos, utc, clock.clone(), line(RTC_IRQ), timers.clone());
         let pm = AcpiPm::new(clock.clone(), line(SCI_IRQ), timers.clone(), control.clone());
         let i8042 = I8042::new(line(I8042_IRQ), control.clone());
-        let (post, port_92) = (Post::new(), Port92::new(control.clone()));
+        let (dma_page, port_92) = (DmaPageRegisters::new(), Port92::new(control.clone()));
         let reset_control = ResetControl::new(control.clone());
         let console = OutputUnit::new("console", uart.output().clone());
         let (pio, mmio) = (Arc::new(PioBus::new()), Arc::new(MmioBus::new()));
@@ -183,7 +183,7 @@ impl Chipset {
             rtc.clone(),
             pm.clone(),
             i8042.clone(),
-            post.clone(),
+            dma_page.clone(),
             port_92.clone(),
             reset_control.clone(),
             uart.clone(),
@@ -199,7 +199,7 @@ impl Chipset {
             .add(I8042_DATA_PORT, 1, i8042.clone())?
             .add(I8042_COMMAND_PORT, 1, i8042)?
             .add(RTC_PORT, 2, rtc.clone())?
-            .add(POST_PORT, 1, post)?
+            .add(POST_PORT, 1, dma_page)?
             .add(PORT_92, 1, port_92)?
             .add(DEBUG_EXIT_PORT, 4, DebugExit::new(control))?
             .add(COM1_PORT, UART_PORTS, uart.clone())?

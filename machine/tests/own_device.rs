@@ -44,9 +44,9 @@ fn a_device_in_anothers_place_is_refused() {
     let Some(builder) = on_interpreter() else { return };
     let taken = builder.devices(|board| {
         assert!(board.irq(2).is_none() && board.irq(16).is_none());
-        let again = board.add_unit(devices::post::Post::new()).unwrap_err();
-        assert_eq!(again.to_string(), "two devices are called post; give one of them another name");
-        board.add_pio(own_device::PORT, 1, devices::post::Post::new())
+        let again = board.add_unit(devices::dma_page::DmaPageRegisters::new()).unwrap_err();
+        assert_eq!(again.to_string(), "two devices are called dma_page; give one of them another name");
+        board.add_pio(own_device::PORT, 1, devices::dma_page::DmaPageRegisters::new())
     });
     let Err(MachineError::Chipset(error)) = taken.build() else { panic!("two devices at one port") };
     assert_eq!(error.to_string(), "devices: range 0x510+0x1 overlaps the device at 0x510");

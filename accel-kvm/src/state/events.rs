@@ -17,7 +17,7 @@ const STARTUP: u32 = 6 << 8;
 
 /// The events, and the vector of a start-up message that KVM has taken.
 pub(super) fn save(vcpu: &mut KvmVcpu) -> Result<(Events, Option<u8>), AccelError> {
-    let raised = vcpu.bell.nmis();
+    let raised = vcpu.requests.nmis();
     let events = vcpu.fd().get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
     let kvm_vcpu_events { exception, interrupt, nmi, sipi_vector, .. } = events;
     let injected = if exception.injected | exception.pending != 0 {
@@ -58,8 +58,8 @@ pub(super) fn load(
         return Err(AccelError::InvalidState("a debug exception waits, which KVM cannot hold".into()));
     }
     // KVM gets them at the next entry, as if they had just been raised: until then it cannot lose count of them.
-    vcpu.bell.set_nmis(*nmi_pending);
-    vcpu.bell.set_extint_message(lapic.extint);
+    vcpu.requests.set_nmis(*nmi_pending);
+    vcpu.requests.set_extint_message(lapic.extint);
     let mut kvm = kvm_vcpu_events {
         flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
         ..kvm_vcpu_events::default()

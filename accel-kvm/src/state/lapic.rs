@@ -127,7 +127,7 @@ pub(super) fn save(
         tsc_deadline,
         init: false,
         sipi,
-        extint: vcpu.bell.extint_message(),
+        extint: vcpu.requests.extint_message(),
     };
     state.set_timer_current(register(at::TIMER_CURRENT));
     if let (0, Some(initial)) = (state.timer_initial, vcpu.expired_timer) {

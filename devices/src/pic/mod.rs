@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use state::{RestoreError, Section, StateUnit};
 
 use crate::saved::pic::SavedPic;
-use crate::seams::{IrqLine, PioDevice};
+use crate::traits::{IrqLine, PioDevice};
 use crate::util::{lock, read_bytes, write_bytes};
 
 /// Inputs that may be made level-triggered, master and slave (ICH9 13.4.10): not the timer, keyboard, cascade,

@@ -25,7 +25,7 @@ pub(crate) use counter::{Counter, FAR, NextCount};
 use state::{RestoreError, Section, StateUnit};
 
 use crate::saved::pit::SavedPit;
-use crate::seams::{Clock, IrqLine, PioDevice, TimedDevice, TimerHost};
+use crate::traits::{Clock, IrqLine, PioDevice, TimedDevice, TimerHost};
 use crate::util::{lock, ns_of_tick, read_bytes, ticks_at, write_bytes};
 
 /// Input clock in Hz.

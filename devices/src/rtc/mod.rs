@@ -21,7 +21,7 @@ use std::time::Duration;
 use state::{RestoreError, Section, StateUnit, check};
 
 use crate::saved::rtc::SavedRtc;
-use crate::seams::{Clock, IrqLine, PioDevice, TimedDevice, TimerHost};
+use crate::traits::{Clock, IrqLine, PioDevice, TimedDevice, TimerHost};
 use crate::util::{NS, lock, ns_of_tick, read_bytes, ticks_at, write_bytes};
 use calendar::{B_24H, Moment};
 

@@ -5,13 +5,13 @@
 //! types apart without `..`, so that a new field does not compile until it is handled, and refuse what no device can have.
 
 pub(crate) mod acpi_pm;
+pub(crate) mod dma_page;
 pub(crate) mod i8042;
 pub(crate) mod ioapic;
 pub(crate) mod output;
 pub(crate) mod pci;
 pub(crate) mod pic;
 pub(crate) mod pit;
-pub(crate) mod post;
 pub(crate) mod rtc;
 pub(crate) mod uart;
 pub(crate) mod virtio;

@@ -25,7 +25,7 @@ use state::{RestoreError, Section, StateUnit};
 
 use crate::output::OutputQueue;
 use crate::saved::uart::SavedUart;
-use crate::seams::{IrqLine, PioDevice};
+use crate::traits::{IrqLine, PioDevice};
 use crate::util::{lock, read_bytes, write_bytes};
 use crate::waiting::Waiter;
 

@@ -1,8 +1,8 @@
-//! How other threads get a vCPU's attention.
+//! Requests that other threads make of a vCPU: a kick, an NMI, an INTA cycle.
 //!
-//! What is asked for is a flag; a ring of the bell makes the vCPU look. A ring sets `immediate_exit` in the page that the
-//! vCPU shares with the kernel, then sends the thread a signal: before KVM_RUN the former makes it return at once,
-//! within it the latter does. So a ring is never lost, whenever it comes.
+//! A request is a flag; the thread that sets it wakes the vCPU, which looks. To wake it is to set `immediate_exit` in the page
+//! that the vCPU shares with the kernel, and then to send its thread a signal: before KVM_RUN the former makes it return at
+//! once, within it the latter does. So no request is overlooked, whenever it comes.
 #![allow(unsafe_code)] // `immediate_exit` is written while the kernel may read it
 
 use std::fmt;
@@ -16,9 +16,9 @@ use kvm_ioctls::VcpuFd;
 
 use crate::sys::Thread;
 
-/// The bell of one vCPU, from the making of the VM on.
+/// The requests made of one vCPU, from the making of the VM on.
 #[derive(Default)]
-pub(crate) struct Bell {
+pub(crate) struct VcpuRequests {
     kicked: AtomicBool,
     /// NMIs that KVM has not been given yet.
     nmis: AtomicU8,
@@ -26,55 +26,59 @@ pub(crate) struct Bell {
     intr: AtomicBool,
     /// An ExtINT message, which asks for one INTA cycle.
     extint: AtomicBool,
-    hearer: Mutex<Option<Hearer>>,
+    /// `None` while the vCPU is not bound; requests wait.
+    bound: Mutex<Option<VcpuThread>>,
 }
 
-/// Who hears it: a bound vCPU.
-struct Hearer {
+/// The thread that a vCPU is bound to.
+struct VcpuThread {
     thread: Thread,
     immediate_exit: NonNull<AtomicU8>,
 }
 
-// SAFETY: the pointer leads into the vCPU's shared page, which is mapped as long as this exists (see `Bell::bind`), and is
-// only used for atomic accesses.
-unsafe impl Send for Hearer {}
+// SAFETY: the pointer leads into the vCPU's shared page, which is mapped as long as this exists (see
+// `VcpuRequests::bind`), and is only used for atomic accesses.
+unsafe impl Send for VcpuThread {}
 
-impl fmt::Debug for Bell {
+impl fmt::Debug for VcpuRequests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bound = self.hearer().is_some();
-        f.debug_struct("Bell").field("kicked", &self.kicked).field("bound", &bound).finish_non_exhaustive()
+        let bound = self.bound().is_some();
+        f.debug_struct("VcpuRequests")
+            .field("kicked", &self.kicked)
+            .field("bound", &bound)
+            .finish_non_exhaustive()
     }
 }
 
-impl Bell {
-    fn hearer(&self) -> MutexGuard<'_, Option<Hearer>> {
-        self.hearer.lock().unwrap_or_else(PoisonError::into_inner)
+impl VcpuRequests {
+    fn bound(&self) -> MutexGuard<'_, Option<VcpuThread>> {
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The calling thread and its vCPU hear the bell from now on. [`Self::unbind`] must be called on this thread before
-    /// `vcpu` is dropped.
+    /// Requests wake `vcpu` on the calling thread from now on. [`Self::unbind`] must be called on this thread before `vcpu` is
+    /// dropped.
     ///
     /// # Errors
     /// The thread cannot be signalled.
     pub(crate) fn bind(&self, vcpu: &mut VcpuFd) -> Result<(), AccelError> {
         let immediate_exit = NonNull::from(&mut vcpu.get_kvm_run().immediate_exit).cast();
-        *self.hearer() = Some(Hearer { thread: Thread::current()?, immediate_exit });
+        *self.bound() = Some(VcpuThread { thread: Thread::current()?, immediate_exit });
         Ok(())
     }
 
-    /// Nobody hears it any more; what is asked for stays.
+    /// Requests wake no thread any more; those that were made stay.
     pub(crate) fn unbind(&self) {
-        *self.hearer() = None;
+        *self.bound() = None;
     }
 
-    /// Makes the vCPU look.
-    fn ring(&self) {
-        if let Some(hearer) = &*self.hearer() {
-            // SAFETY: `Hearer`'s page is mapped while the lock is held, since `unbind` takes it.
-            let before = unsafe { hearer.immediate_exit.as_ref() }.swap(1, Ordering::SeqCst);
-            // If it was set, somebody else's signal is on its way, or the vCPU will look of itself.
+    /// Makes the vCPU look at its requests.
+    fn wake(&self) {
+        if let Some(vcpu) = &*self.bound() {
+            // SAFETY: `VcpuThread`'s page is mapped while the lock is held, since `unbind` takes it.
+            let before = unsafe { vcpu.immediate_exit.as_ref() }.swap(1, Ordering::SeqCst);
+            // If it was set, another thread's signal is on its way, or the vCPU will look of itself.
             if before == 0 {
-                hearer.thread.interrupt();
+                vcpu.thread.interrupt();
             }
         }
     }
@@ -86,7 +90,7 @@ impl Bell {
         let _ = self
             .nmis
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| (count < limit).then_some(count + 1));
-        self.ring();
+        self.wake();
     }
 
     /// How many were raised since [`Self::take_nmis`].
@@ -99,7 +103,7 @@ impl Bell {
         self.nmis.swap(0, Ordering::SeqCst)
     }
 
-    /// Replaces them; the vCPU itself does so, and needs no ring.
+    /// Replaces them; the vCPU itself does so, and needs no waking.
     pub(crate) fn set_nmis(&self, count: u8) {
         self.nmis.store(count, Ordering::SeqCst);
     }
@@ -107,14 +111,14 @@ impl Bell {
     /// Sets the level of INTR.
     pub(crate) fn set_intr(&self, asserted: bool) {
         if self.intr.swap(asserted, Ordering::SeqCst) != asserted && asserted {
-            self.ring();
+            self.wake();
         }
     }
 
     /// Sends an ExtINT message.
     pub(crate) fn send_extint(&self) {
         self.set_extint_message(true);
-        self.ring();
+        self.wake();
     }
 
     /// Whether an ExtINT message waits.
@@ -133,11 +137,11 @@ impl Bell {
     }
 
     /// Whether there is something to look at that [`Self::wants_inta`] does not tell.
-    pub(crate) fn rung(&self) -> bool {
+    pub(crate) fn pending(&self) -> bool {
         self.kicked.load(Ordering::SeqCst) || self.nmis() != 0
     }
 
-    /// A kick that was taken is owed all the same; the vCPU itself says so, and needs no ring.
+    /// A kick that was taken is owed all the same; the vCPU itself says so, and needs no waking.
     pub(crate) fn rearm_kick(&self) {
         self.kicked.store(true, Ordering::SeqCst);
     }
@@ -148,10 +152,10 @@ impl Bell {
     }
 }
 
-impl Kick for Bell {
+impl Kick for VcpuRequests {
     fn kick(&self) {
         self.kicked.store(true, Ordering::SeqCst);
-        self.ring();
+        self.wake();
     }
 }
 
@@ -161,12 +165,12 @@ mod tests {
 
     #[test]
     fn of_the_nmis_that_wait_two_count() {
-        let bell = Bell::default();
+        let requests = VcpuRequests::default();
         for raised in 1..=3 {
-            bell.raise_nmi();
-            assert_eq!((bell.nmis(), bell.rung()), (raised.min(2), true));
+            requests.raise_nmi();
+            assert_eq!((requests.nmis(), requests.pending()), (raised.min(2), true));
         }
-        assert_eq!([bell.take_nmis(), bell.take_nmis()], [2, 0]);
-        assert!(!bell.rung());
+        assert_eq!([requests.take_nmis(), requests.take_nmis()], [2, 0]);
+        assert!(!requests.pending());
     }
 }

@@ -7,22 +7,22 @@ use std::sync::{Arc, Mutex};
 
 use state::{RestoreError, Section, StateUnit};
 
-use crate::saved::post::SavedPost;
-use crate::seams::PioDevice;
+use crate::saved::dma_page::SavedDmaPage;
+use crate::traits::PioDevice;
 use crate::util::{lock, read_bytes, write_bytes};
 
 /// The state: the bytes at ports 0x80..=0x8f.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PostState {
+pub(crate) struct DmaPageState {
     /// Byte n is port 0x80 + n.
     pub bytes: [u8; 16],
 }
 
 /// Ports 0x80..=0x8f and 0xed.
 #[derive(Debug, Default)]
-pub struct Post(Mutex<PostState>);
+pub struct DmaPageRegisters(Mutex<DmaPageState>);
 
-impl Post {
+impl DmaPageRegisters {
     /// First port and length of the two ranges to register. Port 0x92 and the rest of the ICH's second DMA page
     /// belong to others.
     pub const PORTS: [(u16, u16); 2] = [(0x80, 16), (0xed, 1)];
@@ -33,12 +33,12 @@ impl Post {
     }
 
     /// The last POST code written to port 0x80.
-    pub fn code(&self) -> u8 {
+    pub fn post_code(&self) -> u8 {
         lock(&self.0).bytes[0]
     }
 }
 
-impl PioDevice for Post {
+impl PioDevice for DmaPageRegisters {
     fn pio_read(&self, port: u16, size: u8) -> u32 {
         let state = lock(&self.0);
         read_bytes(port, size, |p| if p & 0xfff0 == 0x80 { state.bytes[usize::from(p & 15)] } else { 0xff })
@@ -54,23 +54,23 @@ impl PioDevice for Post {
     }
 }
 
-impl StateUnit for Post {
+impl StateUnit for DmaPageRegisters {
     fn name(&self) -> &str {
-        "post"
+        "dma_page"
     }
 
     fn save(&self) -> Section {
-        Section::of(&SavedPost::from(&*lock(&self.0)))
+        Section::of(&SavedDmaPage::from(&*lock(&self.0)))
     }
 
     fn restore(&self, section: &Section) -> Result<(), RestoreError> {
-        let restored = PostState::try_from(section.open::<SavedPost>()?)?;
+        let restored = DmaPageState::try_from(section.open::<SavedDmaPage>()?)?;
         *lock(&self.0) = restored;
         Ok(())
     }
 
     fn reset(&self) {
-        *lock(&self.0) = PostState::default();
+        *lock(&self.0) = DmaPageState::default();
     }
 }
 
@@ -79,14 +79,14 @@ mod tests {
     use super::*;
     use crate::testing::{Rig, Rng, TestClock, device_tests, pio_access};
 
-    struct PostRig(Arc<Post>);
+    struct DmaPageRig(Arc<DmaPageRegisters>);
 
-    impl Rig for PostRig {
-        type Device = Post;
+    impl Rig for DmaPageRig {
+        type Device = DmaPageRegisters;
         fn new(_: Arc<TestClock>) -> Self {
-            Self(Post::new())
+            Self(DmaPageRegisters::new())
         }
-        fn device(&self) -> &Post {
+        fn device(&self) -> &DmaPageRegisters {
             &self.0
         }
         fn access(&self, rng: &mut Rng) -> u64 {
@@ -94,13 +94,13 @@ mod tests {
         }
     }
 
-    device_tests!(PostRig);
+    device_tests!(DmaPageRig);
 
     #[test]
     fn code_is_kept_and_delay_port_is_nothing() {
-        let post = Post::new();
-        post.pio_write(0x80, 1, 0x42);
-        post.pio_write(0xed, 1, 0x99);
-        assert_eq!((post.code(), post.pio_read(0xed, 1)), (0x42, 0xff));
+        let registers = DmaPageRegisters::new();
+        registers.pio_write(0x80, 1, 0x42);
+        registers.pio_write(0xed, 1, 0x99);
+        assert_eq!((registers.post_code(), registers.pio_read(0xed, 1)), (0x42, 0xff));
     }
 }
