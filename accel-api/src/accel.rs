@@ -317,7 +317,6 @@ pub struct VcpuStats {
     pub instructions: Option<u64>,
     /// Backend-specific counters, named as in its documentation.
     pub counters: Vec<(&'static str, u64)>,
-    /// Guest instructions that the backend did by calling a function, where others are faster: how often, by mnemonic, the
-    /// most frequent first.
-    pub calls: Vec<(String, u64)>,
+    /// What else the backend tells people, in lines.
+    pub report: Vec<String>,
 }

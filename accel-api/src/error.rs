@@ -66,25 +66,26 @@ pub enum AccelError {
     Internal {
         /// What happened and where, in one line.
         summary: String,
-        /// Everything that is known of it.
-        report: String,
+        /// All that the backend knows of it.
+        report: Box<BackendReport>,
     },
     /// A state that the CPU cannot be in.
     #[error("CPU state cannot be loaded: {0}")]
     InvalidState(String),
-    /// Two ways to execute the same guest code do not agree.
-    #[error("{summary}")]
-    Diverged {
-        /// What and where, in one line.
-        summary: String,
-        /// Everything that is known of it.
-        report: String,
-        /// Options that make it happen again.
-        options: String,
-    },
     /// A debug plan beyond the backend's means.
     #[error("debug plan: {0}")]
     BadDebugPlan(&'static str),
+}
+
+/// What a backend tells of a mistake of its own.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct BackendReport {
+    /// For the backend's developers, in lines.
+    pub text: String,
+    /// A check that the backend was told to make has found it; the mistake did not show by itself.
+    pub by_check: bool,
+    /// Settings of the backend, by its own names, under which the mistake shows again. Empty where it does not know.
+    pub settings: Vec<(&'static str, String)>,
 }
 
 impl AccelError {

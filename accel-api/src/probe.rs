@@ -178,9 +178,29 @@ pub fn duration_text(ns: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
+/// A number as people write it: `1_234_567`.
+pub fn count_text(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push('_');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_have_groups_of_three_digits() {
+        for (count, text) in [(0, "0"), (999, "999"), (1000, "1_000"), (1_234_567, "1_234_567")] {
+            assert_eq!(count_text(count), text);
+        }
+    }
 
     #[test]
     fn durations_have_two_digits_that_count() {

@@ -1,5 +1,6 @@
 //! Counters of a vCPU, which `--stats` shows.
 
+use accel_api::count_text;
 use iced_x86::Instruction;
 
 /// Counters of the code store.
@@ -54,6 +55,35 @@ pub(crate) fn list(store: &StoreCounters, exits: &ExitCounters) -> Vec<(&'static
     ]
 }
 
+/// What the counters tell people: the instructions that had to be called, and, where `instructions` were counted, how rare
+/// the slow ways were.
+pub(crate) fn report(
+    calls: &HelperCounts,
+    store: &StoreCounters,
+    exits: &ExitCounters,
+    instructions: Option<u64>,
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    let calls: Vec<_> =
+        calls.list().into_iter().map(|(name, n)| format!("{name} {}", count_text(n))).collect();
+    if !calls.is_empty() {
+        lines.push(format!("calls for {}", calls.join(", ")));
+    }
+    let ways = [
+        (exits.lookups, "lookup of a block"),
+        (exits.jump_cache_misses, "jump cache miss"),
+        (exits.tlb_misses, "TLB miss"),
+        (exits.helper_calls, "helper call"),
+        (store.instructions_translated, "translated one"),
+    ];
+    let rate = |(n, way): (u64, &str)| Some(format!("{way} {}", count_text(instructions?.checked_div(n)?)));
+    let rates: Vec<_> = ways.into_iter().filter_map(rate).collect();
+    if !rates.is_empty() {
+        lines.push(format!("instructions for each {}", rates.join(", ")));
+    }
+    lines
+}
+
 /// Instructions executed by their functions in x86-core, by mnemonic.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct HelperCounts(Vec<u64>);
@@ -80,5 +110,24 @@ impl HelperCounts {
             .collect();
         list.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
         list.into_iter().take(Self::MOST).map(|(m, n)| (format!("{m:?}").to_lowercase(), n)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_calls_and_rates() {
+        let (store, exits) =
+            (StoreCounters::default(), ExitCounters { lookups: 8, helper_calls: 3, ..Default::default() });
+        let mut calls = HelperCounts::default();
+        assert!(report(&calls, &store, &exits, None).is_empty());
+        let cpuid = iced_x86::Instruction::with(iced_x86::Code::Cpuid);
+        (0..2000).for_each(|_| calls.count(&cpuid));
+        assert_eq!(
+            report(&calls, &store, &exits, Some(80_000)),
+            ["calls for cpuid 2_000", "instructions for each lookup of a block 10_000, helper call 26_666"]
+        );
     }
 }

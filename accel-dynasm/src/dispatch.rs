@@ -57,7 +57,7 @@ pub struct Dispatcher {
     fault: Option<Fault>,
     deadline: Option<TimerDeadline>,
     counters: ExitCounters,
-    helper_counts: HelperCounts,
+    pub(crate) helper_counts: HelperCounts,
     /// Checks host code, if it is to be checked.
     lockstep: Option<Box<Lockstep>>,
     /// Where the vCPU comes to a block that is to be checked, and the recipe for its flags there.
@@ -318,8 +318,9 @@ impl Executor for Dispatcher {
         self.config.counts()
     }
 
-    fn calls(&self) -> Vec<(String, u64)> {
-        self.helper_counts.list()
+    fn report(&self, cpu: &Cpu) -> Vec<String> {
+        let instructions = self.config.counts().then_some(cpu.instructions);
+        counters::report(&self.helper_counts, &self.store.counters, &self.counters, instructions)
     }
 
     fn failure(&mut self) -> Option<AccelError> {

@@ -218,7 +218,11 @@ impl Field {
             return self.missing.push(missing(format!("/dev/kvm cannot be opened: {error}")));
         }
         // What our probe of the same KVM found holds for it too.
-        let kvm = self.subjects.iter().find(|other| *peer == Peer::QemuKvm && other.name == "kvm").cloned();
+        let kvm = self
+            .subjects
+            .iter()
+            .find(|other| *peer == Peer::QemuKvm && other.name == machine::KVM.0)
+            .cloned();
         let (kind, options) = match peer {
             Peer::Bochs => match bochs::Bochs::new() {
                 Ok(bochs) => (Kind::Bochs(Arc::new(bochs)), "boots from a disk".to_owned()),

@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn counters_are_sums() {
         let vcpu =
-            accel_api::VcpuStats { instructions: Some(5), counters: vec![("blocks", 2)], calls: vec![] };
+            accel_api::VcpuStats { instructions: Some(5), counters: vec![("blocks", 2)], report: vec![] };
         assert_eq!(counters(&[vcpu.clone(), vcpu]), json!({ "instructions": 10, "blocks": 4 }));
     }
 }

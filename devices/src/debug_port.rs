@@ -14,11 +14,6 @@ pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 /// Port of [`DebugConsole`].
 pub const DEBUG_CONSOLE_PORT: u16 = 0xe9;
 
-/// The process exit status for a debug exit with `value`: `value * 2 + 1` modulo 256, hence never 0.
-pub const fn exit_status(value: u8) -> u8 {
-    value << 1 | 1
-}
-
 /// `isa-debug-exit`: a write ends the virtual machine. The low byte of the written value is reported to
 /// [`MachineControl::debug_exit`]. Reads give 0. It has no state.
 #[derive(Debug)]
@@ -91,11 +86,6 @@ mod tests {
         port.pio_write(0xf4, 1, 0xff);
         assert_eq!(control.take(), [Request::DebugExit(0x10), Request::DebugExit(0xff)]);
         assert_eq!(port.pio_read(0xf4, 4), 0);
-    }
-
-    #[test]
-    fn exit_status_is_odd() {
-        assert_eq!((exit_status(0), exit_status(0x10), exit_status(0xff)), (1, 33, 255));
     }
 
     #[test]

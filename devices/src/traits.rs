@@ -110,8 +110,7 @@ pub trait MachineControl: Send + Sync + Debug {
     fn power_off(&self);
     /// The guest asked for a platform reset.
     fn reset(&self);
-    /// The guest wrote `value` to the debug-exit port; the process ends with
-    /// [`exit_status(value)`](crate::debug_port::exit_status).
+    /// The guest wrote `value` to the debug-exit port.
     fn debug_exit(&self, value: u8);
 }
 

@@ -311,7 +311,7 @@ fn normalise(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
                 continue;
             }
             if argument == "-enable-kvm" {
-                out.extend(["--accel", "kvm"].map(OsString::from));
+                out.extend(["--accel", machine::KVM.0].map(OsString::from));
                 continue;
             }
             if argument == "-machine" || argument == "-M" {

@@ -7,17 +7,14 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use accel_api::AccelId;
+use accel_api::{AccelId, BackendReport};
 use clap::Args;
-use machine::JitOptions;
+use machine::{JIT, JitOptions};
 
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::size;
 use crate::stdio::{say, say_all};
-
-/// The accelerator that these are for.
-const JIT: &str = "jit";
 
 /// See the module.
 #[derive(Debug, Args)]
@@ -160,7 +157,7 @@ impl JitArgs {
             ("--jit-cache", self.jit_cache.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {
-            Some((name, _)) if id.0 != JIT => {
+            Some((name, _)) if id != JIT => {
                 let message = format!(
                     "{name} is for the {JIT} accelerator, and {id} runs this guest; choose it with --accel {JIT}"
                 );
@@ -169,6 +166,19 @@ impl JitArgs {
             _ => Ok(()),
         }
     }
+}
+
+/// The options that set what `report` says, for [`again`]. `None` if it says nothing.
+pub(crate) fn options_of(report: &BackendReport) -> Option<String> {
+    let option = |(name, value): &(&str, String)| match (*name, value.as_str()) {
+        ("verify", "1") => "--verify".to_owned(),
+        ("verify", n) => format!("--verify={n}"),
+        ("only", range) => format!("--jit-bisect {range}"),
+        // A setting that has no option has a name, which is better than nothing.
+        (name, value) => format!("({name} {value})"),
+    };
+    let options: Vec<_> = report.settings.iter().map(option).collect();
+    (!options.is_empty()).then(|| options.join(" "))
 }
 
 /// The command line with `options` in place of those of the same names, for a shell.
@@ -218,6 +228,16 @@ mod tests {
         for bad in ["0", "31K", "1025M", "17179869184G", "big"] {
             assert!(parse_cache(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn settings_become_options() {
+        let settings = vec![("verify", "1".to_owned()), ("only", "0x5..0x5".to_owned())];
+        let mut report = BackendReport { settings, ..BackendReport::default() };
+        assert_eq!(options_of(&report).as_deref(), Some("--verify --jit-bisect 0x5..0x5"));
+        report.settings = vec![("verify", "64".to_owned())];
+        assert_eq!(options_of(&report).as_deref(), Some("--verify=64"));
+        assert_eq!(options_of(&BackendReport::default()), None);
     }
 
     #[test]

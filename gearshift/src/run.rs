@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use accel_api::AccelId;
 use machine::{AccelChoice, GuestEnd, Machine, Needs, Phase};
 
 use crate::cli::RunArgs;
@@ -32,6 +33,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let chosen = registry.survey().choose(&choice, &needs)?;
     let explanation = chosen.explanation();
     let id = chosen.accelerator.id();
+    let other = registry.simplest().filter(|other| *other != id);
     args.jit.check_accelerator(id)?;
     let silence = Arc::new(Silence::default());
     let mut builder = Machine::builder()
@@ -73,14 +75,14 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let result = silence
         .watch(machine.clone(), cmdline)
         .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for the console: {error}")))
-        .and_then(|()| supervise(&machine, args.stats));
+        .and_then(|()| supervise(&machine, args.stats, other));
     silence.end();
     shown.print();
     result
 }
 
-/// Runs the machine to its end with the console connected.
-fn supervise(machine: &Arc<Machine>, with_stats: bool) -> Result<ExitCode, Failure> {
+/// Runs the machine to its end with the console connected. `other` is an accelerator to go back to.
+fn supervise(machine: &Arc<Machine>, with_stats: bool, other: Option<AccelId>) -> Result<ExitCode, Failure> {
     let host = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| Failure::new(ExitCode::Host, format!("{what}: {error}"))
@@ -110,11 +112,11 @@ fn supervise(machine: &Arc<Machine>, with_stats: bool) -> Result<ExitCode, Failu
         say_all(format_args!("{}", stats::text(&list)));
         say(stats::speed(&list, seconds));
     }
-    outcome(end, quit.load(Ordering::SeqCst))
+    outcome(end, quit.load(Ordering::SeqCst), other)
 }
 
 /// Tells the user how it ended.
-fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
+fn outcome(end: GuestEnd, quit: bool, other: Option<AccelId>) -> Result<ExitCode, Failure> {
     let code = match &end {
         GuestEnd::PowerOff => ExitCode::Success,
         GuestEnd::Reset => ExitCode::Reset,
@@ -122,24 +124,65 @@ fn outcome(end: GuestEnd, quit: bool) -> Result<ExitCode, Failure> {
         GuestEnd::DebugExit(value) => ExitCode::DebugExit(*value),
         GuestEnd::ConsoleLost { reason } => return Err(Failure::output(reason)),
         GuestEnd::Unsupported { .. } => ExitCode::Unsupported,
-        GuestEnd::Diverged { .. } => ExitCode::Diverged,
+        GuestEnd::BackendBug { report, .. } if report.by_check => ExitCode::Diverged,
         GuestEnd::Stopped if quit => ExitCode::UserQuit,
         _ => ExitCode::Host,
     };
     if quit && end == GuestEnd::Stopped {
         say("quit");
     } else {
-        say(&end);
+        say(format_args!("{end}{}", remedy(&end, other)));
     }
     if let GuestEnd::TripleFault { dump }
     | GuestEnd::Unsupported { dump, .. }
+    | GuestEnd::BackendBug { dump, .. }
     | GuestEnd::HostError { dump: Some(dump), .. } = &end
     {
         say_all(dump);
     }
-    if let GuestEnd::Diverged { report, options, .. } = &end {
-        say_all(report);
-        say(format_args!("to see it again: {}", jit::again(std::env::args_os(), options)));
+    if let GuestEnd::BackendBug { report, .. } = &end {
+        say_all(&report.text);
+        if let Some(options) = jit::options_of(report) {
+            say(format_args!("to see it again: {}", jit::again(std::env::args_os(), &options)));
+        }
     }
     Ok(code)
+}
+
+/// What helps against `end`, as the rest of its line; `other` is an accelerator to go back to.
+fn remedy(end: &GuestEnd, other: Option<AccelId>) -> String {
+    match (end, other) {
+        (GuestEnd::Unsupported { .. }, Some(other)) => {
+            format!("; another may, for example with --accel {other}")
+        }
+        (GuestEnd::BackendBug { .. }, Some(other)) => format!("; --accel {other} does without it"),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use accel_api::BackendReport;
+    use machine::{CpuDump, INTERP};
+
+    use super::*;
+
+    #[test]
+    fn an_end_comes_with_what_helps() {
+        let dump = Box::new(CpuDump { vcpu: 0, reason: String::new(), state: None });
+        let unsupported = GuestEnd::Unsupported { reason: "VPANDN".to_owned(), dump: dump.clone() };
+        let bug = GuestEnd::BackendBug {
+            summary: "translated code went wrong".to_owned(),
+            report: Box::new(BackendReport::default()),
+            dump,
+        };
+        let line = |end: &GuestEnd, other| format!("{end}{}", remedy(end, other));
+        assert_eq!(
+            line(&unsupported, Some(INTERP)),
+            "the accelerator cannot go on: VPANDN; another may, for example with --accel interp"
+        );
+        assert_eq!(line(&bug, Some(INTERP)), "translated code went wrong; --accel interp does without it");
+        assert_eq!(line(&bug, None), "translated code went wrong");
+        assert_eq!(line(&GuestEnd::PowerOff, Some(INTERP)), "the guest powered off");
+    }
 }

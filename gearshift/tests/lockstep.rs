@@ -77,18 +77,21 @@ fn a_mistranslation_is_found_and_narrowed_to_its_block() {
     let Some((diverged, _)) = run(JitOptions { verify: Some(1), ..Default::default() }) else {
         return;
     };
-    let GuestEnd::Diverged { summary, report, options } = diverged else { panic!("{diverged}") };
+    let GuestEnd::BackendBug { summary, report, .. } = diverged else { panic!("{diverged}") };
     assert!(summary.contains("registers differ"), "{summary}");
     for word in [" ! rax", "interpreted", "imul eax,ecx,1000193h", "imul eax,ecx,1000192h"] {
-        assert!(report.contains(word), "{word}\n{report}");
+        assert!(report.text.contains(word), "{word}\n{}", report.text);
     }
-    // Which is what the options for another run say.
-    let range = options.strip_prefix("--verify --jit-bisect ").and_then(|range| range.split_once(".."));
+    // Which is what the settings for another run say.
+    assert!(report.by_check);
+    let [("verify", all), ("only", range)] = &report.settings[..] else { panic!("{report:?}") };
+    assert_eq!(all, "1");
+    let range = range.split_once("..");
     let hash = u64::from_str_radix(range.unwrap().0.trim_start_matches("0x"), 16).unwrap();
     let checked =
         |only| run(JitOptions { verify: Some(1), only: Some(only), ..Default::default() }).unwrap().0;
     let again = checked(hash..=hash);
-    assert!(matches!(&again, GuestEnd::Diverged { summary: other, .. } if *other == summary), "{again}");
+    assert!(matches!(&again, GuestEnd::BackendBug { summary: other, .. } if *other == summary), "{again}");
 
     // Without it, the guest's result is halved down to a block: this or the other one, which the guest itself writes.
     let is_wrong = |low, high| {
@@ -101,7 +104,7 @@ fn a_mistranslation_is_found_and_narrowed_to_its_block() {
         let middle = low + (high - low) / 2;
         (low, high) = if is_wrong(low, middle) { (low, middle) } else { (middle + 1, high) };
     }
-    assert!(is_wrong(low, low) && matches!(checked(low..=low), GuestEnd::Diverged { .. }), "{low:#x}");
+    assert!(is_wrong(low, low) && matches!(checked(low..=low), GuestEnd::BackendBug { .. }), "{low:#x}");
 }
 
 #[test]

@@ -50,21 +50,6 @@ pub struct AcpiHardware {
     pub ioapic: u32,
 }
 
-impl AcpiHardware {
-    /// Where the PC has them.
-    pub const PC: Self = Self {
-        pm1a_evt: 0x600,
-        pm1a_cnt: 0x604,
-        pm_timer: 0x608,
-        reset: 0xcf9,
-        reset_value: 6,
-        sci: 9,
-        century: 0x32,
-        s5: 5,
-        ioapic: 0xfec0_0000,
-    };
-}
-
 /// The tables as bytes to be placed at `base`, the RSDP first. `base` is a multiple of 64.
 ///
 /// `vcpus` is at most [`crate::MAX_VCPUS`]. PCI has what `map` leaves it.
@@ -209,6 +194,7 @@ fn dsdt(vcpus: u32, hw: &AcpiHardware, map: &MemoryMap) -> Sdt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chipset::ACPI_HARDWARE;
     use crate::memory_map::{ACPI_AREA, EXTENDED};
 
     const BASE: u64 = ACPI_AREA;
@@ -260,7 +246,7 @@ mod tests {
     #[test]
     fn tables_are_linked_and_sum_to_zero() {
         for vcpus in [1, 8, crate::MAX_VCPUS] {
-            let image = tables(BASE, vcpus, &AcpiHardware::PC, &map());
+            let image = tables(BASE, vcpus, &ACPI_HARDWARE, &map());
             let names: Vec<_> = walk(&image).iter().map(|t| t.0).collect();
             assert_eq!(names, [*b"FACS", *b"DSDT", *b"FACP", *b"APIC", *b"MCFG"]);
             assert!(BASE + image.len() as u64 <= EXTENDED);
@@ -270,7 +256,7 @@ mod tests {
     /// ACPI 6.5, 5.2.12: structure by structure.
     #[test]
     fn madt_names_every_vcpu_and_the_overrides() {
-        let madt = find(&tables(BASE, 3, &AcpiHardware::PC, &map()), b"APIC");
+        let madt = find(&tables(BASE, 3, &ACPI_HARDWARE, &map()), b"APIC");
         assert_eq!((u32_at(&madt, 36), u32_at(&madt, 40)), (0xfee0_0000, 1));
         let (mut at, mut seen) = (44, Vec::new());
         while at < madt.len() {
@@ -292,7 +278,7 @@ mod tests {
     /// ACPI 6.5, table 5.9.
     #[test]
     fn fadt_describes_the_fixed_hardware() {
-        let fadt = find(&tables(BASE, 1, &AcpiHardware::PC, &map()), b"FACP");
+        let fadt = find(&tables(BASE, 1, &ACPI_HARDWARE, &map()), b"FACP");
         assert_eq!((fadt.len(), fadt[8]), (276, 6));
         let word = |at| u16::from_le_bytes([fadt[at], fadt[at + 1]]);
         assert_eq!((word(46), u32_at(&fadt, 48)), (9, 0), "SCI_INT, SMI_CMD");
@@ -312,14 +298,14 @@ mod tests {
     /// PCI Firmware Specification 3.3, 4.1.2.
     #[test]
     fn mcfg_names_all_buses() {
-        let mcfg = find(&tables(BASE, 1, &AcpiHardware::PC, &map()), b"MCFG");
+        let mcfg = find(&tables(BASE, 1, &ACPI_HARDWARE, &map()), b"MCFG");
         assert_eq!((mcfg.len(), u64_at(&mcfg, 44)), (60, 0xe000_0000));
         assert_eq!(mcfg[52..56], [0, 0, 0, 255], "segment 0, buses 0 to 255");
     }
 
     #[test]
     fn dsdt_has_s5_and_one_device_a_vcpu() {
-        let dsdt = find(&tables(BASE, 5, &AcpiHardware::PC, &map()), b"DSDT");
+        let dsdt = find(&tables(BASE, 5, &ACPI_HARDWARE, &map()), b"DSDT");
         let s5 = dsdt.windows(12).find(|w| w.starts_with(b"\x08_S5_")).expect("_S5");
         assert_eq!(s5[5..], [0x12, 8, 4, 0x0a, 5, 0x0a, 5], "package of 4, SLP_TYP 5");
         assert_eq!(dsdt.windows(8).filter(|w| w == b"ACPI0007").count(), 5);

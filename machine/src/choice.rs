@@ -16,11 +16,8 @@ use std::time::Instant;
 use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, Available, Probe, Quality};
 
 use crate::builder::{DEFAULT_MODEL, cpu_model};
-use crate::registry::Descriptor;
+use crate::registry::{Descriptor, RESERVED};
 use crate::vm::MachineError;
-
-/// Names that belong to backends of this project, whether or not this build has them.
-const RESERVED: &[&str] = &["kvm", "jit", "dynasm", "interp"];
 
 /// What the user asks for: `auto`, a name, or names in order of preference separated by commas.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

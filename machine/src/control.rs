@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use accel_api::Kick;
+use accel_api::{BackendReport, Kick};
 
 use crate::dump::CpuDump;
 use crate::lifecycle::{Command, OnReset, Phase, PhaseListener, Request};
@@ -36,14 +36,14 @@ pub enum GuestEnd {
         /// The vCPU it happened to.
         dump: Option<Box<CpuDump>>,
     },
-    /// Translated code was checked, and did what it should not.
-    Diverged {
+    /// The backend made a mistake, and says so itself.
+    BackendBug {
         /// What and where, in one line.
         summary: String,
-        /// Everything that is known of it.
-        report: String,
-        /// Options that make it happen again.
-        options: String,
+        /// All that the backend knows of it.
+        report: Box<BackendReport>,
+        /// The vCPU it happened to.
+        dump: Box<CpuDump>,
     },
     /// The guest did what the backend cannot do, though a processor could.
     Unsupported {
@@ -64,11 +64,9 @@ impl fmt::Display for GuestEnd {
             Self::TripleFault { dump } => write!(f, "vCPU {} shut down by a triple fault", dump.vcpu),
             Self::DebugExit(value) => write!(f, "the guest wrote {value:#x} to the debug-exit port"),
             Self::ConsoleLost { reason } => write!(f, "the console's output cannot be written: {reason}"),
-            Self::Diverged { summary, .. } => write!(f, "{summary}"),
+            Self::BackendBug { summary, .. } => write!(f, "{summary}"),
             Self::HostError { reason, .. } => write!(f, "the machine failed: {reason}"),
-            Self::Unsupported { reason, .. } => {
-                write!(f, "the accelerator cannot go on: {reason}; another may, for example `--accel interp`")
-            }
+            Self::Unsupported { reason, .. } => write!(f, "the accelerator cannot go on: {reason}"),
             Self::Stopped => write!(f, "the machine was stopped"),
         }
     }

@@ -14,18 +14,15 @@ pub struct CpuDump {
     pub reason: String,
     /// Its state then, unless the backend could not give it any more.
     pub state: Option<CpuState>,
-    /// What the backend adds, in lines.
-    pub report: String,
 }
 
 impl fmt::Display for CpuDump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "vCPU {}: {}", self.vcpu, self.reason)?;
         match &self.state {
-            Some(state) => write_state(f, state)?,
-            None => writeln!(f, "  (no state)")?,
+            Some(state) => write_state(f, state),
+            None => writeln!(f, "  (no state)"),
         }
-        f.write_str(&self.report)
     }
 }
 
@@ -80,22 +77,11 @@ mod tests {
         let mut state = CpuState::reset(0);
         state.gpr[15] = 0xdead_beef;
         state.control.cr2 = 0x1234;
-        let text = CpuDump {
-            vcpu: 3,
-            reason: "triple fault".into(),
-            state: Some(state),
-            report: "block 7\n".into(),
-        }
-        .to_string();
-        for expected in
-            ["vCPU 3: triple fault", "R15=00000000deadbeef", "CR2=0000000000001234", "CS   f000", "block 7"]
+        let text = CpuDump { vcpu: 3, reason: "triple fault".into(), state: Some(state) }.to_string();
+        for expected in ["vCPU 3: triple fault", "R15=00000000deadbeef", "CR2=0000000000001234", "CS   f000"]
         {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }
-        assert!(
-            CpuDump { vcpu: 0, reason: "x".into(), state: None, report: String::new() }
-                .to_string()
-                .contains("no state")
-        );
+        assert!(CpuDump { vcpu: 0, reason: "x".into(), state: None }.to_string().contains("no state"));
     }
 }

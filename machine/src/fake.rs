@@ -244,8 +244,9 @@ impl Vcpu for FakeVcpu {
                 Step::Exit(exit) => break Ok(exit),
                 Step::Fail => break Err(AccelError::BadVcpu(self.id)),
                 Step::Slip => {
-                    let (summary, report) = ("wrong in block 7".into(), "host code\n".into());
-                    break Err(AccelError::Internal { summary, report });
+                    let report = BackendReport { text: "host code\n".into(), ..BackendReport::default() };
+                    let summary = "wrong in block 7".into();
+                    break Err(AccelError::Internal { summary, report: Box::new(report) });
                 }
                 Step::Halt => {
                     let kicked = self.wake.kicked.lock().unwrap();

@@ -71,7 +71,9 @@ pub use dump::CpuDump;
 pub use interrupts::{InterruptCell, MsiVector, NoVector};
 pub use lifecycle::{OnReset, Phase, PhaseListener};
 pub use memory_slots::MemoryWindow;
-pub use registry::{BackendOptions, CreateFn, Descriptor, JitOptions, Listener, ProbeFn, Registry};
+pub use registry::{
+    BackendOptions, CreateFn, Descriptor, INTERP, JIT, JitOptions, KVM, Listener, ProbeFn, Registry,
+};
 pub use vm::{ConsoleInput, Machine, MachineError};
 pub use wiring::Wiring;
 

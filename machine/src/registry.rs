@@ -14,6 +14,17 @@ use accel_api::{AccelError, AccelId, Accelerator, Probe, Quality};
 
 use crate::choice::{AccelChoice, ChooseError, Chosen, Needs, Survey};
 
+/// Runs the guest on the processor.
+pub const KVM: AccelId = AccelId("kvm");
+/// Translates.
+pub const JIT: AccelId = AccelId("jit");
+/// Interprets.
+pub const INTERP: AccelId = AccelId("interp");
+/// Another name of [`JIT`], after what it is made with.
+const DYNASM: &str = "dynasm";
+/// Names that belong to backends of this project, whether or not this build has them.
+pub(crate) const RESERVED: &[&str] = &[KVM.0, JIT.0, DYNASM, INTERP.0];
+
 /// Finds out whether a backend works on this host.
 pub type ProbeFn = Arc<dyn Fn() -> Probe + Send + Sync>;
 /// Makes the backend.
@@ -65,7 +76,7 @@ pub struct BackendOptions {
 #[derive(Clone, Default)]
 pub struct JitOptions {
     /// Check one in so many blocks (1: all) against the interpreter's functions; only with one vCPU. A difference is
-    /// [`GuestEnd::Diverged`](crate::GuestEnd::Diverged).
+    /// [`GuestEnd::BackendBug`](crate::GuestEnd::BackendBug).
     pub verify: Option<u64>,
     /// Translate only blocks whose hash, which reports name, lies here.
     pub only: Option<RangeInclusive<u64>>,
@@ -157,7 +168,7 @@ impl Registry {
         let list = vec![
             #[cfg(feature = "kvm")]
             Descriptor {
-                id: AccelId("kvm"),
+                id: KVM,
                 aliases: Vec::new(),
                 summary: "runs the guest on the processor itself, through the kernel's KVM",
                 promise: Quality::Hardware,
@@ -169,8 +180,8 @@ impl Registry {
             },
             #[cfg(feature = "jit")]
             Descriptor {
-                id: AccelId("jit"),
-                aliases: vec!["dynasm", "tcg"],
+                id: JIT,
+                aliases: vec![DYNASM, "tcg"],
                 summary: "translates guest code to host code; needs memory that is executable",
                 promise: Quality::Translated,
                 probe: Arc::new(accel_dynasm::probe),
@@ -178,7 +189,7 @@ impl Registry {
             },
             #[cfg(feature = "interp")]
             Descriptor {
-                id: AccelId("interp"),
+                id: INTERP,
                 aliases: vec!["interpreter"],
                 summary: "interprets guest instructions; works everywhere",
                 promise: Quality::Interpreted,
@@ -214,6 +225,11 @@ impl Registry {
         self.0.iter().find(|d| d.is_called(name))
     }
 
+    /// The backend that promises least and so asks least of the host: what a user can go back to.
+    pub fn simplest(&self) -> Option<AccelId> {
+        self.0.iter().min_by_key(|descriptor| descriptor.promise).map(|descriptor| descriptor.id)
+    }
+
     /// A look at this host that probes each backend at most once, and only when it must.
     pub fn survey(&self) -> Survey<'_> {
         Survey::of(&self.0)
@@ -235,6 +251,17 @@ mod tests {
     use super::*;
     use crate::fake::FakeAccelerator;
 
+    /// A backend knows its own name, and the registry names it.
+    #[test]
+    fn backends_have_the_names_that_are_given_here() {
+        #[cfg(feature = "kvm")]
+        assert_eq!(accel_kvm::ID, KVM);
+        #[cfg(feature = "jit")]
+        assert_eq!(accel_dynasm::ID, JIT);
+        #[cfg(feature = "interp")]
+        assert_eq!((accel_interp::ID, Registry::builtin().simplest()), (INTERP, Some(INTERP)));
+    }
+
     #[test]
     fn names_and_aliases_are_unique() {
         let of = |name| Descriptor {
@@ -246,7 +273,7 @@ mod tests {
             create: Arc::new(move || Ok(Arc::new(FakeAccelerator::named(name)))),
         };
         let mut r = Registry::builtin();
-        if cfg!(feature = "interp") {
+        if cfg!(feature = "jit") {
             assert_eq!(r.find("tcg").map(|d| d.id.0), Some("jit"));
             assert!(matches!(r.register(of("tcg")), Err(ChooseError::Duplicate { name: "tcg" })));
         }

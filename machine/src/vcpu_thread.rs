@@ -336,13 +336,8 @@ impl Runner {
             Ok(other) => self.fail(format!("the backend returned {other:?}, which nobody asked for")),
             Err(AccelError::Internal { summary, report }) => {
                 self.dead = true;
-                let mut dump = self.dump(summary.clone());
-                dump.report = report;
-                self.control.post(GuestEnd::HostError { reason: summary, dump: Some(dump) });
-            }
-            Err(AccelError::Diverged { summary, report, options }) => {
-                self.dead = true;
-                self.control.post(GuestEnd::Diverged { summary, report, options });
+                let dump = self.dump(summary.clone());
+                self.control.post(GuestEnd::BackendBug { summary, report, dump });
             }
             Err(error) => self.fail(error.to_string()),
         }
@@ -355,6 +350,6 @@ impl Runner {
     }
 
     fn dump(&mut self, reason: String) -> Box<CpuDump> {
-        Box::new(CpuDump { vcpu: self.id, reason, state: self.vcpu.save().ok(), report: String::new() })
+        Box::new(CpuDump { vcpu: self.id, reason, state: self.vcpu.save().ok() })
     }
 }

@@ -101,8 +101,8 @@ fn failures_come_with_a_dump() {
     assert!(matches!(end, GuestEnd::HostError { dump: Some(_), .. }), "{end:?}");
 
     let end = guest(|_| Step::Slip).start().unwrap().wait();
-    let GuestEnd::HostError { reason, dump: Some(dump) } = end else { panic!("{end:?}") };
-    assert_eq!((reason.as_str(), dump.report.as_str()), ("wrong in block 7", "host code\n"));
+    let GuestEnd::BackendBug { summary, report, dump } = end else { panic!("{end:?}") };
+    assert_eq!((summary.as_str(), report.text.as_str()), ("wrong in block 7", "host code\n"));
     assert!(dump.state.is_some());
 
     let end = guest(|_| panic!("on purpose")).start().unwrap().wait();

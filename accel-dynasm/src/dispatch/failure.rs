@@ -8,7 +8,7 @@
 use std::any::Any;
 use std::fmt::Write as _;
 
-use accel_api::AccelError;
+use accel_api::{AccelError, BackendReport};
 use x86_core::Cpu;
 use x86_core::shared::request;
 
@@ -32,8 +32,9 @@ impl Dispatcher {
         if let Some(pc) = pc {
             let _ = writeln!(report, "at host address {pc:#x}");
         }
-        let summary = format!("translated code went wrong: {what}{place}; --accel interp does without it");
-        self.failure = Some(AccelError::Internal { summary, report });
+        let summary = format!("translated code went wrong: {what}{place}");
+        let report = BackendReport { text: report, ..BackendReport::default() };
+        self.failure = Some(AccelError::Internal { summary, report: Box::new(report) });
         cpu.shared.post(request::KICK);
         LEAVE
     }

@@ -1,6 +1,6 @@
 //! Runs blocks in lockstep with their instructions.
 
-use accel_api::AccelError;
+use accel_api::{AccelError, BackendReport};
 use x86_core::Cpu;
 use x86_core::shared::request;
 
@@ -54,9 +54,13 @@ impl Dispatcher {
         let (rip, hash) = (difference.before.rip, block.key.hash());
         let summary =
             format!("translated code at {rip:#x} (block {hash:#018x}) is wrong: {}", difference.what);
-        let report = divergence::describe(difference) + &listing::describe(block, self.store.code(block));
-        let options = format!("--verify --jit-bisect {hash:#x}..{hash:#x}");
-        self.failure = Some(AccelError::Diverged { summary, report, options });
+        let report = BackendReport {
+            text: divergence::describe(difference) + &listing::describe(block, self.store.code(block)),
+            by_check: true,
+            // Names of `Config`.
+            settings: vec![("verify", "1".to_owned()), ("only", format!("{hash:#x}..{hash:#x}"))],
+        };
+        self.failure = Some(AccelError::Internal { summary, report: Box::new(report) });
         cpu.shared.post(request::KICK);
     }
 

@@ -3,7 +3,6 @@
 use accel_api::x86::gpr;
 use x86_core::Cpu;
 use x86_core::alu::flag;
-use x86_core::soft::Executor;
 use x86_core::testing::blocks::{Pair, Program, SCENES, Scene};
 
 use super::config;
@@ -35,7 +34,14 @@ impl Bench {
         let mut count = || {
             let _ = self.pair.check("by hand", &self.program, 3, adjust);
             // What ends a program is not translated either.
-            self.pair.executor().calls().iter().filter(|(name, _)| name != "ud2").map(|(_, n)| n).sum::<u64>()
+            self.pair
+                .executor()
+                .helper_counts
+                .list()
+                .iter()
+                .filter(|(name, _)| name != "ud2")
+                .map(|(_, n)| n)
+                .sum::<u64>()
         };
         let first = count();
         count() - first

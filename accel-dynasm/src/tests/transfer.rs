@@ -4,7 +4,6 @@ use accel_api::x86::{DescriptorTable, Segment, gpr};
 use x86_core::alu::flag;
 use x86_core::bits::{CR4_SMAP, EFER_SCE};
 use x86_core::rights::{CODE64, DATA, DPL3};
-use x86_core::soft::Executor;
 use x86_core::testing::blocks::{Pair, Program, SCENES, Scene};
 use x86_core::testing::poke;
 use x86_core::{Cpu, Fault, seg};
@@ -52,7 +51,7 @@ impl Caller {
                 cpu.msrs.lstar = cpu.rip + self.kernel;
                 adjust(cpu, scene);
             });
-            let calls = pair.executor().calls();
+            let calls = pair.executor().helper_counts.list();
             let count = |name| calls.iter().find(|(n, _)| n == name).map_or(0, |(_, count)| *count);
             all.push((end.expect("an end"), [count("syscall"), count("sysretq"), count("iretq")]));
         }
@@ -356,7 +355,7 @@ fn iret_under_smap() {
                 // A program has no pages here.
                 let end = end.expect("an end");
                 assert_eq!(end.is_err(), kernel == iret_to_program(), "{end:?}");
-                let calls = pair.executor().calls();
+                let calls = pair.executor().helper_counts.list();
                 // Once, before the TLB knows the GDT.
                 assert_eq!(calls.iter().any(|(name, n)| name == "iretq" && *n > 1), open != 0, "{calls:?}");
             }

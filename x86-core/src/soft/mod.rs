@@ -70,8 +70,9 @@ pub trait Executor: Debug + 'static {
     /// Counters for [`accel_api::VcpuStats`].
     fn counters(&self) -> Vec<(&'static str, u64)>;
 
-    /// See [`accel_api::VcpuStats::calls`].
-    fn calls(&self) -> Vec<(String, u64)> {
+    /// See [`accel_api::VcpuStats::report`].
+    fn report(&self, cpu: &Cpu) -> Vec<String> {
+        let _ = cpu;
         Vec::new()
     }
 }

@@ -335,7 +335,7 @@ impl<E: Executor> Vcpu for SoftVcpu<E> {
         VcpuStats {
             instructions: self.executor.counts().then_some(self.cpu.instructions),
             counters: [self.executor.counters(), self.cpu.tlb.counters().into()].concat(),
-            calls: self.executor.calls(),
+            report: self.executor.report(&self.cpu),
         }
     }
 }
