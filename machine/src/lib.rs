@@ -24,6 +24,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+/// The examples of `docs/`, compiled and run as tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../docs/write-an-accelerator.md")]
+    mod write_an_accelerator {}
+    #[doc = include_str!("../../docs/write-a-device.md")]
+    mod write_a_device {}
+}
+
 pub mod acpi;
 mod acpi_pci;
 pub mod boot;
