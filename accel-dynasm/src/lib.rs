@@ -60,7 +60,9 @@ pub const ID: AccelId = AccelId("jit");
 /// Whether the JIT works here: memory can be mapped as executable, and below 2 GiB.
 pub fn probe() -> Probe {
     match check() {
-        Ok(()) => Probe::Available(Available::of(Quality::Translated, "translates guest code to host code")),
+        Ok(()) => {
+            Probe::Available(Available::of(Quality::Translated, "this host allows memory that is executable"))
+        }
         Err(absent) => Probe::Absent(absent),
     }
 }

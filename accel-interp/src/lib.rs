@@ -28,7 +28,7 @@ pub const ID: AccelId = AccelId("interp");
 
 /// The interpreter works wherever the program does.
 pub fn probe() -> Probe {
-    Probe::Available(Available::of(Quality::Interpreted, "interprets every guest instruction"))
+    Probe::Available(Available::of(Quality::Interpreted, "needs nothing of the host"))
 }
 
 /// Makes the interpreter.

@@ -99,7 +99,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Show the accelerators of this build and whether they work on this host
     Probe {
-        /// Print JSON (the format is in the README)
+        /// Print JSON (docs/using.md tells the format)
         #[arg(long)]
         json: bool,
     },

@@ -115,11 +115,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_readme_has_the_same_table() {
-        let readme = include_str!("../../README.md").replace('`', "");
+    fn the_docs_have_the_same_table() {
+        let page = include_str!("../../docs/using.md").replace('`', "");
         for (code, meaning) in ExitCode::TABLE {
             let row = format!("| {} | {meaning} |", code.number());
-            assert!(readme.contains(&row), "{row}");
+            assert!(page.contains(&row), "{row}");
         }
     }
 

@@ -207,9 +207,7 @@ fn table(report: &Report) -> String {
     let Host { cpus, tsc_khz, .. } = report.host;
     let _ = writeln!(text, "Host: {cpus} CPUs, {memory}, TSC at {tsc_khz} kHz.");
     let auto = report.auto.unwrap_or("none: nothing works here");
+    // The rows tell why not another.
     let _ = writeln!(text, "`--accel auto` takes {auto}.");
-    if let Some(because) = &report.auto_because {
-        let _ = writeln!(text, "{because}");
-    }
     text
 }

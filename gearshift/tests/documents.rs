@@ -75,15 +75,15 @@ fn probe_tells_people_and_programs_the_same() {
     assert!(accelerators.iter().any(|e| e["name"] == json["auto"]));
 }
 
-/// The keys that the README promises to programs. One that goes or changes its meaning raises `format`.
+/// The keys that docs/using.md promises to programs. One that goes or changes its meaning raises `format`.
 #[test]
-fn the_keys_of_probe_are_those_of_the_readme() {
+fn the_keys_of_probe_are_those_of_the_docs() {
     let json: serde_json::Value = serde_json::from_str(&printed(&["probe", "--json"])).unwrap();
     let keys =
         |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(keys(&json), "accelerators auto auto_because format host");
     assert_eq!(keys(&json["host"]), "cpus memory_bytes tsc_khz");
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/using.md");
     for entry in json["accelerators"].as_array().unwrap() {
         let all = "aliases cpu_models max_vcpus measured missing name provider quality reason remedy status summary";
         assert_eq!(keys(entry), all);
@@ -92,7 +92,7 @@ fn the_keys_of_probe_are_those_of_the_readme() {
         }
         for key in keys(entry).split(' ').chain("exit_ns native_ns ring0_ns ring3_ns auto_because".split(' '))
         {
-            assert!(readme.contains(&format!("`{key}`")), "{key}");
+            assert!(page.contains(&format!("`{key}`")), "{key}");
         }
     }
 }

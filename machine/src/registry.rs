@@ -182,7 +182,7 @@ impl Registry {
             Descriptor {
                 id: JIT,
                 aliases: vec![DYNASM, "tcg"],
-                summary: "translates guest code to host code; needs memory that is executable",
+                summary: "translates guest code to host code",
                 promise: Quality::Translated,
                 probe: Arc::new(accel_dynasm::probe),
                 create: Arc::new(move || create_jit(&jit)),
@@ -191,7 +191,7 @@ impl Registry {
             Descriptor {
                 id: INTERP,
                 aliases: vec!["interpreter"],
-                summary: "interprets guest instructions; works everywhere",
+                summary: "interprets guest instructions one by one",
                 promise: Quality::Interpreted,
                 probe: Arc::new(accel_interp::probe),
                 create: Arc::new(accel_interp::create),
