@@ -6,6 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use backends::disk::DiskOptions;
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use guests::debian::Flavour;
 
@@ -200,6 +201,15 @@ pub(crate) struct RunArgs {
     /// With an AMD processor, Linux finds `tsc_early_khz=` and the frequency in front.
     #[arg(long, alias = "append", value_name = "STRING", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
+
+    /// A disk: an image or a block device; may be given several times
+    ///
+    /// `FILE[,format=raw|qcow2|vmdk][,readonly=on][,snapshot=on][,serial=S][,cache=writeback|none][,backing=allow]`, a comma in
+    /// the file's name written twice. The guest finds /dev/vda, /dev/vdb and so on, in this order. With `snapshot=on` what it
+    /// writes goes when the run ends. A raw image wants its format named, unless it cannot be mistaken. A backing file outside
+    /// the image's folder wants `backing=allow`.
+    #[arg(long, value_name = "FILE[,OPTION=VALUE...]", value_parser = clap::value_parser!(DiskOptions))]
+    pub(crate) disk: Vec<DiskOptions>,
 
     /// What happens when the guest resets the machine: `end` (exit code 16) or `restart`
     ///

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use accel_api::AccelId;
+use backends::disk::DiskImage;
 use machine::{AccelChoice, GuestEnd, Machine, Needs, Phase};
 
 use crate::cli::RunArgs;
@@ -52,6 +53,11 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         .console(Heard::new(output, &silence));
     if args.debug_console {
         builder = builder.debug_console(Heard::new(io::stderr(), &silence));
+    }
+    for options in &args.disk {
+        let disk =
+            DiskImage::open(options).map_err(|error| Failure::new(ExitCode::File, error.to_string()))?;
+        builder = builder.disk(Arc::new(disk));
     }
     builder.check()?;
 

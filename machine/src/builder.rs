@@ -6,7 +6,9 @@ use std::sync::Arc;
 use accel_api::x86::{CpuModel, Vendor};
 use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, GuestRam, VmSpec};
 
+use backends::disk::BlockBackend;
 use devices::virtio::VirtioError;
+use devices::virtio::blk::Blk;
 use devices::virtio::rng::Rng;
 
 use crate::MAX_VCPUS;
@@ -43,6 +45,7 @@ pub struct MachineBuilder {
     on_reset: OnReset,
     on_triple_fault: OnReset,
     listener: Option<PhaseListener>,
+    disks: Vec<Arc<dyn BlockBackend>>,
     devices: Vec<AddDevices>,
     device_memory: u64,
 }
@@ -67,6 +70,7 @@ impl Default for MachineBuilder {
             on_reset: OnReset::End,
             on_triple_fault: OnReset::End,
             listener: None,
+            disks: Vec::new(),
             devices: Vec::new(),
             device_memory: 64 * MIB,
         }
@@ -174,6 +178,12 @@ impl MachineBuilder {
         self
     }
 
+    /// Adds a disk, as a virtio block device. May be called again; the guest finds them in this order.
+    pub fn disk(mut self, backend: Arc<dyn BlockBackend>) -> Self {
+        self.disks.push(backend);
+        self
+    }
+
     /// Adds devices of the embedder's own: `add` puts them on the board when the machine's are there. May be called again.
     pub fn devices(
         mut self,
@@ -240,6 +250,11 @@ impl MachineBuilder {
             Wiring { chipset: &mut chipset, clock: &clock, timers: &timers, control: &control, ram: &ram };
         let rng = Rng::new(host::thread_name("rng", &self.name));
         wiring.add_virtio("rng0", rng.map_err(VirtioError::from).map_err(ChipsetError::from)?)?;
+        for (n, disk) in self.disks.into_iter().enumerate() {
+            let name = format!("disk{n}");
+            let blk = Blk::new(host::thread_name(&name, &self.name), disk, 1).map_err(VirtioError::from);
+            wiring.add_virtio(&name, blk.map_err(ChipsetError::from)?)?;
+        }
         self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
         chipset.pci.program();
         let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;

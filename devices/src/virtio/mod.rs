@@ -14,6 +14,7 @@
 //! Transport's registers → the device's own → worker → queue → interrupt (ISR) → the function's ([`crate::pci`]). Whoever serves a
 //! queue reaches the transport by [`VirtioInterrupt`] only.
 
+pub mod blk;
 mod doorbell;
 mod interrupt;
 mod queue;
@@ -21,6 +22,8 @@ pub mod rng;
 mod transport;
 mod worker;
 
+#[cfg(test)]
+mod blk_tests;
 #[cfg(test)]
 mod driver;
 #[cfg(test)]

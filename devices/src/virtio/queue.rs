@@ -136,6 +136,55 @@ impl VirtQueue {
     }
 }
 
+impl VirtQueue {
+    /// Serves one batch: takes up to `budget` chains, and no more once `take` has said so of one, and has `handle` serve them all
+    /// at once; it returns the number of bytes that it has written to each one's buffers. Else as [`Self::serve`].
+    ///
+    /// # Errors
+    /// Rings or indices that cannot be.
+    pub fn serve_batch<'m>(
+        &self,
+        memory: &'m Memory,
+        interrupt: &VirtioInterrupt,
+        budget: usize,
+        mut take: impl FnMut(&Chain<'m>) -> bool,
+        handle: impl FnOnce(Vec<Chain<'m>>) -> Vec<u32>,
+    ) -> Result<Turn, QueueError> {
+        let mut live = lock(&self.live);
+        let Some(queue) = live.as_mut() else { return Ok(Turn::Idle) };
+        if !queue.is_valid(memory) {
+            return Err(QueueError::Rings(self.index));
+        }
+        let serve = || {
+            queue.disable_notification(memory)?;
+            let mut chains = Vec::new();
+            while chains.len() < budget
+                && let Some(chain) = queue.iter(memory)?.next()
+            {
+                let more = take(&chain);
+                chains.push(chain);
+                if !more {
+                    break;
+                }
+            }
+            if chains.is_empty() {
+                // The driver may have added some before it could know that it has to ring.
+                return Ok(if queue.enable_notification(memory)? { Turn::More } else { Turn::Idle });
+            }
+            let heads: Vec<_> = chains.iter().map(|chain| chain.head_index()).collect();
+            for (head, written) in heads.into_iter().zip(handle(chains)) {
+                queue.add_used(memory, head, written)?;
+            }
+            if queue.needs_notification(memory).unwrap_or(true) {
+                interrupt.queue(self.index);
+            }
+            // Another turn finds out whether that was all.
+            Ok(Turn::More)
+        };
+        serve().map_err(|error| QueueError::Driver { index: self.index, error })
+    }
+}
+
 fn drain(
     queue: &mut Queue,
     memory: &Memory,
