@@ -267,7 +267,7 @@ fn words(bytes: &[u8]) -> [u32; 4] {
 }
 
 /// Has the back end serve what of `batch` can be.
-fn submit(backend: &dyn BlockBackend, info: &BlockInfo, batch: &mut Vec<BlockRequest>) {
+fn submit(backend: &dyn BlockBackend, info: &BlockInfo, batch: &mut [BlockRequest]) {
     let checks: Vec<_> = batch.iter().map(|request| request.check(info)).collect();
     // Without threads every request stays failed.
     let Ok(runtime) = backends::runtime() else { return };

@@ -524,7 +524,7 @@ impl UnitRig for Whole {
         let mut random = testing::Rng::new(seed);
         let driver = &self.0;
         driver.place();
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             driver.write(0x14, 1, 3);
             driver.write(0x08, 4, 1);
             driver.write(0x0c, 4, 1);
