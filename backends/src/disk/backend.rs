@@ -156,7 +156,7 @@ impl BlockRequest {
         Self { command, result: Err(BlockError::Io) }
     }
 
-    /// What holds for every back end, checked before it sees the request.
+    /// What holds for every request; a back end checks each by this before it serves it.
     ///
     /// # Errors
     /// The result that the request has to get.

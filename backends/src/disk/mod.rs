@@ -6,7 +6,6 @@
 
 mod backend;
 mod chain;
-mod dispatch;
 mod error;
 mod image;
 mod lock;
@@ -23,7 +22,6 @@ pub mod tools;
 pub use backend::{
     BlockBackend, BlockCommand, BlockError, BlockInfo, BlockRequest, MAX_REQUEST, RangeLimits, SECTOR,
 };
-pub use dispatch::dispatch;
 pub use error::OpenError;
 pub use image::DiskImage;
 pub use options::{BackingPolicy, Cache, DiskOptions, Format};

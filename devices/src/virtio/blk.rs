@@ -6,6 +6,7 @@
 //! 3. The status is the last byte that the device may write; a chain without one is given back with nothing written.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
 use backends::disk::{BlockBackend, BlockCommand, BlockError, BlockInfo, BlockRequest, MAX_REQUEST, SECTOR};
@@ -139,75 +140,77 @@ impl VirtioDevice for Blk {
     }
 }
 
-/// What is to be told to the driver of a chain.
-enum Answer {
-    /// This status, at once.
-    Now(u32),
-    /// That of the requests from this one on, so many of the batch; a read's data goes with it.
-    Of(usize, usize),
+/// What a chain asks for.
+enum Asked {
+    /// Nothing that can be done; this is the status.
+    Nothing(u32),
     /// The serial number.
     Serial,
+    /// These, of the back end.
+    Disk(Vec<BlockRequest>),
 }
 
-/// A chain that was taken.
-struct Taken<'a> {
-    chain: Chain<'a>,
-    answer: Answer,
+impl Asked {
+    /// Bytes of data that are moved.
+    fn bytes(&self) -> usize {
+        let Self::Disk(requests) = self else { return 0 };
+        let data = requests.iter().map(|request| match &request.command {
+            BlockCommand::Read { data, .. } | BlockCommand::Write { data, .. } => data.len(),
+            _ => 0,
+        });
+        data.sum()
+    }
 }
 
 /// Serves one turn: up to [`BUDGET`] requests of [`TURN_BYTES`].
-fn serve(
+fn serve<'m>(
     queue: &VirtQueue,
-    memory: &Memory,
+    memory: &'m Memory,
     interrupt: &VirtioInterrupt,
     backend: &dyn BlockBackend,
     flushes: bool,
 ) -> Result<Turn, QueueError> {
     let info = backend.info();
     let mut bytes = 0;
-    let take = |chain: &Chain<'_>| {
-        bytes += bytes_of(chain, memory);
-        bytes < TURN_BYTES
+    let take = |chain: Chain<'m>| {
+        let asked = read_request(&chain, memory, &info).unwrap_or(Asked::Nothing(VIRTIO_BLK_S_IOERR));
+        bytes += asked.bytes();
+        ((chain, asked), bytes < TURN_BYTES)
     };
-    queue.serve_batch(memory, interrupt, BUDGET, take, |chains| {
+    queue.serve_batch(memory, interrupt, BUDGET, take, |taken| {
         let mut batch = Vec::new();
-        let taken: Vec<_> = chains
-            .into_iter()
-            .map(|chain| {
-                let answer = read_request(&chain, memory, &info, &mut batch);
-                Taken { chain, answer: answer.unwrap_or(Answer::Now(VIRTIO_BLK_S_IOERR)) }
-            })
-            .collect();
-        if !flushes && batch.iter().any(|request: &BlockRequest| request.command.writes()) {
+        let mut places = Vec::new();
+        for (chain, mut asked) in taken {
+            let first = batch.len();
+            if let Asked::Disk(requests) = &mut asked {
+                batch.append(requests);
+            }
+            places.push((chain, asked, first..batch.len()));
+        }
+        if !flushes && batch.iter().any(|request| request.command.writes()) {
             batch.push(BlockRequest::new(BlockCommand::Flush));
         }
-        submit(backend, &info, &mut batch);
+        // Without threads every request stays failed.
+        if let Ok(runtime) = backends::runtime() {
+            runtime.block_on(backend.submit(&mut batch));
+        }
         let stable = flushes || batch.last().is_none_or(|last| last.result.is_ok());
-        taken.into_iter().map(|taken| answer(taken, memory, &info, &batch, stable)).collect()
+        let answer = |(chain, asked, place): (Chain<'_>, Asked, Range<usize>)| {
+            answer(chain, &asked, memory, &info, batch.get(place).unwrap_or_default(), stable)
+        };
+        places.into_iter().map(answer).collect()
     })
 }
 
-/// Bytes of data that a chain can move, as far as it takes memory.
-fn bytes_of(chain: &Chain<'_>, memory: &Memory) -> usize {
-    let read = chain.clone().reader(memory).map_or(0, |reader| reader.available_bytes());
-    let write = chain.clone().writer(memory).map_or(0, |writer| writer.available_bytes());
-    read.saturating_add(write).min(MAX_REQUEST)
-}
-
-/// What the chain asks for; requests go to the end of `batch`. `None`: it cannot be.
-fn read_request(
-    chain: &Chain<'_>,
-    memory: &Memory,
-    info: &BlockInfo,
-    batch: &mut Vec<BlockRequest>,
-) -> Option<Answer> {
+/// What the chain asks for. `None`: it cannot be.
+fn read_request(chain: &Chain<'_>, memory: &Memory, info: &BlockInfo) -> Option<Asked> {
     let mut reader = chain.clone().reader(memory).ok()?;
     let mut header = [0u8; HEADER];
     reader.read_exact(&mut header).ok()?;
     let [kind, _, sector_low, sector_high] = words(&header);
     let sector = u64::from(sector_low) | u64::from(sector_high) << 32;
     let room = chain.clone().writer(memory).ok()?.available_bytes().checked_sub(1)?;
-    let first = batch.len();
+    let mut commands = Vec::new();
     match kind {
         VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => {
             let write = kind == VIRTIO_BLK_T_OUT;
@@ -219,17 +222,17 @@ fn read_request(
             if write {
                 reader.read_exact(&mut data).ok()?;
             }
-            batch.push(BlockRequest::new(match write {
+            commands.push(match write {
                 true => BlockCommand::Write { sector, data },
                 false => BlockCommand::Read { sector, data },
-            }));
+            });
         }
-        VIRTIO_BLK_T_FLUSH => batch.push(BlockRequest::new(BlockCommand::Flush)),
-        VIRTIO_BLK_T_GET_ID => return Some(Answer::Serial),
+        VIRTIO_BLK_T_FLUSH => commands.push(BlockCommand::Flush),
+        VIRTIO_BLK_T_GET_ID => return Some(Asked::Serial),
         VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
             let zeroes = kind == VIRTIO_BLK_T_WRITE_ZEROES;
             if (if zeroes { info.write_zeroes } else { info.discard }).is_none() {
-                return Some(Answer::Now(VIRTIO_BLK_S_UNSUPP));
+                return Some(Asked::Nothing(VIRTIO_BLK_S_UNSUPP));
             }
             let len = reader.available_bytes();
             if len == 0 || !len.is_multiple_of(RANGE) || len > RANGE * MAX_RANGES as usize {
@@ -243,18 +246,17 @@ fn read_request(
                 // Of the flags there is one, of one of the two (5.2.6.2).
                 let unmap = flags & 1 != 0;
                 if flags & !1 != 0 || unmap && !zeroes {
-                    batch.truncate(first);
-                    return Some(Answer::Now(VIRTIO_BLK_S_UNSUPP));
+                    return Some(Asked::Nothing(VIRTIO_BLK_S_UNSUPP));
                 }
-                batch.push(BlockRequest::new(match zeroes {
+                commands.push(match zeroes {
                     true => BlockCommand::WriteZeroes { sector, count, unmap },
                     false => BlockCommand::Discard { sector, count },
-                }));
+                });
             }
         }
-        _ => return Some(Answer::Now(VIRTIO_BLK_S_UNSUPP)),
+        _ => return Some(Asked::Nothing(VIRTIO_BLK_S_UNSUPP)),
     }
-    Some(Answer::Of(first, batch.len() - first))
+    Some(Asked::Disk(commands.into_iter().map(BlockRequest::new).collect()))
 }
 
 /// Four little-endian words.
@@ -266,47 +268,29 @@ fn words(bytes: &[u8]) -> [u32; 4] {
     words
 }
 
-/// Has the back end serve what of `batch` can be.
-fn submit(backend: &dyn BlockBackend, info: &BlockInfo, batch: &mut [BlockRequest]) {
-    let checks: Vec<_> = batch.iter().map(|request| request.check(info)).collect();
-    // Without threads every request stays failed.
-    let Ok(runtime) = backends::runtime() else { return };
-    if checks.iter().all(Result::is_ok) {
-        return runtime.block_on(backend.submit(batch));
-    }
-    let mut good = Vec::new();
-    for (request, check) in batch.iter_mut().zip(&checks) {
-        if check.is_ok() {
-            good.push(std::mem::take(request));
-        }
-    }
-    runtime.block_on(backend.submit(&mut good));
-    let mut good = good.into_iter();
-    for (request, check) in batch.iter_mut().zip(checks) {
-        match check {
-            Ok(()) => *request = good.next().unwrap_or_default(),
-            Err(error) => request.result = Err(error),
-        }
-    }
-}
-
 /// Tells the driver how its request went: data, then the status. The bytes written.
-fn answer(taken: Taken<'_>, memory: &Memory, info: &BlockInfo, batch: &[BlockRequest], stable: bool) -> u32 {
-    let Ok(mut writer) = taken.chain.writer(memory) else { return 0 };
+fn answer(
+    chain: Chain<'_>,
+    asked: &Asked,
+    memory: &Memory,
+    info: &BlockInfo,
+    requests: &[BlockRequest],
+    stable: bool,
+) -> u32 {
+    let Ok(mut writer) = chain.writer(memory) else { return 0 };
     let Some(room) = writer.available_bytes().checked_sub(1) else { return 0 };
     let Ok(mut status_byte) = writer.split_at(room) else { return 0 };
     let mut put = |bytes: &[u8]| writer.write_all(bytes).is_ok();
-    let (status, written) = match taken.answer {
-        Answer::Now(status) => (status, 0),
-        Answer::Serial => {
+    let (status, written) = match asked {
+        Asked::Nothing(status) => (*status, 0),
+        Asked::Serial => {
             let mut id = [0; ID_BYTES];
             id.iter_mut().zip(info.serial.bytes()).for_each(|(to, from)| *to = from);
             let len = room.min(ID_BYTES);
             let done = put(id.get(..len).unwrap_or_default());
             if done { (VIRTIO_BLK_S_OK, len) } else { (VIRTIO_BLK_S_IOERR, 0) }
         }
-        Answer::Of(first, count) => {
-            let requests = batch.get(first..first + count).unwrap_or_default();
+        Asked::Disk(_) => {
             let failed = requests.iter().find_map(|request| request.result.err());
             let lost = !stable && requests.iter().any(|request| request.command.writes());
             match (failed, requests) {

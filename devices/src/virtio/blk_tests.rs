@@ -67,6 +67,10 @@ impl BlockBackend for Disk {
         Self: 'f,
     {
         for request in batch {
+            request.result = request.check(&self.info);
+            if request.result.is_err() {
+                continue;
+            }
             lock(&self.log).push(format!("{:?}", request.command));
             let mut bytes = lock(&self.bytes);
             let at = |sector: u64, len: usize| sector as usize * 512..sector as usize * 512 + len;

@@ -121,58 +121,48 @@ impl VirtQueue {
         budget: usize,
         handle: impl FnMut(Chain<'_>) -> u32,
     ) -> Result<Turn, QueueError> {
-        let mut live = lock(&self.live);
-        let Some(queue) = live.as_mut() else { return Ok(Turn::Idle) };
-        if !queue.is_valid(memory) {
-            return Err(QueueError::Rings(self.index));
-        }
-        let mut used = 0;
-        let turn = drain(queue, memory, budget, handle, &mut used);
-        let wanted = used > 0 && queue.needs_notification(memory).unwrap_or(true);
-        if wanted {
-            interrupt.queue(self.index);
-        }
-        turn.map_err(|error| QueueError::Driver { index: self.index, error })
+        self.with_live(memory, |queue| {
+            let mut used = 0;
+            let turn = drain(queue, memory, budget, handle, &mut used);
+            if used > 0 && queue.needs_notification(memory).unwrap_or(true) {
+                interrupt.queue(self.index);
+            }
+            turn
+        })
     }
-}
 
-impl VirtQueue {
-    /// Serves one batch: takes up to `budget` chains, and no more once `take` has said so of one, and has `handle` serve them all
-    /// at once; it returns the number of bytes that it has written to each one's buffers. Else as [`Self::serve`].
+    /// Serves one batch: takes up to `budget` chains, and no more once `take` has said so of one by false, and has `handle` serve
+    /// all that `take` has made of them at once; it returns the number of bytes that it has written to each one's buffers. Else as
+    /// [`Self::serve`].
     ///
     /// # Errors
     /// Rings or indices that cannot be.
-    pub fn serve_batch<'m>(
+    pub fn serve_batch<'m, T>(
         &self,
         memory: &'m Memory,
         interrupt: &VirtioInterrupt,
         budget: usize,
-        mut take: impl FnMut(&Chain<'m>) -> bool,
-        handle: impl FnOnce(Vec<Chain<'m>>) -> Vec<u32>,
+        mut take: impl FnMut(Chain<'m>) -> (T, bool),
+        handle: impl FnOnce(Vec<T>) -> Vec<u32>,
     ) -> Result<Turn, QueueError> {
-        let mut live = lock(&self.live);
-        let Some(queue) = live.as_mut() else { return Ok(Turn::Idle) };
-        if !queue.is_valid(memory) {
-            return Err(QueueError::Rings(self.index));
-        }
-        let serve = || {
+        self.with_live(memory, |queue| {
             queue.disable_notification(memory)?;
-            let mut chains = Vec::new();
-            while chains.len() < budget
+            let (mut heads, mut batch) = (Vec::new(), Vec::new());
+            while heads.len() < budget
                 && let Some(chain) = queue.iter(memory)?.next()
             {
-                let more = take(&chain);
-                chains.push(chain);
+                heads.push(chain.head_index());
+                let (taken, more) = take(chain);
+                batch.push(taken);
                 if !more {
                     break;
                 }
             }
-            if chains.is_empty() {
+            if batch.is_empty() {
                 // The driver may have added some before it could know that it has to ring.
                 return Ok(if queue.enable_notification(memory)? { Turn::More } else { Turn::Idle });
             }
-            let heads: Vec<_> = chains.iter().map(|chain| chain.head_index()).collect();
-            for (head, written) in heads.into_iter().zip(handle(chains)) {
+            for (head, written) in heads.into_iter().zip(handle(batch)) {
                 queue.add_used(memory, head, written)?;
             }
             if queue.needs_notification(memory).unwrap_or(true) {
@@ -180,8 +170,21 @@ impl VirtQueue {
             }
             // Another turn finds out whether that was all.
             Ok(Turn::More)
-        };
-        serve().map_err(|error| QueueError::Driver { index: self.index, error })
+        })
+    }
+
+    /// Does `work` on the queue, if it is live.
+    fn with_live(
+        &self,
+        memory: &Memory,
+        work: impl FnOnce(&mut Queue) -> Result<Turn, virtio_queue::Error>,
+    ) -> Result<Turn, QueueError> {
+        let mut live = lock(&self.live);
+        let Some(queue) = live.as_mut() else { return Ok(Turn::Idle) };
+        if !queue.is_valid(memory) {
+            return Err(QueueError::Rings(self.index));
+        }
+        work(queue).map_err(|error| QueueError::Driver { index: self.index, error })
     }
 }
 
