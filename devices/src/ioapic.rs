@@ -272,6 +272,7 @@ impl IrqLine for IoapicLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MsiSender;
     use crate::testing::{Rig, Rng, TestClock, device_tests};
 
     #[derive(Debug, Default)]
@@ -289,10 +290,13 @@ mod tests {
         }
     }
 
-    impl IoapicHost for Host {
+    impl MsiSender for Host {
         fn send(&self, message: MsiMessage) {
             lock(&self.sent).push((message.address, message.data));
         }
+    }
+
+    impl IoapicHost for Host {
         fn route_changed(&self, pin: u8, route: IrqRoute) {
             lock(&self.routes).push((pin, route));
         }

@@ -37,6 +37,6 @@ mod testing;
 mod util;
 
 pub use traits::{
-    Clock, DoorbellHost, IoapicHost, IrqFanout, IrqLine, MachineControl, MmioDevice, PioDevice, TimedDevice,
-    TimerHost,
+    Clock, DoorbellHost, IoapicHost, IrqFanout, IrqLine, MachineControl, MmioDevice, MsiSender, PioDevice,
+    TimedDevice, TimerHost,
 };

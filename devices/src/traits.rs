@@ -60,11 +60,15 @@ impl IrqLine for IrqFanout {
     }
 }
 
-/// The far side of the IOAPIC. Called with the IOAPIC's lock held; see the [module docs](self).
-pub trait IoapicHost: Send + Sync + Debug {
-    /// Delivers one interrupt message (Intel SDM vol. 3, 11.11).
+/// Where interrupt messages go, of the IOAPIC and of functions with MSI-X. Called with the sender's lock held; see the
+/// [module docs](self).
+pub trait MsiSender: Send + Sync + Debug {
+    /// Delivers one (Intel SDM vol. 3, 11.11).
     fn send(&self, message: MsiMessage);
+}
 
+/// The far side of the IOAPIC. Called with the IOAPIC's lock held; see the [module docs](self).
+pub trait IoapicHost: MsiSender {
     /// A pin's route changed, or was set by `restore` or `reset`. Never called for a write that leaves the route
     /// as it was. A host whose local APICs see every EOI themselves may ignore it.
     fn route_changed(&self, pin: u8, route: IrqRoute) {

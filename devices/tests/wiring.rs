@@ -14,7 +14,7 @@ use devices::pic::Pic;
 use devices::pit::{PIT_IRQ, PIT_PORT, PORT_61, Pit};
 use devices::rtc::{CmosConfig, RTC_IRQ, RTC_PORT, Rtc};
 use devices::uart::{COM1_IRQ, COM1_PORT, Uart};
-use devices::{Clock, IoapicHost, IrqFanout, IrqLine, MmioDevice, TimedDevice, TimerHost};
+use devices::{Clock, IoapicHost, IrqFanout, IrqLine, MmioDevice, MsiSender, TimedDevice, TimerHost};
 
 #[derive(Debug)]
 struct HostClock(Instant);
@@ -63,7 +63,9 @@ struct Cpu {
     intr: AtomicBool,
 }
 
-impl IoapicHost for Cpu {
+impl IoapicHost for Cpu {}
+
+impl MsiSender for Cpu {
     fn send(&self, MsiMessage { data, .. }: MsiMessage) {
         if matches!(data & 0xff, 0x42 | 0x48) {
             self.ticks.fetch_add(1, SeqCst);

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use devices::bus::{MmioBus, PioBus};
 use devices::ioapic::{Ioapic, IoapicVersion};
 use devices::pci::{
-    BarKind, DecodeSpace, DeviceFunction, Ecam, Function, Identity, MsiSender, PciRoot, PciSlot, Pirqs,
+    BarKind, DecodeSpace, DeviceFunction, Ecam, Function, Identity, PciRoot, PciSlot, Pirqs,
     host_bridge, lpc,
 };
-use devices::{IoapicHost, IrqLine, MmioDevice};
+use devices::{IoapicHost, IrqLine, MmioDevice, MsiSender};
 use libfuzzer_sys::fuzz_target;
 use state::StateUnit;
 
@@ -19,13 +19,11 @@ use state::StateUnit;
 struct Nobody;
 
 impl MsiSender for Nobody {
-    fn send(&self, address: u64, _: u32) {
-        assert_eq!(address & 3, 0, "messages are aligned");
+    fn send(&self, message: accel_api::MsiMessage) {
+        assert_eq!(message.address & 3, 0, "messages are aligned");
     }
 }
-impl IoapicHost for Nobody {
-    fn send(&self, _: accel_api::MsiMessage) {}
-}
+impl IoapicHost for Nobody {}
 impl IrqLine for Nobody {
     fn set(&self, _: bool) {}
 }

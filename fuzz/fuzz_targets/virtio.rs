@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 use accel_api::GuestRam;
 use devices::bus::{MmioBus, PioBus};
 use devices::ioapic::{Ioapic, IoapicVersion};
-use devices::pci::{DecodeSpace, DeviceFunction, MsiSender, PciFunction, PciSlot, Pirqs};
+use devices::pci::{DecodeSpace, DeviceFunction, PciFunction, PciSlot, Pirqs};
 use devices::virtio::{Activation, VirtioDevice, VirtioPci};
-use devices::{IoapicHost, IrqLine, MmioDevice};
+use devices::{IoapicHost, IrqLine, MmioDevice, MsiSender};
 use libfuzzer_sys::fuzz_target;
 use state::StateUnit;
 use vm_memory::{Bytes, GuestAddress};
@@ -21,11 +21,9 @@ use vm_memory::{Bytes, GuestAddress};
 struct Nobody;
 
 impl MsiSender for Nobody {
-    fn send(&self, _: u64, _: u32) {}
-}
-impl IoapicHost for Nobody {
     fn send(&self, _: accel_api::MsiMessage) {}
 }
+impl IoapicHost for Nobody {}
 impl IrqLine for Nobody {
     fn set(&self, _: bool) {}
 }

@@ -7,12 +7,12 @@ use devices::acpi_pm::{ACPI_PM_LEN, ACPI_PM_PORT};
 use devices::bus::{MmioBus, PioBus};
 use devices::ioapic::Ioapic;
 use devices::pci::{
-    BarInfo, BarKind, CONFIG_ADDRESS_PORT, CONFIG_DATA_PORT, DecodeSpace, DeviceFunction, Ecam, MsiSender,
-    PIRQS, PciFunction, PciRoot, PciSlot, Pirqs, command, host_bridge, lpc, reg,
+    BarInfo, BarKind, CONFIG_ADDRESS_PORT, CONFIG_DATA_PORT, DecodeSpace, DeviceFunction, Ecam, PIRQS,
+    PciFunction, PciRoot, PciSlot, Pirqs, command, host_bridge, lpc, reg,
 };
 use devices::pic::Pic;
 use devices::shared_line::SharedIrqLine;
-use devices::{MmioDevice, PioDevice};
+use devices::{MmioDevice, MsiSender, PioDevice};
 use state::StateUnit;
 
 use crate::chipset::ChipsetError;
@@ -52,15 +52,6 @@ pub(crate) struct PciParts<'a> {
     pub(crate) pm: Arc<dyn MmioDevice>,
 }
 
-#[derive(Debug)]
-struct Messages(Arc<InterruptCell>);
-
-impl MsiSender for Messages {
-    fn send(&self, address: u64, data: u32) {
-        self.0.signal_msi(accel_api::MsiMessage { address, data });
-    }
-}
-
 impl PciBoard {
     /// The bus with its two bridges.
     pub(crate) fn build(parts: PciParts<'_>) -> Result<Self, ChipsetError> {
@@ -68,7 +59,7 @@ impl PciBoard {
         let taken = memory.into_iter().chain([CHIPSET]).collect();
         let decode = DecodeSpace::new(mmio.clone(), pio.clone(), taken);
         let pirqs = Pirqs::new(ioapic, pic_inputs.iter().map(|input| input.owner()).collect());
-        let msi: Arc<dyn MsiSender> = Arc::new(Messages(interrupts.clone()));
+        let msi: Arc<dyn MsiSender> = interrupts.clone();
         let root = PciRoot::new();
         let slot = |at| PciSlot::new(at, decode.clone(), pirqs.clone(), msi.clone());
         let bridge = host_bridge::new(&slot(host_bridge::HOST_BRIDGE), Ecam::new(root.clone()))?;

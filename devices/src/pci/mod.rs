@@ -41,7 +41,7 @@ pub use decode::{DecodeSpace, DecodeWindow};
 pub use function::{BarInfo, BarKind, DmaMemory, Function, FunctionBuilder};
 
 pub(crate) use msix::SavedVector;
-pub use msix::{MAX_VECTORS, MsiSender, Msix};
+pub use msix::{MAX_VECTORS, Msix};
 pub use pirq::{PIRQS, Pirqs};
 pub use root::{CONFIG_ADDRESS_PORT, CONFIG_DATA_PORT, Ecam, PciRoot, PciSlot};
 

@@ -3,15 +3,15 @@
 //! An interrupt whose vector may not be sent (the vector or the function is masked, MSI-X is on but bus mastering is off) sets its
 //! pending bit, and is sent as soon as it may. One that comes while MSI-X is off is nobody's: the device uses INTx then.
 
-use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
+use accel_api::MsiMessage;
 use serde::{Deserialize, Serialize};
 use state::{RestoreError, check};
 
 use super::{ConfigSpace, PciError};
-use crate::MmioDevice;
 use crate::util::lock;
+use crate::{MmioDevice, MsiSender};
 
 /// Most vectors that a function can have.
 pub const MAX_VECTORS: u16 = 2048;
@@ -25,22 +25,15 @@ const FUNCTION_MASK: u16 = 1 << 14;
 /// Bytes of a table entry.
 const ENTRY: u64 = 16;
 
-/// Where interrupt messages go. Called with locks of the sender held: an implementer calls no device.
-pub trait MsiSender: Send + Sync + Debug {
-    /// Writes `data` to `address`, as a function with MSI-X does (Intel SDM vol. 3, 11.11).
-    fn send(&self, address: u64, data: u32);
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Vector {
-    address: u64,
-    data: u32,
+    message: MsiMessage,
     masked: bool,
     pending: bool,
 }
 
 impl Vector {
-    const RESET: Self = Self { address: 0, data: 0, masked: true, pending: false };
+    const RESET: Self = Self { message: MsiMessage { address: 0, data: 0 }, masked: true, pending: false };
 }
 
 #[derive(Debug)]
@@ -119,7 +112,7 @@ impl Msix {
         let State { vectors, enabled, open } = &mut *state;
         let Some(vector) = vectors.get_mut(usize::from(vector)).filter(|_| *enabled) else { return };
         if *open && !vector.masked {
-            self.sender.send(vector.address, vector.data);
+            self.sender.send(vector.message);
         } else {
             vector.pending = true;
         }
@@ -129,7 +122,7 @@ impl Msix {
         if state.open {
             for vector in state.vectors.iter_mut().filter(|vector| vector.pending && !vector.masked) {
                 vector.pending = false;
-                self.sender.send(vector.address, vector.data);
+                self.sender.send(vector.message);
             }
         }
     }
@@ -143,11 +136,8 @@ impl Msix {
 
     pub(super) fn save(&self) -> Vec<SavedVector> {
         let state = lock(&self.state);
-        let saved = |&Vector { address, data, masked, pending }: &Vector| SavedVector {
-            address,
-            data,
-            masked,
-            pending,
+        let saved = |&Vector { message: MsiMessage { address, data }, masked, pending }: &Vector| {
+            SavedVector { address, data, masked, pending }
         };
         state.vectors.iter().map(saved).collect()
     }
@@ -171,7 +161,7 @@ impl Msix {
         let mut state = lock(&self.state);
         (state.enabled, state.open) = (false, false);
         for (vector, &SavedVector { address, data, masked, pending }) in state.vectors.iter_mut().zip(saved) {
-            *vector = Vector { address, data, masked, pending };
+            *vector = Vector { message: MsiMessage { address, data }, masked, pending };
         }
     }
 
@@ -183,9 +173,9 @@ impl Msix {
         }
         let Some(vector) = state.vectors.get((offset / ENTRY) as usize) else { return 0 };
         match offset % ENTRY {
-            0 => vector.address as u32,
-            4 => (vector.address >> 32) as u32,
-            8 => vector.data,
+            0 => vector.message.address as u32,
+            4 => (vector.message.address >> 32) as u32,
+            8 => vector.message.data,
             _ => vector.masked.into(),
         }
     }
@@ -197,9 +187,9 @@ impl Msix {
         let Some(vector) = state.vectors.get_mut((offset / ENTRY) as usize) else { return };
         let value64 = u64::from(value);
         match offset % ENTRY {
-            0 => vector.address = vector.address & !0xffff_ffff | value64 & !3,
-            4 => vector.address = vector.address & 0xffff_ffff | value64 << 32,
-            8 => vector.data = value,
+            0 => vector.message.address = vector.message.address & !0xffff_ffff | value64 & !3,
+            4 => vector.message.address = vector.message.address & 0xffff_ffff | value64 << 32,
+            8 => vector.message.data = value,
             _ => vector.masked = value & 1 != 0,
         }
     }

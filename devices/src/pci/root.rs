@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use state::{RestoreError, Section, StateUnit, check};
 
-use super::{DecodeSpace, DeviceFunction, MsiSender, PciError, PciFunction, Pirqs, reg};
+use super::{DecodeSpace, DeviceFunction, PciError, PciFunction, Pirqs, reg};
 use crate::saved::pci::SavedPciRoot;
 use crate::util::lock;
-use crate::{MmioDevice, PioDevice};
+use crate::{MmioDevice, MsiSender, PioDevice};
 
 /// The address register of mechanism 1, for accesses of four bytes only.
 pub const CONFIG_ADDRESS_PORT: u16 = 0xcf8;

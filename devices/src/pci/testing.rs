@@ -10,7 +10,7 @@ use crate::ioapic::{Ioapic, IoapicVersion};
 use crate::testing::TestLine;
 use crate::util::lock;
 use crate::waiting::Waiter;
-use crate::{IoapicHost, IrqLine, MmioDevice};
+use crate::{IoapicHost, IrqLine, MmioDevice, MsiSender};
 
 /// Remembers messages, of functions and of the IOAPIC.
 #[derive(Debug, Default)]
@@ -23,16 +23,12 @@ impl Messages {
 }
 
 impl MsiSender for Messages {
-    fn send(&self, address: u64, data: u32) {
-        lock(&self.0).push((address, data));
-    }
-}
-
-impl IoapicHost for Messages {
     fn send(&self, MsiMessage { address, data }: MsiMessage) {
         lock(&self.0).push((address, data));
     }
 }
+
+impl IoapicHost for Messages {}
 
 /// Registers that read as their offset, and remember what is written.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use accel_api::{AccelError, Gsi, InterruptPort, IrqRoute, MsiMessage, VcpuId};
-use devices::{IoapicHost, IrqLine};
+use devices::{IoapicHost, IrqLine, MsiSender};
 use serde::{Deserialize, Serialize};
 use state::{RestoreError, Saved, Section, StateUnit, check};
 
@@ -177,11 +177,13 @@ impl StateUnit for InterruptCell {
     }
 }
 
-impl IoapicHost for InterruptCell {
+impl MsiSender for InterruptCell {
     fn send(&self, message: MsiMessage) {
         self.signal_msi(message);
     }
+}
 
+impl IoapicHost for InterruptCell {
     fn route_changed(&self, pin: u8, route: IrqRoute) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.routes.insert(pin.into(), route);
