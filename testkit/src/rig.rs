@@ -407,6 +407,28 @@ impl Rig {
         Runner::new(vcpu, bus)
     }
 
+    /// Waits until a running guest has come round its loop so many times more, as it tells by the word at [`cell::USER`].
+    ///
+    /// # Panics
+    /// It stands still.
+    pub fn wait_turns(&self, turns: u32) {
+        let (start, from) = (Instant::now(), self.read::<u32>(cell::USER));
+        let gone = || self.read::<u32>(cell::USER).wrapping_sub(from);
+        while gone() < turns && start.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        assert!(gone() >= turns, "the guest stands still");
+    }
+
+    /// State in PAE paging at [`map::CODE`], 32-bit code, whose page-directory-pointer table is at `table`.
+    pub fn pae(&self, table: u64) -> CpuState {
+        let mut state = self.protected();
+        state.control.cr3 = table;
+        state.control.cr4 = 0x20;
+        state.control.cr0 = 0x8001_0011;
+        state
+    }
+
     /// Runs vCPU 0 from `state` to the guest's end.
     pub fn run(&self, state: &CpuState) -> CpuState {
         self.check(self.vcpu(0, state).finish())

@@ -287,11 +287,7 @@ pub fn other_paging_modes(accel: &Arc<dyn Accelerator>) {
         a.mov(dword_ptr(map::ALIAS as u32), 0x3333_4444)?;
         crate::snippet::exit(a)
     });
-    let mut state = rig.protected();
-    state.control.cr3 = map::DATA + 0x4000;
-    state.control.cr4 = 0x20;
-    state.control.cr0 = 0x8001_0011;
-    rig.run(&state);
+    rig.run(&rig.pae(map::DATA + 0x4000));
     assert_eq!(rig.read::<u32>(map::ALIASED), 0x3333_4444);
 }
 

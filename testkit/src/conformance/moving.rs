@@ -1,14 +1,13 @@
 //! Memory of devices that moves under a running guest: BARs with memory behind them, ROMs that are shadowed piece by piece.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use accel_api::{AccelVm, Accelerator, Access, Exit, Kick, PAGE_SIZE, RamRegion, SlotId};
+use accel_api::{AccelVm, Accelerator, Access, PAGE_SIZE, RamRegion, SlotId};
 use iced_x86::code_asm::*;
 use vm_memory::Bytes;
 
 use crate::fake_bus::{Event, pattern};
-use crate::rig::{PATIENCE, Rig, cell, map};
+use crate::rig::{Rig, cell, map};
 use crate::snippet::assemble;
 
 const SLOT: SlotId = SlotId(map::EXTRA_SLOT);
@@ -50,46 +49,24 @@ pub fn window_moves_while_running(accel: &Arc<dyn Accelerator>) {
         a.jmp(top)
     });
     let mut runner = rig.vcpu(0, &rig.long_mode(0));
-    let (stop, kick) = (AtomicBool::new(false), runner.vcpu.kicker());
-    std::thread::scope(|s| {
-        s.spawn(|| {
-            /// Kicks also when an assertion fails: the guest never ends itself.
-            struct Stop<'a>(&'a AtomicBool, Arc<dyn Kick>);
-            impl Drop for Stop<'_> {
-                fn drop(&mut self) {
-                    self.0.store(true, Ordering::SeqCst);
-                    self.1.kick();
-                }
-            }
-            let _stop = Stop(&stop, kick.clone());
-            // Two turns: one may have begun before.
-            let turns = || {
-                let (start, from) = (std::time::Instant::now(), rig.read::<u32>(cell::USER));
-                while rig.read::<u32>(cell::USER).wrapping_sub(from) < 2 && start.elapsed() < PATIENCE {
-                    std::thread::yield_now();
-                }
-                assert!(rig.read::<u32>(cell::USER).wrapping_sub(from) >= 2, "the guest stands still");
-            };
-            for round in 0..12 {
-                let (here, away) = (round % 2, 1 - round % 2);
-                turns();
-                let seen: [u32; 2] = [0, 4].map(|n| rig.read(cell::USER + 8 + n));
-                assert_eq!(seen[here], 0x600d_f00d, "round {round}");
-                assert_eq!(u64::from(seen[away]), pattern(PLACES[away] + 0x1000, 4), "round {round}");
-                rig.vm.unmap(SLOT).expect("unmap");
-                let stored = |n: usize| window.bytes().read_obj::<u32>(8 * n).expect("within");
-                let left = [0, 1].map(stored);
-                turns();
-                assert_eq!([0, 1].map(stored), left, "a store reached memory that is nowhere");
-                show(&rig.vm, SLOT, &window, PLACES[away], Access::ReadWrite);
-                turns();
-                assert_ne!(stored(away), left[away], "no store reaches the memory at its new place");
-                assert_eq!(stored(here), left[here], "a store came by the old place");
-                rig.bus().take_log();
-            }
-        });
-        while !stop.load(Ordering::SeqCst) {
-            assert_eq!(runner.step(), Exit::Kicked);
+    runner.run_while(|| {
+        // Two turns: one may have begun before.
+        for round in 0..12 {
+            let (here, away) = (round % 2, 1 - round % 2);
+            rig.wait_turns(2);
+            let seen: [u32; 2] = [0, 4].map(|n| rig.read(cell::USER + 8 + n));
+            assert_eq!(seen[here], 0x600d_f00d, "round {round}");
+            assert_eq!(u64::from(seen[away]), pattern(PLACES[away] + 0x1000, 4), "round {round}");
+            rig.vm.unmap(SLOT).expect("unmap");
+            let stored = |n: usize| window.bytes().read_obj::<u32>(8 * n).expect("within");
+            let left = [0, 1].map(stored);
+            rig.wait_turns(2);
+            assert_eq!([0, 1].map(stored), left, "a store reached memory that is nowhere");
+            show(&rig.vm, SLOT, &window, PLACES[away], Access::ReadWrite);
+            rig.wait_turns(2);
+            assert_ne!(stored(away), left[away], "no store reaches the memory at its new place");
+            assert_eq!(stored(here), left[here], "a store came by the old place");
+            rig.bus().take_log();
         }
     });
 }

@@ -93,40 +93,18 @@ pub fn while_running(accel: &Arc<dyn Accelerator>) {
         a.jmp(top)
     });
     let mut runner = rig.vcpu(0, &rig.long_mode(0));
-    let (stop, kick) = (AtomicBool::new(false), runner.vcpu.kicker());
-    std::thread::scope(|s| {
-        s.spawn(|| {
-            // Kicks also when an assertion fails: the guest never ends itself.
-            struct Stop<'a>(&'a AtomicBool, Arc<dyn accel_api::Kick>);
-            impl Drop for Stop<'_> {
-                fn drop(&mut self) {
-                    self.0.store(true, Ordering::SeqCst);
-                    self.1.kick();
-                }
-            }
-            let _stop = Stop(&stop, kick.clone());
-            let progress = || {
-                let (start, from) = (std::time::Instant::now(), rig.read::<u32>(cell::USER));
-                while rig.read::<u32>(cell::USER) == from && start.elapsed() < crate::rig::PATIENCE {
-                    std::thread::yield_now();
-                }
-                assert_ne!(rig.read::<u32>(cell::USER), from, "the guest stands still");
-            };
-            for _ in 0..12 {
-                progress();
-                rig.vm.unmap(SLOT).expect("unmap");
-                let left = rig.read::<u32>(map::EXTRA);
-                progress();
-                assert_eq!(rig.read::<u32>(map::EXTRA), left, "a store reached an unmapped slot");
-                rig.bus().take_log();
-                rig.vm.map(SLOT, &rig.ram.regions()[2], Access::ReadWrite).expect("map");
-                progress();
-                progress();
-                assert_ne!(rig.read::<u32>(map::EXTRA), left, "no store reaches the slot mapped again");
-            }
-        });
-        while !stop.load(Ordering::SeqCst) {
-            assert_eq!(runner.step(), accel_api::Exit::Kicked);
+    runner.run_while(|| {
+        for _ in 0..12 {
+            rig.wait_turns(1);
+            rig.vm.unmap(SLOT).expect("unmap");
+            let left = rig.read::<u32>(map::EXTRA);
+            rig.wait_turns(1);
+            assert_eq!(rig.read::<u32>(map::EXTRA), left, "a store reached an unmapped slot");
+            rig.bus().take_log();
+            rig.vm.map(SLOT, &rig.ram.regions()[2], Access::ReadWrite).expect("map");
+            rig.wait_turns(1);
+            rig.wait_turns(1);
+            assert_ne!(rig.read::<u32>(map::EXTRA), left, "no store reaches the slot mapped again");
         }
     });
 }
@@ -234,23 +212,15 @@ pub fn dirty_again_while_running(accel: &Arc<dyn Accelerator>) {
         a.jmp(top)
     });
     let mut runner = rig.vcpu(0, &rig.long_mode(0));
-    let (stop, kick) = (AtomicBool::new(false), runner.vcpu.kicker());
-    std::thread::scope(|s| {
-        let collector = s.spawn(|| {
-            let mut found = 0;
-            let start = std::time::Instant::now();
-            while found < 30 && start.elapsed() < crate::rig::PATIENCE {
-                found += usize::from(collect(&rig).contains(&map::DATA));
-            }
-            stop.store(true, Ordering::SeqCst);
-            kick.kick();
-            found
-        });
-        while !stop.load(Ordering::SeqCst) {
-            assert_eq!(runner.step(), accel_api::Exit::Kicked);
+    let found = runner.run_while(|| {
+        let mut found = 0;
+        let start = std::time::Instant::now();
+        while found < 30 && start.elapsed() < crate::rig::PATIENCE {
+            found += usize::from(collect(&rig).contains(&map::DATA));
         }
-        assert_eq!(collector.join().expect("collector"), 30, "stores were not marked again");
+        found
     });
+    assert_eq!(found, 30, "stores were not marked again");
     assert!(runner.save().gpr[gpr::RBX] > 0);
 }
 

@@ -234,10 +234,7 @@ pub fn page_directory_pointers(accel: &Arc<dyn Accelerator>) {
             a.mov(dword_ptr(map::ALIAS as u32), 0x3333_4444)?;
             crate::snippet::exit(a)
         });
-        let mut state = rig.protected();
-        state.control.cr3 = map::DATA + 0x4000;
-        state.control.cr4 = 0x20;
-        state.control.cr0 = 0x8001_0011;
+        let mut state = rig.pae(map::DATA + 0x4000);
         state.control.pdptrs = in_state.then_some([entry, 0, 0, 0]);
         let end = rig.run(&state);
         assert_eq!(rig.read::<u32>(map::ALIASED), 0x3333_4444);

@@ -64,6 +64,33 @@ impl Runner {
         }
     }
 
+    /// Runs a guest that never ends itself while `other` is done on another thread, and gives what that came to.
+    ///
+    /// # Panics
+    /// Those of [`Self::step`] and of `other`, and any exit but a kick.
+    pub fn run_while<T: Send>(&mut self, other: impl FnOnce() -> T + Send) -> T {
+        /// Kicks also when an assertion of the other thread fails.
+        struct Stop<'a>(&'a AtomicBool, Arc<dyn Kick>);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::SeqCst);
+                self.1.kick();
+            }
+        }
+        let stop = AtomicBool::new(false);
+        let kick = self.vcpu.kicker();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let _stop = Stop(&stop, kick);
+                other()
+            });
+            while !stop.load(Ordering::SeqCst) {
+                assert_eq!(self.step(), Exit::Kicked);
+            }
+            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// The state, in its canonical form.
     ///
     /// # Panics
