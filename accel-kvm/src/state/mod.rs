@@ -108,12 +108,11 @@ pub(crate) fn load(vcpu: &mut KvmVcpu, state: &CpuState) -> Result<(), AccelErro
     fd.set_mp_state(kvm_mp_state { mp_state }).map_err(loading("MP state"))?;
     let regs = registers::to_general(gpr, *rip, *rflags);
     fd.set_regs(&regs).map_err(loading("registers"))?;
-    let has_pdptrs = control.pdptrs.is_some() && get_sregs2(fd)?.is_some();
     let sregs = registers::to_system(segments, gdtr, idtr, control, msrs.efer, lapic);
-    match control.pdptrs.filter(|_| control.pae_paging(msrs.efer) && has_pdptrs) {
-        Some(pdptrs) => set_sregs2(fd, &registers::with_pdptrs(&sregs, pdptrs))?,
-        // KVM reads the table.
-        None => fd.set_sregs(&sregs).map_err(loading("segments and control registers"))?,
+    fd.set_sregs(&sregs).map_err(loading("segments and control registers"))?;
+    if let Some(pdptrs) = control.pdptrs.filter(|_| control.pae_paging(msrs.efer)) {
+        // In the place of those that KVM has just read from the table.
+        set_pdptrs(fd, pdptrs)?;
     }
     set_xcr0(fd, control.xcr0)?;
     fpu::load(fd, fpu)?;
@@ -152,6 +151,14 @@ pub(crate) fn inject_interrupt(vcpu: &mut KvmVcpu, vector: u8) -> Result<(), Acc
 fn pdptrs(fd: &VcpuFd) -> Result<Option<[u64; 4]>, AccelError> {
     let sregs = get_sregs2(fd)?;
     Ok(sregs.filter(|s| s.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0).map(|s| s.pdptrs))
+}
+
+/// Sets them, where KVM takes them.
+fn set_pdptrs(fd: &VcpuFd, pdptrs: [u64; 4]) -> Result<(), AccelError> {
+    let Some(mut sregs) = get_sregs2(fd)? else { return Ok(()) };
+    sregs.flags |= u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID);
+    sregs.pdptrs = pdptrs;
+    set_sregs2(fd, &sregs)
 }
 
 fn mp_state(fd: &VcpuFd) -> Result<u32, AccelError> {

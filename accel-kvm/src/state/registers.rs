@@ -1,7 +1,7 @@
 //! General, segment and control registers.
 
 use accel_api::x86::{ControlRegs, DescriptorTable, LapicState, Segment, Segments};
-use kvm_bindings::{KVM_SREGS2_FLAGS_PDPTRS_VALID, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2};
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
 /// IA32_EFER: long mode is active.
 const EFER_LMA: u64 = 1 << 10;
@@ -113,52 +113,6 @@ pub(super) fn to_system(
         efer,
         apic_base: lapic.apic_base,
         interrupt_bitmap: [0; 4],
-    }
-}
-
-/// With the four entries of PAE paging, which only the newer form of the ioctl takes.
-pub(super) fn with_pdptrs(sregs: &kvm_sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
-    let kvm_sregs {
-        cs,
-        ds,
-        es,
-        fs,
-        gs,
-        ss,
-        tr,
-        ldt,
-        gdt,
-        idt,
-        cr0,
-        cr2,
-        cr3,
-        cr4,
-        cr8,
-        efer,
-        apic_base,
-        interrupt_bitmap: _,
-    } = *sregs;
-    let flags = KVM_SREGS2_FLAGS_PDPTRS_VALID.into();
-    kvm_sregs2 {
-        cs,
-        ds,
-        es,
-        fs,
-        gs,
-        ss,
-        tr,
-        ldt,
-        gdt,
-        idt,
-        cr0,
-        cr2,
-        cr3,
-        cr4,
-        cr8,
-        efer,
-        apic_base,
-        flags,
-        pdptrs,
     }
 }
 
