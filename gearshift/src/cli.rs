@@ -364,7 +364,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Par
         Ok(matches) => matches,
         Err(error) => return not_parsed(&error),
     };
-    let merged = config::merge(&command(), &words, &read)?.map(|words| command().try_get_matches_from(words));
+    let merged = config::merge(command, &words, &read)?.map(|words| command().try_get_matches_from(words));
     match merged {
         None => finish(read),
         Some(Ok(matches)) => finish(matches),

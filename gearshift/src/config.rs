@@ -40,13 +40,14 @@ fn refused(path: &Path, reason: impl std::fmt::Display) -> Failure {
 /// # Errors
 /// A file that cannot be read, is no JSON, or says what no option says.
 pub(crate) fn merge(
-    command: &Command,
+    command: impl FnOnce() -> Command,
     words: &[OsString],
     matches: &ArgMatches,
 ) -> Result<Option<Vec<OsString>>, Failure> {
     let Some((name, given)) = run_options(matches) else { return Ok(None) };
     let Some(path) = given.get_one::<std::path::PathBuf>("config") else { return Ok(None) };
-    let options = name.iter().try_fold(command, |command, name| command.find_subcommand(name));
+    let command = command();
+    let options = name.iter().try_fold(&command, |command, name| command.find_subcommand(name));
     let Some(options) = options else { return Ok(None) };
     let typed = |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
     let mut words = words.to_vec();
