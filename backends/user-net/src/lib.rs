@@ -21,6 +21,7 @@
 
 pub mod addresses;
 mod context;
+mod conversations;
 mod dhcp;
 mod dns;
 mod engine;

@@ -1,7 +1,8 @@
 //! Echo requests to the outside, through the sockets that Linux gives to users in `net.ipv4.ping_group_range`.
 //! Where it gives none, there is no answer.
 
-use crate::context::{Context, Kind, earlier};
+use crate::context::{Context, Kind};
+use crate::conversations::Conversations;
 use crate::icmp;
 use crate::packet::Packet;
 use rustix::event::epoll::EventFlags;
@@ -9,7 +10,6 @@ use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, socket_with,
 };
 use smoltcp::time::{Duration, Instant};
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -25,19 +25,14 @@ struct Name {
     ident: [u8; 2],
 }
 
+/// The socket of each.
 #[derive(Debug)]
-struct Echo {
-    name: Name,
-    socket: OwnedFd,
-    used: Instant,
-}
+pub(crate) struct Ping(Conversations<Name, OwnedFd>);
 
-#[derive(Debug, Default)]
-pub(crate) struct Ping {
-    echoes: HashMap<u64, Echo>,
-    names: HashMap<Name, u64>,
-    /// When sockets are looked at for silent ones.
-    sweep: Option<Instant>,
+impl Default for Ping {
+    fn default() -> Self {
+        Self(Conversations::new(IDLE))
+    }
 }
 
 impl Ping {
@@ -49,17 +44,17 @@ impl Ping {
     pub(crate) fn request(&mut self, context: &mut Context, packet: &Packet<'_>) {
         let Some(ident) = packet.payload.get(4..6).and_then(|ident| ident.try_into().ok()) else { return };
         let name = Name { guest: packet.source, other: packet.destination, ident };
-        let id = match self.names.get(&name) {
-            Some(&id) => id,
+        let id = match self.0.named(&name) {
+            Some(id) => id,
             None => match self.open(context, name) {
                 Some(id) => id,
                 None => return,
             },
         };
-        let Some(echo) = self.echoes.get_mut(&id) else { return };
+        let Some(echo) = self.0.get_mut(id) else { return };
         echo.used = context.now;
         // What cannot be sent is not answered.
-        let _ = rustix::net::send(&echo.socket, &packet.payload, SendFlags::NOSIGNAL);
+        let _ = rustix::net::send(&echo.with, &packet.payload, SendFlags::NOSIGNAL);
     }
 
     fn open(&mut self, context: &mut Context, name: Name) -> Option<u64> {
@@ -73,21 +68,18 @@ impl Ping {
         rustix::net::connect(&socket, &SocketAddr::new(name.other, 0)).ok()?;
         let id = context.id();
         context.watch(&socket, Kind::Ping, id, EventFlags::IN).ok()?;
-        if self.echoes.len() >= context.limits.ping {
-            let oldest = self.echoes.iter().min_by_key(|(_, echo)| echo.used).map(|(&id, _)| id);
-            self.remove(oldest?);
+        if self.0.len() >= context.limits.ping {
+            self.0.remove(self.0.oldest()?);
         }
-        self.echoes.insert(id, Echo { name, socket, used: context.now });
-        self.names.insert(name, id);
-        self.sweep = earlier(self.sweep, Some(context.now + IDLE));
+        self.0.insert(id, name, socket, context.now);
         Some(id)
     }
 
     /// Answers have come.
     pub(crate) fn event(&mut self, context: &mut Context, id: u64, scratch: &mut [u8]) {
-        let Some(echo) = self.echoes.get(&id) else { return };
+        let Some(echo) = self.0.get_mut(id) else { return };
         for _ in 0..TURN {
-            let length = match rustix::net::recv(&echo.socket, &mut *scratch, RecvFlags::DONTWAIT) {
+            let length = match rustix::net::recv(&echo.with, &mut *scratch, RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(rustix::io::Errno::AGAIN) => return,
@@ -105,25 +97,13 @@ impl Ping {
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.sweep
+        self.0.deadline()
     }
 
-    /// Takes away what was silent for long. It is looked for when the first can be, not each time one was not.
+    /// Takes away what was silent for long.
     pub(crate) fn expire(&mut self, now: Instant) {
-        if self.sweep.is_none_or(|sweep| now < sweep) {
-            return;
-        }
-        let old: Vec<_> =
-            self.echoes.iter().filter(|(_, echo)| echo.used + IDLE <= now).map(|(&id, _)| id).collect();
-        for id in old {
-            self.remove(id);
-        }
-        self.sweep = self.echoes.values().map(|echo| echo.used + IDLE).fold(None, |a, b| earlier(a, Some(b)));
-    }
-
-    fn remove(&mut self, id: u64) {
-        if let Some(echo) = self.echoes.remove(&id) {
-            self.names.remove(&echo.name);
+        for id in self.0.silent(now) {
+            self.0.remove(id);
         }
     }
 }
@@ -166,9 +146,9 @@ mod tests {
                     partial: false,
                 },
             );
-            assert!(ping.echoes.len() <= context.limits.ping && ping.names.len() == ping.echoes.len());
+            assert!(ping.0.len() <= context.limits.ping && ping.0.names() == ping.0.len());
         }
-        let Some((&id, echo)) = ping.echoes.iter().next() else {
+        let Some((id, echo)) = ping.0.first() else {
             eprintln!("this host gives users no ping sockets (net.ipv4.ping_group_range)");
             return;
         };
@@ -191,6 +171,6 @@ mod tests {
         assert_eq!(icmp::sum(guest, guest, reply), 0);
         // Silent ones go.
         ping.expire(context.now + IDLE);
-        assert!(ping.echoes.is_empty() && ping.names.is_empty() && ping.deadline().is_none());
+        assert!(ping.0.len() == 0 && ping.0.names() == 0 && ping.deadline().is_none());
     }
 }

@@ -1,7 +1,8 @@
 //! UDP: flows from the guest to addresses outside, and from peers of the host's forwarded ports to the guest.
 
 use crate::addresses::{GATEWAY, GUEST};
-use crate::context::{Context, Kind, earlier};
+use crate::context::{Context, Kind};
+use crate::conversations::Conversations;
 use crate::icmp;
 use crate::packet::Packet;
 use crate::route::{Decision, Why, decide};
@@ -35,20 +36,16 @@ enum Via {
 }
 
 #[derive(Debug)]
-struct Flow {
-    name: Name,
-    via: Via,
-    used: Instant,
-}
-
-#[derive(Debug, Default)]
 pub(crate) struct Udp {
-    flows: HashMap<u64, Flow>,
-    names: HashMap<Name, u64>,
+    flows: Conversations<Name, Via>,
     peers: HashMap<(u64, SocketAddr), u64>,
     next_port: u16,
-    /// When flows are looked at for silent ones.
-    sweep: Option<Instant>,
+}
+
+impl Default for Udp {
+    fn default() -> Self {
+        Self { flows: Conversations::new(IDLE), peers: HashMap::new(), next_port: 0 }
+    }
 }
 
 impl Udp {
@@ -66,8 +63,8 @@ impl Udp {
         let guest = SocketAddr::new(packet.source, source);
         let other = SocketAddr::new(packet.destination, destination);
         let name = Name { guest, other };
-        let id = match self.names.get(&name) {
-            Some(&id) => id,
+        let id = match self.flows.named(&name) {
+            Some(id) => id,
             None => {
                 let opened = match decide(context, other, IpProtocol::Udp) {
                     Decision::Connect(targets) => self.open(context, name, targets.first().copied()),
@@ -86,14 +83,14 @@ impl Udp {
                 }
             }
         };
-        let Some(flow) = self.flows.get_mut(&id) else { return };
+        let Some(flow) = self.flows.get_mut(id) else { return };
         flow.used = context.now;
         // An error is that of a datagram before, and takes this one's place: once more.
-        if let Err(error) = flow.send(data)
+        if let Err(error) = flow.with.send(data)
             && let Some(why) = verdict(&error)
         {
             icmp::unreachable(context, packet, why);
-            let _ = flow.send(data);
+            let _ = flow.with.send(data);
         }
     }
 
@@ -118,7 +115,7 @@ impl Udp {
         self.make_room(context);
         let socket = socket().map_err(|error| verdict(&error))?;
         context.watch(&socket, Kind::Udp, id, EventFlags::IN).map_err(|_| None)?;
-        self.insert(id, Flow { name, via: Via::Socket(socket), used: context.now });
+        self.flows.insert(id, name, Via::Socket(socket), context.now);
         Ok(id)
     }
 
@@ -140,11 +137,11 @@ impl Udp {
                 let id = context.id();
                 let via = Via::Forward { forward, socket: Arc::clone(socket), peer };
                 self.peers.insert((forward, peer), id);
-                self.insert(id, Flow { name: Name { guest, other }, via, used: context.now });
+                self.flows.insert(id, Name { guest, other }, via, context.now);
                 id
             }
         };
-        let Some(flow) = self.flows.get_mut(&id) else { return };
+        let Some(flow) = self.flows.get_mut(id) else { return };
         flow.used = context.now;
         if context.out.has_room() {
             let Name { guest, other } = flow.name;
@@ -154,8 +151,8 @@ impl Udp {
 
     /// Datagrams, or an error, have come to a flow's socket.
     pub(crate) fn event(&mut self, context: &mut Context, id: u64, scratch: &mut [u8]) {
-        let Some(flow) = self.flows.get_mut(&id) else { return };
-        let Via::Socket(socket) = &flow.via else { return };
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Via::Socket(socket) = &flow.with else { return };
         let Name { guest, other } = flow.name;
         for _ in 0..TURN {
             match socket.recv(scratch) {
@@ -177,41 +174,27 @@ impl Udp {
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.sweep
+        self.flows.deadline()
     }
 
-    /// Takes away what was silent for long. It is looked for when the first can be, not each time one was not.
+    /// Takes away what was silent for long.
     pub(crate) fn expire(&mut self, now: Instant) {
-        if self.sweep.is_none_or(|sweep| now < sweep) {
-            return;
-        }
-        let old: Vec<_> =
-            self.flows.iter().filter(|(_, flow)| flow.used + IDLE <= now).map(|(&id, _)| id).collect();
-        for id in old {
+        for id in self.flows.silent(now) {
             self.remove(id);
         }
-        self.sweep = self.flows.values().map(|flow| flow.used + IDLE).fold(None, |a, b| earlier(a, Some(b)));
     }
 
     /// The flow that was silent longest makes room.
     fn make_room(&mut self, context: &Context) {
         if self.flows.len() >= context.limits.udp
-            && let Some(id) = self.flows.iter().min_by_key(|(_, flow)| flow.used).map(|(&id, _)| id)
+            && let Some(id) = self.flows.oldest()
         {
             self.remove(id);
         }
     }
 
-    fn insert(&mut self, id: u64, flow: Flow) {
-        self.sweep = earlier(self.sweep, Some(flow.used + IDLE));
-        self.names.insert(flow.name, id);
-        self.flows.insert(id, flow);
-    }
-
     fn remove(&mut self, id: u64) {
-        let Some(flow) = self.flows.remove(&id) else { return };
-        self.names.remove(&flow.name);
-        if let Via::Forward { forward, peer, .. } = flow.via {
+        if let Some(Via::Forward { forward, peer, .. }) = self.flows.remove(id).map(|flow| flow.with) {
             self.peers.remove(&(forward, peer));
         }
     }
@@ -220,7 +203,7 @@ impl Udp {
         for _ in 0..=u16::MAX - FIRST_PORT {
             self.next_port = self.next_port.wrapping_add(1).max(FIRST_PORT);
             let other = SocketAddr::new(IpAddr::V4(GATEWAY), self.next_port);
-            if !self.names.contains_key(&Name { guest, other }) {
+            if self.flows.named(&Name { guest, other }).is_none() {
                 return Some(other);
             }
         }
@@ -228,11 +211,11 @@ impl Udp {
     }
 }
 
-impl Flow {
+impl Via {
     fn send(&self, data: &[u8]) -> io::Result<()> {
-        match &self.via {
-            Via::Socket(socket) => socket.send(data)?,
-            Via::Forward { socket, peer, .. } => socket.send_to(data, peer)?,
+        match self {
+            Self::Socket(socket) => socket.send(data)?,
+            Self::Forward { socket, peer, .. } => socket.send_to(data, peer)?,
         };
         Ok(())
     }
