@@ -8,8 +8,7 @@ use std::sync::Arc;
 use devices::bus::{MmioBus, PioBus};
 use devices::ioapic::{Ioapic, IoapicVersion};
 use devices::pci::{
-    BarKind, DecodeSpace, DeviceFunction, Ecam, Function, Identity, PciRoot, PciSlot, Pirqs,
-    host_bridge, lpc,
+    BarKind, DecodeSpace, DeviceFunction, Ecam, Function, Identity, PciRoot, PciSlot, Pirqs, host_bridge, lpc,
 };
 use devices::{IoapicHost, IrqLine, MmioDevice, MsiSender};
 use libfuzzer_sys::fuzz_target;
