@@ -106,8 +106,10 @@ impl Dispatcher {
         // Another vCPU that goes on storing to code must not keep us here: after a few tries, one instruction.
         for _ in 0..6 {
             let writes = cpu.vm.code_writes.load(Ordering::SeqCst);
-            // SAFETY: a page of RAM.
-            unsafe { host_read(host, &mut bytes[..PAGE]) };
+            // What is before the block is not looked at, but for the start of an instruction that leaves the page.
+            let first = start.min(PAGE - MAX_INSTRUCTION);
+            // SAFETY: the rest of a page of RAM.
+            unsafe { host_read(host.add(first), &mut bytes[first..PAGE]) };
             if let Some(second) = second {
                 // SAFETY: the start of another.
                 unsafe { host_read(second.host, &mut bytes[PAGE..]) };

@@ -11,7 +11,8 @@ pub(super) const PAGE: usize = accel_api::PAGE_SIZE as usize;
 /// Guest code to translate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Source<'a> {
-    /// The whole page; and the start of the next one, for an instruction that crosses into it.
+    /// The page, true from `offset` and in its last [`MAX_INSTRUCTION`] bytes; and the start of the next one, for an instruction
+    /// that crosses into it.
     pub bytes: &'a [u8],
     /// Linear address of the page.
     pub page: u64,
