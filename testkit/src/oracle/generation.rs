@@ -120,7 +120,7 @@ pub(super) static ZEN: Generation = Generation::amd("Zen", 0x17, &[0..=0x2f, 0x5
 pub(super) static ZEN_2: Generation =
     Generation::amd("Zen 2", 0x17, &[0x30..=0x4f, 0x60..=0x7f, 0x90..=0x91, 0xa0..=0xaf]);
 pub(super) static ZEN_3: Generation = Generation::amd("Zen 3", 0x19, &[0..=0xf, 0x20..=0x5f]).compared();
-pub(super) static ZEN_4: Generation = Generation::amd("Zen 4", 0x19, &[0x10..=0x1f, 0x60..=0xaf]);
+pub(super) static ZEN_4: Generation = Generation::amd("Zen 4", 0x19, &[0x10..=0x1f, 0x60..=0xaf]).compared();
 pub(super) static ZEN_5: Generation =
     Generation::amd("Zen 5", 0x1a, &[0..=0x2f, 0x40..=0x4f, 0x60..=0x7f]).compared();
 pub(super) static HASWELL: Generation = Generation::intel("Haswell", &[0x3c..=0x3c, 0x45..=0x46]);

@@ -11,7 +11,7 @@ use iced_x86::{Instruction, Mnemonic};
 use super::case::{Case, CodeSize, MAX_BYTES};
 use super::compare::Difference;
 use super::generation::{
-    BROADWELL, COMET_LAKE, Generation, HASWELL, KABY_LAKE, Processor, SKYLAKE, Vendor, ZEN, ZEN_3,
+    BROADWELL, COMET_LAKE, Generation, HASWELL, KABY_LAKE, Processor, SKYLAKE, Vendor, ZEN, ZEN_3, ZEN_4,
 };
 
 mod condition;
@@ -325,7 +325,7 @@ static KNOWN: &[Known] = &[
         reason: "masked stores: whether bytes that are not stored fault is the processor's choice (Intel SDM vol. 2B)",
     },
     Known {
-        who: Who::Born(&[&ZEN_3]),
+        who: Who::Born(&[&ZEN_3, &ZEN_4]),
         when: |s| s.is(&[Vmaskmovps, Vmaskmovpd, Vpmaskmovd, Vpmaskmovq]) && condition::wraps_by_element(s),
         what: What::Anything,
         reason: "VMASKMOV and VPMASKMOV: the addresses of elements wrap at the address size; elsewhere the operand goes \

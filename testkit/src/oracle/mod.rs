@@ -5,7 +5,7 @@
 //! 2. `native` runs a case on the host, `soft` in the software CPU: same addresses, same rights, same state.
 //! 3. `compare` looks at everything that the manual defines; `known` holds the few differences that are expected, by
 //!    processor (`generation`), and `verdict` says what one more means. The segments of both are in `segments`.
-//! 4. `minimise` takes away the inputs that do not matter; [`run`] puts it together and reports.
+//! 4. `minimise` takes away the inputs that do not matter; [`run()`] puts it together and reports.
 //! 5. `suite` makes a test of it for each backend that executes instructions itself.
 //! 6. `coverage` lists what is tried, and what tests the rest.
 

@@ -25,7 +25,7 @@ pub enum Verdict {
 pub const FINDING: &str = "FINDING: ";
 
 /// How many of `instructions` may differ on a processor that is not known: one of twenty, or of fewer (a filter) as many as
-/// a generation may. Zen 3 differs from those known before it in 36 of 5,826.
+/// a generation may. Zen 3 and Zen 4 differ from Zen 5 in 42 of 5,853.
 fn corners(instructions: usize) -> usize {
     (instructions / 20).max(64)
 }
@@ -51,18 +51,18 @@ mod tests {
     #[test]
     fn a_difference_fails_where_the_processor_is_known() {
         let zen_3 = Processor { vendor: Vendor::Amd, family: 0x19, model: 1 };
-        let zen_4 = Processor { vendor: Vendor::Amd, family: 0x19, model: 0x11 };
+        let zen_2 = Processor { vendor: Vendor::Amd, family: 0x17, model: 0x31 };
         let haswell = Processor { vendor: Vendor::Intel, family: 6, model: 0x3c };
         let nobody = Processor { vendor: Vendor::Other, family: 6, model: 0x3c };
         let of = |p: Processor, differing, ours| Verdict::of(p.is_compared(), differing, 5826, ours);
-        for processor in [zen_3, zen_4, haswell, nobody] {
+        for processor in [zen_3, zen_2, haswell, nobody] {
             assert_eq!(of(processor, 0, false), Verdict::Same, "{processor}");
             assert_eq!(of(processor, 1, true), Verdict::Wrong, "{processor}");
             assert_eq!(of(processor, 291, false), Verdict::Found.max(of(processor, 1, false)), "{processor}");
             assert_eq!(of(processor, 292, false), Verdict::Wrong, "{processor}");
         }
         assert_eq!(of(zen_3, 1, false), Verdict::Wrong);
-        for processor in [zen_4, haswell, nobody] {
+        for processor in [zen_2, haswell, nobody] {
             assert_eq!(of(processor, 1, false), Verdict::Found, "{processor}");
         }
         // A run with a filter has few instructions.

@@ -5,6 +5,7 @@ use crate::oracle::generation::GENERATIONS;
 use crate::oracle::segments::{CODE16, CODE64, DATA};
 
 const ZEN_3_HERE: Processor = Processor { vendor: Vendor::Amd, family: 0x19, model: 1 };
+const ZEN_4_HERE: Processor = Processor { vendor: Vendor::Amd, family: 0x19, model: 0x11 };
 const ZEN_5_HERE: Processor = Processor { vendor: Vendor::Amd, family: 0x1a, model: 2 };
 const SKYLAKE_HERE: Processor = Processor { vendor: Vendor::Intel, family: 6, model: 0x5e };
 const SAPPHIRE_RAPIDS_HERE: Processor = Processor { vendor: Vendor::Intel, family: 6, model: 0x8f };
@@ -47,13 +48,14 @@ fn said_of(
 }
 
 #[test]
-fn elements_of_masked_moves_wrap_on_zen_3_alone() {
+fn elements_of_masked_moves_wrap_on_zen_3_and_4_alone() {
     // vmaskmovpd ymm1, ymm1, [bx+di]: at FFFEh of 16 bits, the second element wraps.
     let load = |bx, di| case(&[0xc4, 0xe2, 0x75, 0x2d, 0x09], CODE16, &[(3, bx), (7, di)]);
     let (native, soft) = (fault(14, 4, 0xe), fault(14, 4, 0x1_000e));
     let wraps = load(0xfbfe, 0x400);
     let said_so = said(ZEN_3_HERE, &wraps, native.clone(), soft.clone()).unwrap();
     assert!(said_so.contains("wrap at the address size"), "{said_so}");
+    assert_eq!(said(ZEN_4_HERE, &wraps, native.clone(), soft.clone()), Some(said_so));
     for other in [ZEN_5_HERE, SKYLAKE_HERE, ZEN_HERE] {
         assert_eq!(said(other, &wraps, native.clone(), soft.clone()), None, "{other}");
     }
