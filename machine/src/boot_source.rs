@@ -7,9 +7,8 @@ use accel_api::x86::CpuState;
 use accel_api::{Access, GuestRam, RamError};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::acpi;
+use crate::acpi::{self, AcpiHardware};
 use crate::boot::{self, BootError, BootSpec, MemoryImage, Role, Source};
-use crate::chipset::ACPI_HARDWARE;
 use crate::host;
 use crate::memory_map::{ACPI_AREA, MemoryMap};
 use crate::vm::MachineError;
@@ -71,13 +70,17 @@ impl BootSource {
         Ok(regions)
     }
 
-    /// Fills memory, which is all zero, and gives the states in which the vCPUs start.
+    /// Fills memory, which is all zero, for a board with ACPI `hardware`, and gives the states in which the vCPUs start.
     ///
     /// # Errors
     /// The files are not what they have to be, or the host lacks the memory.
-    pub(crate) fn load(&self, ram: &GuestRam) -> Result<Vec<CpuState>, MachineError> {
+    pub(crate) fn load(
+        &self,
+        ram: &GuestRam,
+        hardware: &AcpiHardware,
+    ) -> Result<Vec<CpuState>, MachineError> {
         // First, since an image may have contents of its own there.
-        let tables = acpi::tables(ACPI_AREA, self.cpus, &ACPI_HARDWARE, &self.map);
+        let tables = acpi::tables(ACPI_AREA, self.cpus, hardware, &self.map);
         ram.memory()
             .write_slice(&tables, GuestAddress(ACPI_AREA))
             .map_err(|_| BootError::NoRam { gpa: ACPI_AREA })?;

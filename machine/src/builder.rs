@@ -12,6 +12,7 @@ use devices::virtio::blk::Blk;
 use devices::virtio::rng::Rng;
 
 use crate::MAX_VCPUS;
+use crate::board::Board as _;
 use crate::boot::{MemoryImage, Source};
 use crate::boot_source::{Boot, BootSource};
 use crate::chipset::{Chipset, ChipsetError, ChipsetSpec, Sink};
@@ -226,7 +227,6 @@ impl MachineBuilder {
         let regions = boot.regions()?;
         let layout: Vec<_> = regions.iter().map(|&(gpa, len, _)| (gpa, len)).collect();
         let ram = Arc::new(GuestRam::with_device_memory(&layout, self.device_memory)?);
-        let states = boot.load(&ram)?;
 
         let clock = Arc::new(VmClock::new(tsc.khz));
         let timers = Timers::new(clock.clone());
@@ -244,7 +244,7 @@ impl MachineBuilder {
             debug_console: self.debug_console,
         })?;
         for (region, (.., access)) in ram.regions().iter().zip(&regions) {
-            chipset.memory.fix(region.clone(), *access);
+            chipset.parts.memory.fix(region.clone(), *access);
         }
         let mut wiring =
             Wiring { chipset: &mut chipset, clock: &clock, timers: &timers, control: &control, ram: &ram };
@@ -256,11 +256,12 @@ impl MachineBuilder {
             wiring.add_virtio(&name, blk.map_err(ChipsetError::from)?)?;
         }
         self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
-        chipset.pci.program();
+        chipset.program();
+        let states = boot.load(&ram, chipset.acpi())?;
         let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;
         let accel = accelerator.id();
-        let name = self.name;
-        Machine::assemble(Parts { name, vm, accel, chipset, timers, clock, control, ram, boot, tsc, states })
+        let (name, board) = (self.name, Box::new(chipset));
+        Machine::assemble(Parts { name, vm, accel, board, timers, clock, control, ram, boot, tsc, states })
     }
 
     /// Builds the machine and lets it run.

@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use accel_api::GuestRam;
+use accel_api::{GuestRam, VcpuBus};
 use devices::acpi_pm::{
     ACPI_PM_PORT, AcpiPm, PM_TIMER_OFFSET, PM1_CONTROL_OFFSET, RESET_PORT, RESET_VALUE, ResetControl,
     SCI_IRQ, SLP_TYP_S5,
@@ -29,18 +29,18 @@ use devices::pit::{PIT_IRQ, PIT_PORT, PORT_61, Pit};
 use devices::rtc::{CmosConfig, RTC_CENTURY, RTC_IRQ, RTC_PORT, Rtc};
 use devices::shared_line::SharedIrqLine;
 use devices::uart::{COM1_IRQ, COM1_PORT, UART_PORTS, Uart};
+use devices::waiting::Waiter;
 use devices::{IrqFanout, TimedDevice};
 use state::{StateUnit, Units};
 
 use crate::acpi::AcpiHardware;
+use crate::board::{Board, BoardParts};
 use crate::bus::{LogLimit, MachineBus};
 use crate::clock::VmClock;
 use crate::control::{Control, GuestEnd};
 use crate::host;
 use crate::interrupts::{InterruptCell, IntrWire};
-use crate::io_events::IoEvents;
 use crate::memory_map::MemoryMap;
-use crate::memory_slots::MemorySlots;
 use crate::pci::{PciBoard, PciParts};
 use crate::ram_unit::RamUnit;
 use crate::timers::Timers;
@@ -86,18 +86,13 @@ pub(crate) struct ChipsetSpec<'a> {
 #[derive(Debug)]
 pub(crate) struct Chipset {
     pub(crate) bus: Arc<MachineBus>,
-    pub(crate) interrupts: Arc<InterruptCell>,
-    pub(crate) memory: Arc<MemorySlots>,
-    pub(crate) doorbells: Arc<IoEvents>,
+    pub(crate) parts: BoardParts,
     pub(crate) uart: Arc<Uart>,
     pub(crate) pm: Arc<AcpiPm>,
-    pub(crate) timed: Vec<Arc<dyn TimedDevice>>,
     /// ISA interrupts, which any number of devices may share.
     pub(crate) lines: Vec<Arc<SharedIrqLine>>,
     pub(crate) pci: PciBoard,
     pub(crate) debug_output: Option<Arc<OutputQueue>>,
-    /// All that have state, in the order in which they are restored: controllers before the devices that drive them.
-    pub(crate) units: Units,
 }
 
 /// Why the chipset could not be built.
@@ -220,11 +215,37 @@ impl Chipset {
         let timed: Vec<Arc<dyn TimedDevice>> = vec![pit, rtc, pm.clone()];
         let bus = Arc::new(bus);
         let (memory, doorbells) = Default::default();
-        Ok(Self { bus, interrupts, memory, doorbells, uart, pm, timed, lines, pci, debug_output, units })
+        let parts = BoardParts { interrupts, memory, doorbells, timed, units };
+        Ok(Self { bus, parts, uart, pm, lines, pci, debug_output })
+    }
+}
+
+impl Board for Chipset {
+    fn parts(&self) -> &BoardParts {
+        &self.parts
     }
 
-    /// Writes out what is queued, waiting at most `patience`, then frees every vCPU that waits for the console.
-    pub(crate) fn close(&self, patience: Duration) {
+    fn bus(&self, waiter: Arc<Waiter>) -> Arc<dyn VcpuBus> {
+        self.bus.for_vcpu(waiter)
+    }
+
+    fn acpi(&self) -> &AcpiHardware {
+        &ACPI_HARDWARE
+    }
+
+    fn program(&self) {
+        self.pci.program();
+    }
+
+    fn console(&self) -> &Arc<Uart> {
+        &self.uart
+    }
+
+    fn press_power_button(&self) {
+        self.pm.press_power_button();
+    }
+
+    fn close(&self, patience: Duration) {
         self.uart.close_input();
         let output = self.uart.output();
         output.flush(patience);

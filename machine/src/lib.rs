@@ -35,6 +35,7 @@ mod guides {
 
 pub mod acpi;
 mod acpi_pci;
+mod board;
 pub mod boot;
 mod boot_source;
 mod builder;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use accel_api::x86::CpuState;
 use accel_api::{AccelId, AccelVm, GuestRam};
 
+use crate::board::Board;
 use crate::boot_source::BootSource;
-use crate::chipset::Chipset;
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::{Control, GuestEnd};
 use crate::dirty::DirtyLog;
@@ -30,7 +30,7 @@ pub(crate) struct Core {
     pub(crate) vm: Arc<dyn AccelVm>,
     pub(crate) accel: AccelId,
     pub(crate) dirty: Arc<DirtyLog>,
-    pub(crate) chipset: Chipset,
+    pub(crate) board: Box<dyn Board>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) clock: Arc<VmClock>,
     pub(crate) control: Arc<Control>,
@@ -87,7 +87,7 @@ impl Core {
                 self.control.post(GuestEnd::HostError { reason: error.to_string(), dump: None });
             })?;
         }
-        self.chipset.units.release();
+        self.board.parts().units.release();
         self.timers.resume();
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Core {
             ack.wait()?;
         }
         self.timers.pause();
-        self.chipset.units.quiesce();
+        self.board.parts().units.quiesce();
         self.clock.freeze();
         Ok(())
     }
@@ -114,9 +114,9 @@ impl Core {
             self.park(&vcpus)?;
         }
         // All are quiet: a machine that does not run was parked, or never ran.
-        self.chipset.units.reset();
-        self.chipset.pci.program();
-        let states = self.boot.load(&self.ram)?;
+        self.board.parts().units.reset();
+        self.board.program();
+        let states = self.boot.load(&self.ram, self.board.acpi())?;
         self.load(&vcpus, states)?;
         self.control.enter(now);
         self.control.reset_over();
@@ -147,7 +147,7 @@ impl Core {
 
     /// Joins the vCPUs and the timers. The end has been posted, so vCPUs are parked or on their way there.
     pub(crate) fn close(&self) {
-        self.chipset.close(LAST_OUTPUT);
+        self.board.close(LAST_OUTPUT);
         let mut vcpus = self.lock();
         for vcpu in &*vcpus {
             vcpu.stop();
@@ -156,9 +156,6 @@ impl Core {
             vcpu.join();
         }
         self.timers.stop();
-        // The backend may hold the bus, which holds the devices, which hold what leads to the backend.
-        self.chipset.interrupts.detach();
-        self.chipset.memory.detach();
-        self.chipset.doorbells.detach();
+        self.board.parts().detach();
     }
 }

@@ -18,7 +18,7 @@ use accel_api::x86::CpuState;
 use accel_api::{AccelError, AccelVm, Exit, Kick, Vcpu, VcpuBus, VcpuConfig, VcpuId, VcpuStats};
 use devices::waiting::Waiter;
 
-use crate::bus::MachineBus;
+use crate::board::Board;
 use crate::control::{Control, GuestEnd};
 use crate::dump::CpuDump;
 use crate::host;
@@ -124,12 +124,12 @@ impl VcpuThread {
         machine: &str,
         vm: Arc<dyn AccelVm>,
         id: VcpuId,
-        bus: &Arc<MachineBus>,
+        board: &dyn Board,
         state: CpuState,
         control: Arc<Control>,
     ) -> Result<Self, VcpuThreadError> {
         let waiter = Arc::new(Waiter::default());
-        let bus = bus.for_vcpu(waiter.clone());
+        let bus = board.bus(waiter.clone());
         let (commands, inbox) = mpsc::channel();
         let (ready, bound) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()

@@ -9,10 +9,11 @@ use accel_api::{AccelError, AccelId, AccelVm, GuestRam, RamError, VcpuId, VcpuSt
 use devices::uart::Uart;
 use state::Units;
 
+use crate::board::Board;
 use crate::boot::BootError;
 use crate::boot_source::BootSource;
 use crate::builder::MachineBuilder;
-use crate::chipset::{Chipset, ChipsetError};
+use crate::chipset::ChipsetError;
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::{Control, GuestEnd};
 use crate::dirty::{DirtyConsumer, DirtyLog};
@@ -92,7 +93,7 @@ pub(crate) struct Parts {
     pub(crate) name: String,
     pub(crate) vm: Arc<dyn AccelVm>,
     pub(crate) accel: AccelId,
-    pub(crate) chipset: Chipset,
+    pub(crate) board: Box<dyn Board>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) clock: Arc<VmClock>,
     pub(crate) control: Arc<Control>,
@@ -111,18 +112,16 @@ impl Machine {
 
     /// Maps the memory, attaches the interrupts, binds the vCPUs. They are parked, time stands at 0.
     pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { name, vm, accel, chipset, timers, clock, control, ram, boot, tsc, states } = parts;
-        chipset.memory.attach(vm.clone())?;
-        chipset.doorbells.attach(vm.clone());
-        chipset.interrupts.attach(vm.interrupts())?;
-        timers.start(&name, chipset.timed.clone()).map_err(MachineError::Timers)?;
+        let Parts { name, vm, accel, board, timers, clock, control, ram, boot, tsc, states } = parts;
+        board.parts().attach(&vm)?;
+        timers.start(&name, board.parts().timed.clone()).map_err(MachineError::Timers)?;
         let mut vcpus = Vec::new();
         for (id, state) in (0..).zip(states) {
-            vcpus.push(VcpuThread::spawn(&name, vm.clone(), id, &chipset.bus, state, control.clone())?);
+            vcpus.push(VcpuThread::spawn(&name, vm.clone(), id, board.as_ref(), state, control.clone())?);
         }
         let vcpus = Mutex::new(vcpus);
         let dirty = DirtyLog::new(vm.clone());
-        let core = Core { vcpus, vm, accel, dirty, chipset, timers, clock, control, ram, boot, tsc };
+        let core = Core { vcpus, vm, accel, dirty, board, timers, clock, control, ram, boot, tsc };
         let machine = Self { core: Arc::new(core), lifecycle: Mutex::default() };
         let lifecycle = thread::Builder::new().name(host::thread_name("lifecycle", &name)).spawn({
             let core = machine.core.clone();
@@ -181,7 +180,7 @@ impl Machine {
     /// All that has state beside the vCPUs: devices, clock, timers, interrupts on their way, memory. To be saved and restored
     /// while the machine is paused, the vCPUs before the units.
     pub fn units(&self) -> &Units {
-        &self.core.chipset.units
+        &self.core.board.parts().units
     }
 
     /// Waits until the guest ends, ends the threads, writes out what is left for the console.
@@ -239,22 +238,22 @@ impl Machine {
 
     /// Where to put the console's input. Outlives the machine; input is then refused.
     pub fn console_input(&self) -> ConsoleInput {
-        ConsoleInput { uart: self.core.chipset.uart.clone() }
+        ConsoleInput { uart: self.core.board.console().clone() }
     }
 
     /// Presses the power button: a guest that listens shuts down.
     pub fn press_power_button(&self) {
-        self.core.chipset.pm.press_power_button();
+        self.core.board.press_power_button();
     }
 
     /// Raises NMI on one vCPU; Linux then prints where it is. Numbers beyond the last are ignored.
     pub fn inject_nmi(&self, vcpu: VcpuId) {
-        self.core.chipset.interrupts.inject_nmi(vcpu);
+        self.core.board.parts().interrupts.inject_nmi(vcpu);
     }
 
     /// Where interrupts enter.
     pub fn interrupts(&self) -> &Arc<InterruptCell> {
-        &self.core.chipset.interrupts
+        &self.core.board.parts().interrupts
     }
 
     /// The guest's memory.

@@ -77,12 +77,12 @@ impl Wiring<'_> {
     /// # Errors
     /// There are no more.
     pub fn vector(&self) -> Result<MsiVector, NoVector> {
-        self.chipset.interrupts.vector()
+        self.chipset.parts.interrupts.vector()
     }
 
     /// To have the accelerator ring doorbells.
     pub fn doorbells(&self) -> Arc<dyn DoorbellHost> {
-        self.chipset.doorbells.clone()
+        self.chipset.parts.doorbells.clone()
     }
 
     /// Puts a virtio device on the PCI bus, in the first free place, and makes it a part of what is saved, restored and reset, as
@@ -104,7 +104,7 @@ impl Wiring<'_> {
 
     /// Has `device` called at its deadlines.
     pub fn add_timed(&mut self, device: Arc<dyn TimedDevice>) {
-        self.chipset.timed.push(device);
+        self.chipset.parts.timed.push(device);
     }
 
     /// Makes `unit` a part of what is saved, restored and reset, behind those that are there.
@@ -113,7 +113,7 @@ impl Wiring<'_> {
     /// There is one of that name.
     pub fn add_unit(&mut self, unit: Arc<dyn StateUnit>) -> Result<(), ChipsetError> {
         let name = unit.name().to_owned();
-        if self.chipset.units.add(unit) { Ok(()) } else { Err(ChipsetError::UnitName(name)) }
+        if self.chipset.parts.units.add(unit) { Ok(()) } else { Err(ChipsetError::UnitName(name)) }
     }
 
     /// VM time.
@@ -134,7 +134,7 @@ impl Wiring<'_> {
     /// A window through which the guest sees memory of a device ([`GuestRam::allocate`]), nothing at first. The device moves it
     /// while vCPUs run.
     pub fn memory_window(&self) -> MemoryWindow {
-        self.chipset.memory.add()
+        self.chipset.parts.memory.add()
     }
 
     /// The guest's memory: checked accesses, whose writes are recorded ([`GuestRam::memory`]).
