@@ -81,7 +81,7 @@ pub(crate) struct Generic {
 /// One step of a chain, as its handler sees it.
 ///
 /// Invariant, on which every method stands: `cpu` and `engine` are the exclusive references of the
-/// [`Engine::execute`] that started the chain, in which they are not otherwise used until it returns; `op` lies in a
+/// [`Engine::execute`](crate::Engine) that started the chain, in which they are not otherwise used until it returns; `op` lies in a
 /// block that the engine keeps until then; every op but a block's last, which stands for no instruction, is followed by
 /// another; the offsets in an op are those of fields of [`Cpu`], as `lower` computes them.
 ///

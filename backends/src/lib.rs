@@ -9,7 +9,7 @@
 //!    between guest memory and the buffers of requests, and marks the pages it wrote.
 //! 3. **Failures go to the guest.** No call fails as a whole because of a request. A request carries its own result,
 //!    the guest sees an I/O error, the host's log one line at a bounded rate.
-//! 4. **Back ends do not know vCPUs.** Calls run on [`runtime`]; whatever blocks does so in its pool of threads.
+//! 4. **Back ends do not know vCPUs.** Calls run on [`runtime()`]; whatever blocks does so in its pool of threads.
 
 pub mod disk;
 pub mod net;

@@ -7,7 +7,8 @@
 //! 3. `measure` runs rounds, A B C C B A, after warm-up. [`stats`] says what may be said of the samples.
 //! 4. Guests check what they compute, and what they say and how they end is compared between subjects: a difference is
 //!    the first thing a [`Report`] tells.
-//! 5. [`text`], [`csv`] and [`html`] show a report; [`against`] compares it with an older one.
+//! 5. [`text`](fn@text), [`csv`] and [`html`](fn@html) show a report; [`against`](fn@against) compares it with an
+//!    older one.
 
 mod against;
 mod beside;

@@ -1,7 +1,7 @@
 //! The I/O APIC (Intel 82093AA datasheet, order 290566; ICH9 datasheet 13.5).
 //!
 //! 1. Twenty-four pins, each with a 64-bit redirection entry that says vector, delivery mode, destination, trigger
-//!    mode and mask. A pin that fires becomes one MSI through [`IoapicHost::send`].
+//!    mode and mask. A pin that fires becomes one MSI through [`MsiSender::send`](crate::MsiSender::send).
 //! 2. An *edge* pin fires on the rising edge; an edge on a masked pin is lost (82093AA 3.2.4, bit 16).
 //! 3. A *level* pin fires when it is asserted, not masked, and its Remote IRR is clear. Firing sets Remote IRR; the
 //!    EOI of its vector clears it, and a pin that is still asserted fires again. ExtINT, NMI, SMI and INIT are edges

@@ -2,8 +2,8 @@
 //!
 //! 1. [`oracle`] runs single instructions on the host's processor and in the software CPU and compares everything the
 //!    manual defines: the silicon is the reference. [`asm`] assembles its instructions.
-//! 2. [`conformance`] is the suite that every backend must pass; [`conformance!`] instantiates it.
-//!    [`exact`] is what exact backends have to do besides.
+//! 2. [`mod@conformance`] is the suite that every backend must pass; [`conformance!`] instantiates it.
+//!    [`mod@exact`] is what exact backends have to do besides.
 //! 3. [`rig`] builds a small VM for one guest snippet, [`fake_bus`] is its machine, [`snippet`] assembles the guest.
 //! 4. [`travel`] wraps a backend so that the guest moves to a fresh VM again and again while it runs.
 //! 5. [`hostile`] runs guests that nobody wrote.

@@ -442,7 +442,7 @@ impl Rig {
     /// Passes on a state the guest ended with.
     ///
     /// # Panics
-    /// The guest ended through [`FAULT_PORT`].
+    /// The guest ended through [`FAULT_PORT`](crate::fake_bus::FAULT_PORT).
     pub fn check(&self, ended: Result<CpuState, Box<CpuState>>) -> CpuState {
         ended.unwrap_or_else(|_| panic!("an exception nobody expected: {:x?}", self.traps()))
     }

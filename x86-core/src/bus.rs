@@ -5,7 +5,7 @@ use accel_api::{IoSize, PAGE_SIZE, VcpuBus};
 use crate::Cpu;
 
 impl Cpu {
-    /// Calls a device. Nobody waits for this vCPU meanwhile ([`VcpuShared::settle`]): the device may be waiting for who
+    /// Calls a device. Nobody waits for this vCPU meanwhile ([`settle`](crate::shared::VcpuShared::settle)): the device may be waiting for who
     /// would, or be the one who changes the memory map.
     pub(crate) fn device<R>(&mut self, call: impl FnOnce(&dyn VcpuBus) -> R) -> R {
         let present = self.shared.leave();

@@ -27,7 +27,7 @@ pub mod request {
     pub const REMAP: u32 = 16;
     /// The dirty flags are about to be cleared: every store must ask again.
     pub const DIRTY: u32 = 32;
-    /// The timer of the local APIC is due: [`super::Alarm`].
+    /// The timer of the local APIC is due: `soft::Alarm`.
     pub const TIMER: u32 = 64;
     /// Leave guest code until [`super::VmShared::enter`] lets the vCPU in again.
     pub const LEAVE: u32 = 128;

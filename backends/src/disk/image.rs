@@ -17,7 +17,7 @@ const MAX_RANGE: u32 = 1 << 22;
 /// What most drives write at once. The same for all images, so that a guest finds its partitions where it put them.
 const PHYSICAL: u64 = 4096;
 
-/// An open image. Requests run in the pool of [`crate::runtime`], one thread a batch.
+/// An open image. Requests run in the pool of [`crate::runtime()`], one thread a batch.
 #[derive(Debug)]
 pub struct DiskImage {
     shared: Arc<Served<DiskFile>>,

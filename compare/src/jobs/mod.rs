@@ -4,7 +4,7 @@
 //!    user-space suite one for each of its classes.
 //! 2. A job's run on a subject gives a [`Reading`] for each row: a number, and the *answer* that must be the same on
 //!    every subject.
-//! 3. [`Catalogue`] is what may be named on the command line.
+//! 3. [`list`] is what may be named on the command line.
 
 mod boot;
 mod file;

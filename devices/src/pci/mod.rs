@@ -12,7 +12,7 @@
 //! # Locks
 //!
 //! A function's lock comes first. With it held, it may move windows (the lock of the decode space, then a bus's), drive its line
-//! (the line's lock, [`Pirqs`], the controllers) and change its vectors ([`Msix`], then [`MsiSender`]). A device that calls its
+//! (the line's lock, [`Pirqs`], the controllers) and change its vectors ([`Msix`], then [`MsiSender`](crate::traits::MsiSender)). A device that calls its
 //! function may hold its own lock, so nothing here calls a device with a lock held.
 //!
 //! DEVNOTE: there is one bus. Functions on it are integrated into the root complex and need no PCI Express capability; it comes

@@ -43,7 +43,7 @@ impl Runner {
         exit
     }
 
-    /// Runs until the guest ends; `Err` if it did through [`FAULT_PORT`].
+    /// Runs until the guest ends; `Err` if it did through [`FAULT_PORT`](crate::fake_bus::FAULT_PORT).
     ///
     /// # Errors
     /// The state of a guest that took an exception nobody expected.

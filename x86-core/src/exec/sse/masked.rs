@@ -46,7 +46,7 @@ fn exec_mask(cpu: &mut Cpu, ins: &Instruction, op: MaskOp) -> Exec {
     Ok(())
 }
 
-/// MASKMOVDQU: bytes of the first operand whose mask byte has its top bit set go to [rDI]. Pages that get no byte are
+/// MASKMOVDQU: bytes of the first operand whose mask byte has its top bit set go to \[rDI\]. Pages that get no byte are
 /// not touched (Intel SDM vol. 2A: whether they fault is up to the processor).
 fn maskmovdqu<const VEX: bool>(cpu: &mut Cpu, ins: &Instruction) -> Exec {
     ready_as::<VEX>(cpu, None)?;
