@@ -14,5 +14,6 @@
 pub mod disk;
 pub mod net;
 mod runtime;
+pub mod vsock;
 
 pub use runtime::runtime;

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use backends::disk::DiskOptions;
+use backends::vsock::VsockOptions;
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use guests::debian::Flavour;
 
@@ -210,6 +211,14 @@ pub(crate) struct RunArgs {
     /// the image's folder wants `backing=allow`.
     #[arg(long, value_name = "FILE[,OPTION=VALUE...]", value_parser = clap::value_parser!(DiskOptions))]
     pub(crate) disk: Vec<DiskOptions>,
+
+    /// A virtio socket device (vsock), whose other end is a Unix socket of the host: `PATH[,cid=N]`
+    ///
+    /// A program connects to PATH, writes `CONNECT PORT` and a newline, reads `OK` and a number, and is connected to that port
+    /// of the guest. What the guest connects to at port P of CID 2 is the Unix socket PATH_P. The guest's CID is 3 unless told. A
+    /// comma in PATH is written twice.
+    #[arg(long, value_name = "PATH[,cid=N]", value_parser = clap::value_parser!(VsockOptions))]
+    pub(crate) vsock: Option<VsockOptions>,
 
     /// What happens when the guest resets the machine: `end` (exit code 16) or `restart`
     ///

@@ -20,7 +20,7 @@ pub(crate) enum ExitCode {
     Cpu,
     /// A memory size that cannot be, or that the host does not have.
     Memory,
-    /// A kernel, initrd or disk image that is missing, in use, unreadable, not what it should be, or too large.
+    /// A kernel, initrd, disk image or socket that is missing, in use, unreadable, not what it should be, or too large.
     File,
     /// The default guest could not be obtained.
     Fetch,
@@ -60,7 +60,7 @@ impl ExitCode {
         (Self::Memory, "memory size of 0, not whole MiB, or more than the host has"),
         (
             Self::File,
-            "kernel, initrd or disk image missing, in use, unreadable, not what it should be, or too large",
+            "kernel, initrd, disk image or socket missing, in use, unreadable, not what it should be, or too large",
         ),
         (Self::Fetch, "the default guest could not be obtained"),
         (Self::TripleFault, "the guest shut down by a triple fault"),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use accel_api::AccelId;
 use backends::disk::DiskImage;
+use backends::vsock::{SocketFile, VsockHost};
 use machine::{AccelChoice, GuestEnd, Machine, Needs, Phase};
 
 use crate::cli::RunArgs;
@@ -59,6 +60,13 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
             DiskImage::open(options).map_err(|error| Failure::new(ExitCode::File, error.to_string()))?;
         builder = builder.disk(Arc::new(disk));
     }
+    let mut socket = None;
+    if let Some(options) = args.vsock {
+        let host =
+            VsockHost::new(options).map_err(|error| Failure::new(ExitCode::File, error.to_string()))?;
+        socket = Some(host.socket_file().clone());
+        builder = builder.vsock(host);
+    }
     builder.check()?;
 
     let guest = match args.kernel {
@@ -81,14 +89,19 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let result = silence
         .watch(machine.clone(), cmdline)
         .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for the console: {error}")))
-        .and_then(|()| supervise(&machine, args.stats, other));
+        .and_then(|()| supervise(&machine, args.stats, other, socket));
     silence.end();
     shown.print();
     result
 }
 
-/// Runs the machine to its end with the console connected. `other` is an accelerator to go back to.
-fn supervise(machine: &Arc<Machine>, with_stats: bool, other: Option<AccelId>) -> Result<ExitCode, Failure> {
+/// Runs the machine to its end with the console connected. `other` is an accelerator to go back to, `socket` goes with the machine.
+fn supervise(
+    machine: &Arc<Machine>,
+    with_stats: bool,
+    other: Option<AccelId>,
+    socket: Option<SocketFile>,
+) -> Result<ExitCode, Failure> {
     let host = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| Failure::new(ExitCode::Host, format!("{what}: {error}"))
@@ -113,6 +126,10 @@ fn supervise(machine: &Arc<Machine>, with_stats: bool, other: Option<AccelId>) -
     // Writes out what the guest has sent.
     machine.wait();
     drop(raw);
+    // Threads have the machine still, so that what belongs to it is not dropped.
+    if let Some(socket) = &socket {
+        socket.remove();
+    }
     caught.die();
     if let Some(list) = counters {
         say_all(format_args!("{}", stats::text(&list)));

@@ -7,9 +7,11 @@ use accel_api::x86::{CpuModel, Vendor};
 use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, GuestRam, VmSpec};
 
 use backends::disk::BlockBackend;
+use backends::vsock::VsockHost;
 use devices::virtio::VirtioError;
 use devices::virtio::blk::Blk;
 use devices::virtio::rng::Rng;
+use devices::virtio::vsock::Vsock;
 
 use crate::MAX_VCPUS;
 use crate::board::Board as _;
@@ -47,6 +49,7 @@ pub struct MachineBuilder {
     on_triple_fault: OnReset,
     listener: Option<PhaseListener>,
     disks: Vec<Arc<dyn BlockBackend>>,
+    vsock: Option<VsockHost>,
     devices: Vec<AddDevices>,
     device_memory: u64,
 }
@@ -72,6 +75,7 @@ impl Default for MachineBuilder {
             on_triple_fault: OnReset::End,
             listener: None,
             disks: Vec::new(),
+            vsock: None,
             devices: Vec::new(),
             device_memory: 64 * MIB,
         }
@@ -185,6 +189,12 @@ impl MachineBuilder {
         self
     }
 
+    /// Gives the guest a virtio socket device, at whose other end is `host`.
+    pub fn vsock(mut self, host: VsockHost) -> Self {
+        self.vsock = Some(host);
+        self
+    }
+
     /// Adds devices of the embedder's own: `add` puts them on the board when the machine's are there. May be called again.
     pub fn devices(
         mut self,
@@ -254,6 +264,10 @@ impl MachineBuilder {
             let name = format!("disk{n}");
             let blk = Blk::new(host::thread_name(&name, &self.name), disk, 1).map_err(VirtioError::from);
             wiring.add_virtio(&name, blk.map_err(ChipsetError::from)?)?;
+        }
+        if let Some(host) = self.vsock {
+            let vsock = Vsock::new(host::thread_name("vsock", &self.name), host).map_err(VirtioError::from);
+            wiring.add_virtio("vsock0", vsock.map_err(ChipsetError::from)?)?;
         }
         self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
         chipset.program();

@@ -24,5 +24,6 @@ pub use backend::{
 };
 pub use error::OpenError;
 pub use image::DiskImage;
+pub(crate) use options::split_at_commas;
 pub use options::{BackingPolicy, Cache, DiskOptions, Format};
 pub use rate_limit::{Rate, RateLimit};

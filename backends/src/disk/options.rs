@@ -117,7 +117,7 @@ impl FromStr for DiskOptions {
     /// `FILE[,format=raw|qcow2|vmdk][,readonly=on|off][,snapshot=on|off][,serial=S][,cache=writeback|none][,backing=allow]`.
     /// A comma in the file's name is written twice.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut words = split(text).into_iter();
+        let mut words = split_at_commas(text).into_iter();
         let path = words.next().filter(|path| !path.is_empty());
         let mut options = Self::new(path.ok_or("a disk needs a file: FILE[,OPTION=VALUE]...")?);
         for word in words {
@@ -160,7 +160,7 @@ pub(super) fn check_serial(serial: &str) -> Result<(), String> {
 }
 
 /// Cuts at commas; two of them are one that does not cut.
-fn split(text: &str) -> Vec<String> {
+pub(crate) fn split_at_commas(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {

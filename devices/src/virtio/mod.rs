@@ -20,6 +20,7 @@ mod interrupt;
 mod queue;
 pub mod rng;
 mod transport;
+pub mod vsock;
 mod worker;
 
 #[cfg(test)]
@@ -28,6 +29,8 @@ mod blk_tests;
 mod driver;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vsock_tests;
 
 pub use doorbell::Doorbell;
 pub(crate) use interrupt::ISR_BITS;

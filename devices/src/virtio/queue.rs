@@ -131,6 +131,47 @@ impl VirtQueue {
         })
     }
 
+    /// Serves up to `budget` chains with `handle` as [`Self::serve`] does, until it has nothing for one: that one stays where it is.
+    /// The driver is asked to ring for more only where there were too few.
+    ///
+    /// # Errors
+    /// Rings or indices that cannot be.
+    pub fn serve_while(
+        &self,
+        memory: &Memory,
+        interrupt: &VirtioInterrupt,
+        budget: usize,
+        mut handle: impl FnMut(Chain<'_>) -> Option<u32>,
+    ) -> Result<Turn, QueueError> {
+        self.with_live(memory, |queue| {
+            queue.disable_notification(memory)?;
+            let mut used = 0;
+            let turn = loop {
+                let Some(chain) = queue.iter(memory)?.next() else {
+                    if queue.enable_notification(memory)? {
+                        queue.disable_notification(memory)?;
+                        continue;
+                    }
+                    break Turn::Idle;
+                };
+                let head = chain.head_index();
+                let Some(written) = handle(chain) else {
+                    queue.go_to_previous_position();
+                    break Turn::Idle;
+                };
+                queue.add_used(memory, head, written)?;
+                used += 1;
+                if used >= budget {
+                    break Turn::More;
+                }
+            };
+            if used > 0 && queue.needs_notification(memory).unwrap_or(true) {
+                interrupt.queue(self.index);
+            }
+            Ok(turn)
+        })
+    }
+
     /// Serves one batch: takes up to `budget` chains, and no more once `take` has said so of one by false, and has `handle` serve
     /// all that `take` has made of them at once; it returns the number of bytes that it has written to each one's buffers. Else as
     /// [`Self::serve`].

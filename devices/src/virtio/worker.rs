@@ -40,6 +40,8 @@ struct State {
 
 struct Active {
     activation: Activation,
+    /// Something of the host's that has to do with the first queue while it is readable.
+    source: Option<Arc<OwnedFd>>,
     serve: Serve,
 }
 
@@ -62,6 +64,12 @@ impl Worker {
 
     /// Serves the queues of `activation` with `serve` from now on. Where the host has no thread the device needs a reset.
     pub fn activate(&self, activation: Activation, serve: Serve) {
+        self.activate_with(activation, None, serve);
+    }
+
+    /// The same; the first queue is served, too, whenever `source` is readable, which it must not be any more when it has been
+    /// served.
+    pub fn activate_with(&self, activation: Activation, source: Option<Arc<OwnedFd>>, serve: Serve) {
         let mut thread = lock(&self.thread);
         if thread.is_none() {
             let shared = self.shared.clone();
@@ -70,7 +78,7 @@ impl Worker {
                 Err(_) => return activation.interrupt.needs_reset(),
             }
         }
-        self.shared.change(|state| state.active = Some(Active { activation, serve }));
+        self.shared.change(|state| state.active = Some(Active { activation, source, serve }));
     }
 
     /// Ends that; a turn that is under way is waited for.
@@ -108,23 +116,30 @@ impl Shared {
     fn run(&self) {
         loop {
             // Doorbells are looked at only while there is somebody to serve them: one that rings on must not keep this awake.
-            let queues = {
+            let (queues, source) = {
                 let state = lock(&self.state);
                 if state.stop {
                     return;
                 }
                 let active = state.active.as_ref().filter(|_| !state.paused);
-                active.map_or(Vec::new(), |active| active.activation.queues.clone())
+                // Who is no bus master serves nothing; the transport rings when it is one.
+                let source = active.filter(|active| active.activation.memory.get().is_some());
+                (
+                    active.map_or(Vec::new(), |active| active.activation.queues.clone()),
+                    source.and_then(|active| active.source.clone()),
+                )
             };
             let mut fds = vec![PollFd::new(&self.changed, PollFlags::IN)];
             fds.extend(queues.iter().map(|queue| PollFd::new(queue.doorbell(), PollFlags::IN)));
+            fds.extend(source.iter().map(|source| PollFd::new(source, PollFlags::IN)));
             // An interrupted wait is looked at again.
             let _ = poll(&mut fds, None);
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             if ready.first() == Some(&true) {
                 read_event(&self.changed);
             }
-            for (queue, _) in queues.iter().zip(ready.iter().skip(1)).filter(|(_, ready)| **ready) {
+            let served = queues.iter().chain(source.iter().filter_map(|_| queues.first()));
+            for (queue, _) in served.zip(ready.iter().skip(1)).filter(|(_, ready)| **ready) {
                 self.turn(queue);
             }
         }
@@ -135,7 +150,7 @@ impl Shared {
         if state.paused || state.stop {
             return;
         }
-        let Some(Active { activation, serve }) = &mut state.active else { return };
+        let Some(Active { activation, serve, source: _ }) = &mut state.active else { return };
         queue.doorbell().take();
         // Not a bus master: the transport rings again when it is.
         let Some(memory) = activation.memory.get() else { return };
