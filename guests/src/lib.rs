@@ -6,13 +6,15 @@
 //! 4. [`modes`] are such guests for tests: they use the processor's modes as Linux does not, and check themselves.
 //! 5. [`initramfs`] writes initial RAM file systems for Linux guests.
 //! 6. [`debian`] obtains the default guest: Debian's own kernel with its busybox; and libraries of Debian's.
-//! 7. [`suite`] are programs for Linux user space that measure and check classes of work.
+//! 7. [`kernel_module`] reads what Linux kernel modules say of themselves.
+//! 8. [`suite`] are programs for Linux user space that measure and check classes of work.
 
 mod assembled;
 pub mod bare;
 pub mod debian;
 pub mod embedded;
 pub mod initramfs;
+pub mod kernel_module;
 pub mod micro;
 pub mod modes;
 pub mod suite;

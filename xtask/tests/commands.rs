@@ -40,8 +40,10 @@ fn an_unknown_guest_lists_the_known() {
 fn a_host_without_apt_is_told_so() {
     let cache = temporary("cache");
     let output = xtask(&["fetch"]).env("PATH", "").env("GEARSHIFT_CACHE", &cache).output().unwrap();
-    let left: Vec<_> =
-        std::fs::read_dir(cache.join("debian/cloud")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(cache.join("debian/guest-cloud"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     std::fs::remove_dir_all(&cache).unwrap();
     assert!(!output.status.success());
     assert!(text(&output).contains("this host has no apt"), "{}", text(&output));

@@ -1,6 +1,7 @@
 //! Debian's guests and libraries, which are fetched when they are not in the cache.
 
 use std::io::Write as _;
+use std::process::{Output, Stdio};
 
 use guests::debian::{self, Flavour};
 
@@ -14,6 +15,18 @@ pub fn have(flavour: Flavour) -> bool {
     }
     debian::fetch(flavour, &mut |_| {}).expect("the Debian guest (GEARSHIFT_OFFLINE=1 skips this test)");
     true
+}
+
+/// Runs the program with `script` typed into its guest's shell, to its end.
+pub fn typed(arguments: &[&str], script: &str) -> Output {
+    let mut child = super::gearshift(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
 }
 
 /// Whether Debian's libraries are there; likewise.

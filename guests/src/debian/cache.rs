@@ -18,15 +18,17 @@ const HEADER: &str = "gearshift debian guest 1";
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Manifest {
     pub(super) version: String,
+    /// Names of kernel modules that were asked for; a kernel that has one built in has no file of it.
+    pub(super) modules: Vec<String>,
     /// File and sum of each: those that the entry is nothing without, then others, each after those it needs. So
     /// a manifest without its last lines is that of an entry with less in it.
     files: Vec<(String, String)>,
 }
 
 impl Manifest {
-    pub(super) fn of(version: &str, files: &[(&str, &[u8])]) -> Self {
+    pub(super) fn of(version: &str, modules: &[String], files: &[(&str, &[u8])]) -> Self {
         let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), digest(bytes))).collect();
-        Self { version: version.to_owned(), files }
+        Self { version: version.to_owned(), modules: modules.to_vec(), files }
     }
 
     /// Names of the files behind the first `required` ones, in their order.
@@ -36,6 +38,9 @@ impl Manifest {
 
     fn to_text(&self) -> String {
         let mut text = format!("{HEADER}\nversion {}\n", self.version);
+        if !self.modules.is_empty() {
+            text += &format!("modules {}\n", self.modules.join(" "));
+        }
         for (file, sum) in &self.files {
             text += &format!("sha256 {file} {sum}\n");
         }
@@ -43,18 +48,24 @@ impl Manifest {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.strip_suffix('\n')?.split('\n');
+        let mut lines = text.strip_suffix('\n')?.split('\n').peekable();
         if lines.next()? != HEADER {
             return None;
         }
         let version = lines.next()?.strip_prefix("version ")?.to_owned();
+        let modules = lines.peek().and_then(|line| line.strip_prefix("modules "));
+        let modules: Vec<_> =
+            modules.into_iter().flat_map(|names| names.split(' ')).map(str::to_owned).collect();
+        if !modules.is_empty() {
+            lines.next();
+        }
         let file = |line: &str| {
             let (file, sum) = line.strip_prefix("sha256 ")?.split_once(' ')?;
             // A name from a file must not lead out of the folder, nor to the files that this module writes.
             let plain = !file.starts_with('.') && !file.contains('/') && file != MANIFEST && file != LOCK;
             plain.then(|| (file.to_owned(), sum.to_owned()))
         };
-        Some(Self { version, files: lines.map(file).collect::<Option<_>>()? })
+        Some(Self { version, modules, files: lines.map(file).collect::<Option<_>>()? })
     }
 }
 
@@ -79,7 +90,7 @@ impl Cache {
         Ok(Self::at(base.join("debian").join(name)))
     }
 
-    fn at(folder: PathBuf) -> Self {
+    pub(super) fn at(folder: PathBuf) -> Self {
         Self { folder }
     }
 
@@ -134,16 +145,22 @@ impl Cache {
         }
         if !others.iter().all(sound) {
             manifest.files.truncate(required.len());
+            manifest.modules.clear();
         }
         Some(manifest)
     }
 
     /// Manifest last: until it is there, the new files count as damaged.
-    pub(super) fn store(&self, version: &str, files: &[(&str, &[u8])]) -> Result<(), FetchError> {
+    pub(super) fn store(
+        &self,
+        version: &str,
+        modules: &[String],
+        files: &[(&str, &[u8])],
+    ) -> Result<(), FetchError> {
         for (name, bytes) in files {
             self.write(name, bytes)?;
         }
-        self.write(MANIFEST, Manifest::of(version, files).to_text().as_bytes())
+        self.write(MANIFEST, Manifest::of(version, modules, files).to_text().as_bytes())
     }
 
     /// Under a name of its own first, so that no reader sees half a file.
@@ -195,7 +212,8 @@ mod tests {
 
     #[test]
     fn manifests_read_back() {
-        let manifest = Manifest::of("linux-image-1 1-1", &[("a", b"1"), ("b.ko", b"2"), ("c.ko", b"3")]);
+        let files: [(&str, &[u8]); 3] = [("a", b"1"), ("b.ko", b"2"), ("c.ko", b"3")];
+        let manifest = Manifest::of("linux-image-1 1-1", &["b".to_owned(), "d".to_owned()], &files);
         assert_eq!(manifest.optional(1).collect::<Vec<_>>(), ["b.ko", "c.ko"]);
         assert_eq!(Manifest::parse(&manifest.to_text()), Some(manifest));
         // SHA-256 of the empty message (FIPS 180-4 example).
@@ -205,8 +223,8 @@ mod tests {
     #[test]
     fn damaged_manifests_are_none_or_have_less() {
         let files: [(&str, &[u8]); 3] = [("k", b"1"), ("b", b"2"), ("c", b"3")];
-        let all = Manifest::of("v", &files).to_text();
-        let shorter = (0..3).map(|n| Manifest::of("v", &files[..n])).collect::<Vec<_>>();
+        let all = Manifest::of("v", &[], &files).to_text();
+        let shorter = (0..3).map(|n| Manifest::of("v", &[], &files[..n])).collect::<Vec<_>>();
         for end in 0..all.len() {
             let cut = Manifest::parse(&all[..end]);
             assert_eq!(cut.as_ref(), shorter.iter().find(|m| m.to_text().len() == end), "{end}");
@@ -221,14 +239,16 @@ mod tests {
         let (_scratch, cache) = cache("damaged");
         let required = ["vmlinuz", "busybox"];
         assert!(cache.verified(&required).is_none());
-        cache.store("v", &[("vmlinuz", b"kernel"), ("busybox", b"busy"), ("kvm.ko", b"kvm")]).unwrap();
+        let files: [(&str, &[u8]); 3] = [("vmlinuz", b"kernel"), ("busybox", b"busy"), ("kvm.ko", b"kvm")];
+        cache.store("v", &["kvm".to_owned()], &files).unwrap();
         let manifest = cache.verified(&required).unwrap();
-        assert_eq!(manifest.version, "v");
+        assert_eq!((manifest.version.as_str(), &manifest.modules[..]), ("v", &["kvm".to_owned()][..]));
         assert_eq!(manifest.optional(2).collect::<Vec<_>>(), ["kvm.ko"]);
         assert!(cache.verified(&["busybox", "vmlinuz"]).is_none());
         assert!(cache.verified(&["vmlinuz", "busybox", "kvm.ko", "more.ko"]).is_none());
         fs::write(cache.file("kvm.ko"), b"kvn").unwrap();
-        assert_eq!(cache.verified(&required).unwrap().optional(2).count(), 0);
+        let manifest = cache.verified(&required).unwrap();
+        assert_eq!((manifest.optional(2).count(), manifest.modules.len()), (0, 0));
         fs::write(cache.file("vmlinuz"), b"kerne").unwrap();
         assert!(cache.verified(&required).is_none());
         cache.write("vmlinuz", b"kernel").unwrap();

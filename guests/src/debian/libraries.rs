@@ -83,7 +83,7 @@ pub fn fetch_libraries(progress: &mut dyn FnMut(&str)) -> Result<Libraries, Fetc
                 }
             }
             let files: Vec<_> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
-            cache.store(&version, &files)
+            cache.store(&version, &[], &files)
         },
     };
     obtain(&cache, || from_cache(&cache), packages, progress)

@@ -9,8 +9,8 @@
 //!    else `~/.cache/gearshift`), with a manifest of SHA-256 sums that is checked at every use: a damaged entry counts
 //!    as absent and is fetched again. Files appear by renaming, under a lock, manifest last.
 //! 4. [`fetch_libraries`] obtains libraries for programs in user space in the same way, [`fetch_xen`] the Xen hypervisor.
-//! 5. The initramfs is not kept by the manifest: it is [`crate::initramfs`] around the cached busybox, written anew
-//!    whenever it differs from what this version of the library makes.
+//! 5. The initramfs is not kept by the manifest: it is [`crate::initramfs`] around the cached busybox and the kernel's modules for
+//!    virtio devices, written anew whenever it differs from what this version of the library makes.
 
 mod apt;
 mod cache;
@@ -20,8 +20,10 @@ mod modules;
 mod xen;
 
 use crate::initramfs::{Compression, Initramfs};
+use crate::kernel_module::{KernelModule, canonical, needed};
 use apt::{Apt, Lists, Package};
 use cache::Cache;
+use modules::DRIVERS;
 use std::io;
 use std::path::PathBuf;
 
@@ -91,8 +93,8 @@ pub struct DefaultGuest {
     pub initrd: PathBuf,
     /// Debian's static busybox, to build another initial RAM file system.
     pub busybox: PathBuf,
-    /// Modules of this kernel that [`fetch_with_modules`] was once asked for, with those they need, in the order they
-    /// load.
+    /// Modules of this kernel that [`fetch_with_modules`] was asked for, with those they need, in the order they load. The
+    /// drivers of what a machine here can have are in the initial RAM file system.
     pub modules: Vec<PathBuf>,
     /// Package and version of the kernel, as in `linux-image-6.1.0-1-cloud-amd64 6.1.1-1`.
     pub version: String,
@@ -137,8 +139,7 @@ pub enum FetchError {
 
 /// The guest from the cache, without any network; nothing where it is absent or damaged.
 pub fn cached(flavour: Flavour) -> Option<DefaultGuest> {
-    let cache = Cache::open(flavour.name()).ok()?;
-    from_cache(&cache)
+    from_cache(&cache_of(flavour).ok()?, &[])
 }
 
 /// The guest from the cache, else fetched. `progress` gets one-line messages for the user.
@@ -152,7 +153,8 @@ pub fn fetch(flavour: Flavour, progress: &mut dyn FnMut(&str)) -> Result<Default
 }
 
 /// As [`fetch`], with kernel modules of these names (`kvm-amd`) and those they need. Where the cache has the guest
-/// without them, all of it is fetched again: modules are for exactly the kernel they were built with.
+/// without them, all of it is fetched again, with what others have asked for: modules are for exactly the kernel they were
+/// built with.
 ///
 /// # Errors
 /// See [`FetchError`]; the cache is unchanged then.
@@ -161,9 +163,8 @@ pub fn fetch_with_modules(
     names: &[&str],
     progress: &mut dyn FnMut(&str),
 ) -> Result<DefaultGuest, FetchError> {
-    let cache = Cache::open(flavour.name())?;
-    let files: Vec<_> = names.iter().map(|name| cache.file(&modules::file_name(name))).collect();
-    let complete = |guest: &DefaultGuest| files.iter().all(|file| guest.modules.contains(file));
+    let cache = cache_of(flavour)?;
+    let names: Vec<String> = names.iter().map(|name| canonical(name)).collect();
     let packages = Packages {
         architecture: flavour.architecture(),
         download: |apt: &Apt<'_>, progress: &mut dyn FnMut(&str)| download(apt, flavour, progress),
@@ -171,14 +172,27 @@ pub fn fetch_with_modules(
             let kernel = deb::extract(&kernel_deb, &|path| path.starts_with("boot/vmlinuz-"))?;
             let busybox =
                 deb::extract(&busybox_deb, &|path| path == "bin/busybox" || path == "usr/bin/busybox")?;
-            let modules = modules::extract(&kernel_deb, names)?;
-            let modules: Vec<_> = modules.iter().map(|m| (m.file_name(), &m.bytes[..])).collect();
+            // The lock is held: nobody else adds to what was asked for.
+            let before = cache.verified(&REQUIRED).map(|manifest| manifest.modules).unwrap_or_default();
+            let drivers = DRIVERS.iter().map(|name| (*name).to_owned());
+            let mut optional: Vec<String> = before.into_iter().chain(drivers).collect();
+            optional.retain(|name| !names.contains(name));
+            let modules = modules::extract(&kernel_deb, &names, &optional)?;
+            let mut asked = [names.clone(), optional].concat();
+            asked.sort();
+            asked.dedup();
+            let modules: Vec<_> = modules.iter().map(|m| (m.file_name(), m.bytes())).collect();
             let mut files = vec![(KERNEL, &kernel[..]), (BUSYBOX, &busybox[..])];
             files.extend(modules.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
-            cache.store(&version, &files)
+            cache.store(&version, &asked, &files)
         },
     };
-    obtain(&cache, || from_cache(&cache).filter(complete), packages, progress)
+    obtain(&cache, || from_cache(&cache, &names), packages, progress)
+}
+
+/// Where a flavour's files lie.
+fn cache_of(flavour: Flavour) -> Result<Cache, FetchError> {
+    Cache::open(&format!("guest-{}", flavour.name()))
 }
 
 /// What fills a folder of the cache.
@@ -268,26 +282,77 @@ fn mebibytes(packages: &[&Package]) -> f64 {
 const KERNEL: &str = "vmlinuz";
 const BUSYBOX: &str = "busybox";
 const INITRD: &str = "initrd.img";
+/// What there must be.
+const REQUIRED: [&str; 2] = [KERNEL, BUSYBOX];
 
-/// Checks the manifest and brings the initramfs up to date.
-fn from_cache(cache: &Cache) -> Option<DefaultGuest> {
-    let required = [KERNEL, BUSYBOX];
-    let manifest = cache.verified(&required)?;
-    write_initrd(cache, &cache.read(BUSYBOX)?).ok()?;
+/// Checks the manifest and brings the initramfs up to date. Nothing if drivers are missing, or modules of these names.
+fn from_cache(cache: &Cache, names: &[String]) -> Option<DefaultGuest> {
+    let manifest = cache.verified(&REQUIRED)?;
+    let asked = |name: &str| manifest.modules.iter().any(|asked| asked == name);
+    if !names.iter().all(|name| asked(name)) || !DRIVERS.iter().all(|name| asked(name)) {
+        return None;
+    }
+    let module = |file: &str| {
+        let name = file.strip_suffix(KernelModule::SUFFIX)?;
+        Some(KernelModule::new(name, cache.read(file)?))
+    };
+    let modules: Vec<_> = manifest.optional(REQUIRED.len()).map(module).collect::<Option<_>>()?;
+    let drivers: Vec<_> = DRIVERS.iter().map(|name| (*name).to_owned()).collect();
+    write_initrd(cache, &cache.read(BUSYBOX)?, &needed(&modules, &drivers)).ok()?;
     Some(DefaultGuest {
         kernel: cache.file(KERNEL),
         initrd: cache.file(INITRD),
         busybox: cache.file(BUSYBOX),
-        modules: manifest.optional(required.len()).map(|file| cache.file(file)).collect(),
+        modules: needed(&modules, names).iter().map(|module| cache.file(&module.file_name())).collect(),
         version: manifest.version,
     })
 }
 
-/// Not compressed: a guest unpacks two megabytes for nothing else, and unpacking is slow on a software processor.
-fn write_initrd(cache: &Cache, busybox: &[u8]) -> Result<(), FetchError> {
-    let archive = Initramfs::new(busybox).build(Compression::None);
+/// Not compressed: a guest unpacks three megabytes for nothing else, and unpacking is slow on a software processor.
+fn write_initrd(cache: &Cache, busybox: &[u8], drivers: &[KernelModule]) -> Result<(), FetchError> {
+    let archive = Initramfs::new(busybox).modules(drivers).build(Compression::None);
     if cache.read(INITRD).is_some_and(|present| present == archive) {
         return Ok(());
     }
     cache.write(INITRD, &archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(name: &str, depends: &str) -> (String, Vec<u8>) {
+        let info = format!("\0depends={depends}\0vermagic=6.1.0-1 SMP\0");
+        (format!("{name}.ko"), info.into_bytes())
+    }
+
+    /// Callers with different sets of modules find theirs in one entry, each in the order they load.
+    #[test]
+    fn one_entry_serves_all_who_asked() {
+        let folder = std::env::temp_dir().join(format!("gearshift-entry-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let cache = Cache::at(folder.clone());
+        let modules =
+            [module("kvm", "irqbypass"), module("irqbypass", ""), module("virtio_pci", "a"), module("a", "")];
+        let mut files: Vec<(&str, &[u8])> = vec![(KERNEL, b"kernel"), (BUSYBOX, b"busybox")];
+        files.extend(modules.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])));
+        let drivers: Vec<String> = DRIVERS.iter().map(|name| (*name).to_owned()).collect();
+        let kvm = ["kvm".to_owned()];
+        // An entry from before there were drivers in it is none.
+        cache.store("v", &kvm, &files).unwrap();
+        assert_eq!(from_cache(&cache, &kvm), None);
+        cache.store("v", &[&drivers[..], &kvm].concat(), &files).unwrap();
+        let names = |names: &[String]| from_cache(&cache, names).map(|guest| guest.modules);
+        let file = |name: &str| cache.file(&format!("{name}.ko"));
+        assert_eq!(names(&[]), Some(vec![]));
+        assert_eq!(names(&kvm), Some(vec![file("irqbypass"), file("kvm")]));
+        // ext4 was asked for, and the kernel has it built in.
+        assert_eq!(names(&["ext4".to_owned()]), Some(vec![]));
+        assert_eq!(names(&["ccp".to_owned()]), None);
+        let initrd = std::fs::read(cache.file(INITRD)).unwrap();
+        let holds = |name: &str| initrd.windows(name.len()).any(|window| window == name.as_bytes());
+        assert!(holds("lib/modules/6.1.0-1/virtio_pci.ko") && holds("lib/modules/6.1.0-1/a.ko"));
+        assert!(!holds("kvm.ko"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -1,93 +1,85 @@
-//! Kernel modules out of a kernel's package, with the modules they need, in the order they load.
-//!
-//! A package has no `modules.dep` (depmod writes that where the package is installed), but each module names what it
-//! needs in its `.modinfo` section, as NUL-terminated `key=value` strings.
+//! Kernel modules out of a kernel's package, with the modules they need.
 
 use super::{FetchError, deb};
+use crate::kernel_module::{KernelModule, canonical};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::{io, thread};
 
-/// A module, ready for `insmod`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Module {
-    /// As the kernel spells it, with `_` for `-`.
-    pub(super) name: String,
-    pub(super) bytes: Vec<u8>,
-}
+/// Drivers of what a Gearshift machine can have, and what they need. What a kernel has built in is no module of its package; of
+/// Debian's kernels the one for virtual machines has ext4 built in, the others have it as a module.
+pub(super) const DRIVERS: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "virtio_console",
+    "virtio_balloon",
+    "vmw_vsock_virtio_transport",
+    "virtiofs",
+    "ext4",
+];
+/// What those need in known releases. The package is read once for all that is named at once, and again for what is
+/// needed besides.
+const KNOWN_NEEDS: &[&str] = &[
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "net_failover",
+    "failover",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "fuse",
+    "jbd2",
+    "mbcache",
+    "crc16",
+];
 
-impl Module {
-    /// How a module's file ends.
-    pub(super) const SUFFIX: &str = ".ko";
-
-    pub(super) fn file_name(&self) -> String {
-        file_name(&self.name)
-    }
-}
-
-/// The cache's file for a module.
-pub(super) fn file_name(name: &str) -> String {
-    format!("{}{}", canonical(name), Module::SUFFIX)
-}
-
-/// The modules of these names and all they need, in the order they load.
-pub(super) fn extract(package: &Path, names: &[&str]) -> Result<Vec<Module>, FetchError> {
-    let mut found: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    let mut missing: Vec<String> = names.iter().map(|name| canonical(name)).collect();
+/// The modules of these names and all they need. Of the `optional` ones those that there are.
+pub(super) fn extract(
+    package: &Path,
+    required: &[String],
+    optional: &[String],
+) -> Result<Vec<KernelModule>, FetchError> {
+    let mut found: BTreeMap<String, KernelModule> = BTreeMap::new();
+    let mut missing: Vec<String> = required.iter().chain(optional).cloned().collect();
+    let mut guessed: Vec<String> = KNOWN_NEEDS.iter().map(|name| (*name).to_owned()).collect();
+    let mut may_lack = optional.to_vec();
     while !missing.is_empty() {
-        let wanted = |path: &str| module_name(path).is_some_and(|name| missing.contains(&name));
-        for (path, bytes) in deb::extract_some(package, &wanted, missing.len())? {
+        let guesses = std::mem::take(&mut guessed);
+        let wanted = |path: &str| {
+            module_name(path).is_some_and(|name| missing.contains(&name) || guesses.contains(&name))
+        };
+        for (path, bytes) in deb::extract_some(package, &wanted, missing.len() + guesses.len())? {
             let bytes = if path.ends_with(".xz") {
                 unpack(bytes).map_err(|error| deb::bad(package, format!("{path}: xz: {error}")))?
             } else {
                 bytes
             };
-            found.extend(module_name(&path).map(|name| (name, bytes)));
+            let module = module_name(&path).map(|name| KernelModule::new(&name, bytes));
+            found.extend(module.map(|module| (module.name().to_owned(), module)));
         }
-        if let Some(name) = missing.iter().find(|name| !found.contains_key(*name)) {
+        if let Some(name) = missing.iter().find(|name| !found.contains_key(*name) && !may_lack.contains(name))
+        {
             return Err(deb::bad(package, format!("has no module {name}")));
         }
-        missing = found.values().flat_map(|bytes| depends(bytes)).collect();
+        // What an optional one needs must be there.
+        may_lack.clear();
+        missing = found.values().flat_map(KernelModule::depends).collect();
         missing.sort();
         missing.dedup();
         missing.retain(|name| !found.contains_key(name));
     }
-    Ok(in_order(found))
-}
-
-/// What is needed before what needs it.
-fn in_order(mut modules: BTreeMap<String, Vec<u8>>) -> Vec<Module> {
-    let mut order = Vec::new();
-    while !modules.is_empty() {
-        let ready =
-            |(_, bytes): &(&String, &Vec<u8>)| !depends(bytes).iter().any(|d| modules.contains_key(d));
-        // depmod refuses cycles. In one, any module is as good as another.
-        let next = modules.iter().find(ready).or_else(|| modules.iter().next());
-        let Some(name) = next.map(|(name, _)| name.clone()) else { break };
-        order.extend(modules.remove_entry(&name).map(|(name, bytes)| Module { name, bytes }));
-    }
-    order
-}
-
-/// Files and kernel mean the same module by `-` and `_`.
-fn canonical(name: &str) -> String {
-    name.replace('-', "_")
+    Ok(found.into_values().collect())
 }
 
 /// The module in a file of this path.
 fn module_name(path: &str) -> Option<String> {
     let file = path.rsplit('/').next()?;
-    file.strip_suffix(".xz").unwrap_or(file).strip_suffix(Module::SUFFIX).map(canonical)
-}
-
-/// Names of the modules that a module needs.
-fn depends(module: &[u8]) -> Vec<String> {
-    const KEY: &[u8] = b"depends=";
-    let value = module.split(|byte| *byte == 0).find_map(|text| text.strip_prefix(KEY)).unwrap_or_default();
-    let names = String::from_utf8_lossy(value);
-    names.split(',').filter(|name| !name.is_empty()).map(canonical).collect()
+    file.strip_suffix(".xz").unwrap_or(file).strip_suffix(KernelModule::SUFFIX).map(canonical)
 }
 
 /// Newer releases compress their modules.
@@ -112,28 +104,12 @@ fn unpack(packed: Vec<u8>) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn module(depends: &str) -> Vec<u8> {
-        format!("\x7fELF\0license=GPL\0depends={depends}\0name=x\0").into_bytes()
-    }
-
-    #[test]
-    fn dependencies_load_first() {
-        let named = [("kvm_amd", "kvm,ccp"), ("kvm", "irqbypass"), ("ccp", ""), ("irqbypass", "")];
-        let order = in_order(named.map(|(name, needs)| (name.to_owned(), module(needs))).into());
-        let names: Vec<_> = order.iter().map(|module| module.name.as_str()).collect();
-        assert_eq!(names, ["ccp", "irqbypass", "kvm", "kvm_amd"]);
-        // A cycle ends, too.
-        assert_eq!(in_order([("a".to_owned(), module("b")), ("b".to_owned(), module("a"))].into()).len(), 2);
-    }
-
     #[test]
     fn names_are_the_kernels() {
         let name = |path| module_name(path);
         assert_eq!(name("lib/modules/6.1/kernel/arch/x86/kvm/kvm-amd.ko").as_deref(), Some("kvm_amd"));
         assert_eq!(name("lib/modules/6.12/kernel/virt/lib/irqbypass.ko.xz").as_deref(), Some("irqbypass"));
         assert_eq!(name("boot/vmlinuz-6.1"), None);
-        assert_eq!(depends(&module("a-b,c")), ["a_b", "c"]);
-        assert_eq!(depends(b"nothing"), Vec::<String>::new());
     }
 
     #[test]

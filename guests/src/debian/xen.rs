@@ -40,7 +40,7 @@ pub fn fetch_xen(progress: &mut dyn FnMut(&str)) -> Result<Xen, FetchError> {
                 .take(IMAGE_MAX)
                 .read_to_end(&mut image)
                 .map_err(|error| deb::bad(&package, format!("its hypervisor cannot be unpacked: {error}")))?;
-            cache.store(&version, &[(XEN, &image[..])])
+            cache.store(&version, &[], &[(XEN, &image[..])])
         },
     };
     obtain(&cache, || from_cache(&cache), packages, progress)

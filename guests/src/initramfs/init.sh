@@ -10,6 +10,17 @@ $bb mount -t devtmpfs devtmpfs /dev
 $bb --install -s /bin
 export PATH=/bin HOME=/root TERM="${TERM:-vt100}"
 cd /root
+# Drivers of what is there: of the PCI functions, then of the virtio devices behind them. A fork a bus, if any.
+if [ -d /lib/modules ]; then
+    for bus in pci virtio; do
+        set --
+        for file in /sys/bus/$bus/devices/*/modalias; do
+            [ -e "$file" ] && read -r alias <"$file" && set -- "$@" "$alias"
+        done
+        [ $# -eq 0 ] || modprobe -qa "$@"
+    done
+    set --
+fi
 echo "CPUS $(nproc)"
 
 # The value of gearshift.script=, in double quotes or up to the next space.

@@ -6,13 +6,15 @@
 //! console device for the first messages, and the `/init` of [`INIT`]:
 //!
 //! 1. It mounts /proc and prints `INIT-REACHED uptime: <seconds>` before anything else, for whoever measures boots.
-//! 2. It mounts /sys and /dev, installs busybox's applets, and prints `CPUS <n>`.
+//! 2. It mounts /sys and /dev, installs busybox's applets, loads drivers of the PCI functions and virtio devices that there are
+//!    if it has modules ([`Initramfs::modules`]), and prints `CPUS <n>`.
 //! 3. Where there is a `/script`, or `gearshift.script=` on the kernel's command line (a shell command, in double
 //!    quotes if it has spaces), it runs that, prints `GUEST-DONE status: <n>` and powers off.
 //! 4. Else a shell with job control owns the console, and its end powers the machine off.
 
 mod cpio;
 
+use crate::kernel_module::{self, KernelModule, Tree};
 use flate2::write::GzEncoder;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -80,6 +82,20 @@ impl Initramfs {
         file("etc/group", 0o644, b"root:x:0:\n");
         nodes.insert("bin/sh".to_owned(), Node::Symlink("busybox".to_owned()));
         Self { nodes }
+    }
+
+    /// Kernel modules, where `modprobe` and the kernel itself find them; they must be of one kernel. [`INIT`] loads the drivers of
+    /// the devices that there are.
+    pub fn modules(mut self, modules: &[KernelModule]) -> Self {
+        let Some(Tree { release, files }) = kernel_module::tree(modules) else { return self };
+        let folder = format!("lib/modules/{release}");
+        for path in ["lib", "lib/modules", &folder] {
+            self.nodes.entry(path.to_owned()).or_insert(Node::Directory);
+        }
+        for (name, bytes) in files {
+            self.nodes.insert(format!("{folder}/{name}"), Node::File { mode: 0o644, bytes });
+        }
+        self
     }
 
     /// Replaces `/init`.

@@ -32,7 +32,8 @@ fn contents(lab: &Lab, scratch: &Scratch) -> Result<Contents> {
     let mut contents = Contents::default();
     contents.add_as(&scratch.stripped(&cargo::gearshift()?)?, "lab/gearshift")?;
     let cache = lab.guest().kernel.parent().context("the guest is in a folder")?;
-    contents.add_as(cache, "lab/cache/debian/cloud")?;
+    let name = cache.file_name().context("the guest's folder has a name")?;
+    contents.add_as(cache, &format!("lab/cache/debian/{}", name.to_string_lossy()))?;
     contents.add_as(&qemu()?, &format!("bin/{QEMU}"))?;
     for name in FIRMWARE_FILES {
         let path = Path::new(FIRMWARE).join(name);

@@ -1,0 +1,129 @@
+//! Debian's own drivers find the machine's virtio devices. The guest is fetched if it is not in the cache; where that
+//! cannot be, GEARSHIFT_OFFLINE=1 skips these tests and says so.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::guest::{have, typed};
+use common::{gearshift, stderr, stdout};
+use guests::debian::Flavour;
+use sha2::{Digest as _, Sha256};
+
+const MIB: usize = 1 << 20;
+
+/// Software accelerators of this build: the guest and its kernel are the same everywhere.
+fn software() -> Vec<&'static str> {
+    let probe = stdout(&gearshift(&["probe", "--json"]).output().unwrap());
+    let there = |name: &&str| probe.contains(&format!("\"name\": \"{name}\""));
+    let names: Vec<_> = ["jit", "interp"].into_iter().filter(there).collect();
+    assert!(!names.is_empty(), "{probe}");
+    names
+}
+
+/// What the guest writes to its console for `script`. A line `name=value` is found by [`value`].
+fn console(accelerator: &str, arguments: &[&str], script: &str) -> String {
+    let all = [&["run", "--accel", accelerator, "--mem", "256M"], arguments].concat();
+    let output = typed(&all, &format!("stty -echo; PS1=; dmesg -n 1\n{script}\npoweroff -f\n"));
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}\n{text}", stderr(&output));
+    text
+}
+
+#[track_caller]
+fn value<'a>(console: &'a str, name: &str) -> &'a str {
+    let start = format!("{name}=");
+    let found = console.lines().rev().find_map(|line| line.trim().strip_prefix(&start));
+    found.unwrap_or_else(|| panic!("no {name}: {console}"))
+}
+
+/// Bytes that differ from place to place.
+fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut x = seed;
+    let mut next = || {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (x >> 56) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+fn sum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn disk(path: &Path, options: &str) -> String {
+    format!("--disk={},format=raw{options}", path.display())
+}
+
+#[test]
+fn only_drivers_of_what_is_there_are_loaded_and_the_entropy_device_gives_bytes() {
+    if !have(Flavour::Cloud) {
+        return;
+    }
+    for accelerator in software() {
+        let script = "\
+            echo current=$(cat /sys/class/misc/hw_random/rng_current)\n\
+            for n in 1 2; do dd if=/dev/hwrng bs=64 count=4 2>/dev/null >/tmp/$n; done\n\
+            echo length=$(cat /tmp/1 /tmp/2 | wc -c)\n\
+            cmp -s /tmp/1 /tmp/2; echo differ=$?\n\
+            echo loaded=$(lsmod | sed 1d | cut -d' ' -f1 | sort | tr '\\n' ' ')";
+        let text = console(accelerator, &[], script);
+        assert!(value(&text, "current").starts_with("virtio_rng"), "{text}");
+        assert_eq!((value(&text, "length"), value(&text, "differ")), ("512", "1"), "{text}");
+        let loaded = value(&text, "loaded");
+        assert!(loaded.contains("virtio_pci ") && loaded.contains("virtio_rng"), "{text}");
+        assert!(!loaded.contains("virtio_blk") && !loaded.contains("vsock"), "{text}");
+    }
+}
+
+#[test]
+fn disks_are_read_written_and_named() {
+    if !have(Flavour::Cloud) {
+        return;
+    }
+    for accelerator in software() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let before = pattern(1, 4 * MIB);
+        let (first, second, third) = (file("a", &before), file("b", &before), file("c", &before));
+        // The guest moves the last of the four MiB to the front.
+        let script = "\
+            echo serial=$(cat /sys/block/vda/serial)\n\
+            echo sum=$(sha256sum </dev/vda)\n\
+            dd if=/dev/vda of=/dev/vda bs=1M skip=3 count=1 conv=notrunc,fsync 2>/dev/null; echo written=$?\n\
+            echo second=$(sha256sum </dev/vda)\n\
+            echo readonly=$(cat /sys/block/vdb/ro)\n\
+            dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync 2>/dev/null; echo refused=$?\n\
+            echo unchanged=$(sha256sum </dev/vdb)\n\
+            dd if=/dev/vdc of=/dev/vdc bs=1M skip=3 count=1 conv=notrunc,fsync 2>/dev/null; echo snapshot=$?\n\
+            echo third=$(sha256sum </dev/vdc)\n\
+            echo complaints=$(dmesg | grep -c 'I/O error')";
+        let arguments =
+            [disk(&first, ",serial=disk-13"), disk(&second, ",readonly=on"), disk(&third, ",snapshot=on")];
+        let text = console(accelerator, &arguments.each_ref().map(String::as_str), script);
+        let after = [&before[3 * MIB..], &before[MIB..]].concat();
+        let (old, new) = (format!("{} -", sum(&before)), format!("{} -", sum(&after)));
+        for (name, wanted) in [
+            ("serial", "disk-13"),
+            ("sum", &old),
+            ("written", "0"),
+            ("second", &new),
+            ("readonly", "1"),
+            ("refused", "1"),
+            ("unchanged", &old),
+            ("snapshot", "0"),
+            ("third", &new),
+            ("complaints", "0"),
+        ] {
+            assert_eq!(value(&text, name), wanted, "{name} on {accelerator}: {text}");
+        }
+        for (path, wanted) in [(first, &after), (second, &before), (third, &before)] {
+            assert!(fs::read(&path).unwrap() == *wanted, "{} on {accelerator}", path.display());
+        }
+    }
+}
