@@ -13,7 +13,9 @@
 
 pub mod disk;
 pub mod net;
+mod rate;
 mod runtime;
 pub mod vsock;
 
+pub use rate::Rate;
 pub use runtime::runtime;

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use backends::disk::DiskOptions;
+use backends::net::NetOptions;
 use backends::vsock::VsockOptions;
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use guests::debian::Flavour;
@@ -34,6 +35,8 @@ Examples:
           Boot a kernel of your own
   gearshift run --guest i386
           Boot Debian's 32-bit kernel, fetched like the default guest
+  gearshift run --net user,hostfwd=tcp:2222:22
+          With a network: out as this user, and `ssh -p 2222 localhost` in
   gearshift run --accel interp --cmdline 'console=ttyS0 quiet'
           Choose what executes the guest, and what the kernel is told
   echo 'uname -a; poweroff -f' | gearshift run > log
@@ -211,6 +214,16 @@ pub(crate) struct RunArgs {
     /// the image's folder wants `backing=allow`.
     #[arg(long, value_name = "FILE[,OPTION=VALUE...]", value_parser = clap::value_parser!(DiskOptions))]
     pub(crate) disk: Vec<DiskOptions>,
+
+    /// A network card and what it is plugged into; may be given several times
+    ///
+    /// `user[,hostfwd=tcp|udp:[ADDR:]HOST:GUEST]...[,restrict=on][,host=on][,mac=M][,mtu=N][,rate=SIZE]` is a network in process,
+    /// without privileges: the guest is 10.0.2.15 (by DHCP), the gateway 10.0.2.2, the name server 10.0.2.3; it reaches what
+    /// this host's routes lead to, but this host's loopback only with `host=on`, at the gateway's address, and nothing with
+    /// `restrict=on`. `hostfwd` leads from a port of this host's, on 127.0.0.1 unless an address is given, to one of the guest's.
+    /// `rate` bounds the bytes a second, such as 10M, in each direction.
+    #[arg(long, value_name = "KIND[,OPTION=VALUE...]", value_parser = clap::value_parser!(NetOptions))]
+    pub(crate) net: Vec<NetOptions>,
 
     /// A virtio socket device (vsock), whose other end is a Unix socket of the host: `PATH[,cid=N]`
     ///

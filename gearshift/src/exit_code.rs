@@ -46,13 +46,15 @@ pub(crate) enum ExitCode {
     Report,
     /// Translated code was checked and did what it should not.
     Diverged,
+    /// A network that cannot be had: a port in use, for example.
+    Network,
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u8),
 }
 
 impl ExitCode {
     /// All but the guest's own, in the order of their numbers.
-    const TABLE: [(Self, &'static str); 18] = [
+    const TABLE: [(Self, &'static str); 19] = [
         (Self::Success, "the guest powered off; or what was asked for has been printed"),
         (Self::Usage, "bad usage: an option, a number of vCPUs or a kernel command line that cannot be"),
         (Self::Accelerator, "no accelerator: the name is unknown, or none works here"),
@@ -77,6 +79,7 @@ impl ExitCode {
         (Self::Slower, "compare: a guest is slower, beyond noise, than in the report of --against"),
         (Self::Report, "compare: a report cannot be written, or that of --against cannot be read"),
         (Self::Diverged, "translated code, checked by --verify, did what it should not"),
+        (Self::Network, "a network that cannot be had: a port in use, or what the user may not open"),
     ];
 
     /// The number.
@@ -126,7 +129,7 @@ mod tests {
     #[test]
     fn our_codes_are_even_and_the_guests_are_odd() {
         let numbers: Vec<_> = ExitCode::TABLE.iter().map(|(code, _)| code.number()).collect();
-        assert_eq!(numbers, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34]);
+        assert_eq!(numbers, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36]);
         for value in 0..=255 {
             assert_eq!(ExitCode::DebugExit(value).number() % 2, 1);
         }

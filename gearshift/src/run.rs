@@ -60,6 +60,12 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
             DiskImage::open(options).map_err(|error| Failure::new(ExitCode::File, error.to_string()))?;
         builder = builder.disk(Arc::new(disk));
     }
+    for (n, options) in args.net.iter().enumerate() {
+        let (mac, network) =
+            options.connect(n).map_err(|error| Failure::new(ExitCode::Network, error.to_string()))?;
+        network.says.iter().for_each(say);
+        builder = builder.net(network.backend, mac.0);
+    }
     let mut socket = None;
     if let Some(options) = args.vsock {
         let host =

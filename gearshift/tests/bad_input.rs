@@ -13,6 +13,7 @@ const MEMORY: i32 = 8;
 const FILE: i32 = 10;
 const FETCH: i32 = 12;
 const OUTPUT: i32 = 20;
+const NETWORK: i32 = 36;
 
 #[track_caller]
 fn assert_refused(output: &Output, code: i32, words: &[&str]) {
@@ -74,6 +75,25 @@ fn kernels_that_are_none() {
     ] {
         let kernel = file(&bytes.repeat(40));
         refused(&["run", "--kernel", path(&kernel)], FILE, &words);
+    }
+}
+
+#[test]
+fn networks_that_cannot_be() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let used = format!("user,hostfwd=tcp:{port}:22");
+    refused_with_kernel(&["--net", &used], NETWORK, &[&port.to_string(), "in use", "give another"]);
+    // An address for documentation (RFC 5737), which no host has.
+    let strange = "user,hostfwd=tcp:192.0.2.1:0:22";
+    refused_with_kernel(&["--net", strange], NETWORK, &["192.0.2.1", "does not have", "0.0.0.0"]);
+    for (option, word) in [
+        ("tunnel", "take user"),
+        ("user,mac=1", "52:54:00:12:34:56"),
+        ("user,hostfwd=tcp:22", "tcp:[ADDR:]HOST:GUEST"),
+        ("user,speed=fast", "options are"),
+    ] {
+        refused_with_kernel(&["--net", option], USAGE, &[option.split(',').next_back().unwrap(), word]);
     }
 }
 

@@ -7,9 +7,11 @@ use accel_api::x86::{CpuModel, Vendor};
 use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, GuestRam, VmSpec};
 
 use backends::disk::BlockBackend;
+use backends::net::NetBackend;
 use backends::vsock::VsockHost;
 use devices::virtio::VirtioError;
 use devices::virtio::blk::Blk;
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 
@@ -49,6 +51,7 @@ pub struct MachineBuilder {
     on_triple_fault: OnReset,
     listener: Option<PhaseListener>,
     disks: Vec<Arc<dyn BlockBackend>>,
+    nets: Vec<(Arc<dyn NetBackend>, [u8; 6])>,
     vsock: Option<VsockHost>,
     devices: Vec<AddDevices>,
     device_memory: u64,
@@ -75,6 +78,7 @@ impl Default for MachineBuilder {
             on_triple_fault: OnReset::End,
             listener: None,
             disks: Vec::new(),
+            nets: Vec::new(),
             vsock: None,
             devices: Vec::new(),
             device_memory: 64 * MIB,
@@ -189,6 +193,13 @@ impl MachineBuilder {
         self
     }
 
+    /// Adds a network card with the address `mac`, as a virtio network device plugged into `backend`. May be called again; the
+    /// guest finds them in this order.
+    pub fn net(mut self, backend: Arc<dyn NetBackend>, mac: [u8; 6]) -> Self {
+        self.nets.push((backend, mac));
+        self
+    }
+
     /// Gives the guest a virtio socket device, at whose other end is `host`.
     pub fn vsock(mut self, host: VsockHost) -> Self {
         self.vsock = Some(host);
@@ -264,6 +275,11 @@ impl MachineBuilder {
             let name = format!("disk{n}");
             let blk = Blk::new(host::thread_name(&name, &self.name), disk, 1).map_err(VirtioError::from);
             wiring.add_virtio(&name, blk.map_err(ChipsetError::from)?)?;
+        }
+        for (n, (backend, mac)) in self.nets.into_iter().enumerate() {
+            let name = format!("net{n}");
+            let net = Net::new(host::thread_name(&name, &self.name), backend, mac).map_err(VirtioError::from);
+            wiring.add_virtio(&name, net.map_err(ChipsetError::from)?)?;
         }
         if let Some(host) = self.vsock {
             let vsock = Vsock::new(host::thread_name("vsock", &self.name), host).map_err(VirtioError::from);

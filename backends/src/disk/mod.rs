@@ -26,4 +26,4 @@ pub use error::OpenError;
 pub use image::DiskImage;
 pub(crate) use options::split_at_commas;
 pub use options::{BackingPolicy, Cache, DiskOptions, Format};
-pub use rate_limit::{Rate, RateLimit};
+pub use rate_limit::RateLimit;

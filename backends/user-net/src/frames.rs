@@ -230,26 +230,35 @@ impl FrameSender {
         Ok(before - batch.len())
     }
 
+    /// Waits for room for at least one frame.
+    ///
+    /// # Errors
+    /// When the network has ended.
+    pub async fn room(&self) -> Result<(), Closed> {
+        poll_fn(|context| {
+            let mut state = self.0.lock();
+            if state.closed {
+                return Poll::Ready(Err(Closed));
+            }
+            if state.to_net.has_room() {
+                return Poll::Ready(Ok(()));
+            }
+            register(&mut state.to_net.waker, context);
+            Poll::Pending
+        })
+        .await
+    }
+
     /// Moves all frames of `batch`, and waits for room as often as needed. Cancelled, it leaves what was not moved.
     ///
     /// # Errors
     /// When the network has ended.
     pub async fn send(&self, batch: &mut VecDeque<Frame>) -> Result<(), Closed> {
-        poll_fn(|context| {
-            loop {
-                if batch.is_empty() {
-                    return Poll::Ready(Ok(()));
-                }
-                if self.try_send(batch)? == 0 {
-                    let mut state = self.0.lock();
-                    if !state.closed && !state.to_net.has_room() {
-                        register(&mut state.to_net.waker, context);
-                        return Poll::Pending;
-                    }
-                }
-            }
-        })
-        .await
+        while !batch.is_empty() {
+            self.room().await?;
+            self.try_send(batch)?;
+        }
+        Ok(())
     }
 }
 

@@ -15,8 +15,10 @@
 //! queue reaches the transport by [`VirtioInterrupt`] only.
 
 pub mod blk;
+mod buffers;
 mod doorbell;
 mod interrupt;
+pub mod net;
 mod queue;
 pub mod rng;
 mod transport;
@@ -32,6 +34,7 @@ mod tests;
 #[cfg(test)]
 mod vsock_tests;
 
+pub use buffers::Buffers;
 pub use doorbell::Doorbell;
 pub(crate) use interrupt::ISR_BITS;
 pub use interrupt::VirtioInterrupt;

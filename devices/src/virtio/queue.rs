@@ -215,7 +215,7 @@ impl VirtQueue {
     }
 
     /// Does `work` on the queue, if it is live.
-    fn with_live(
+    pub(super) fn with_live(
         &self,
         memory: &Memory,
         work: impl FnOnce(&mut Queue) -> Result<Turn, virtio_queue::Error>,

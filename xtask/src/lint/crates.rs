@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("accel-dynasm", &["accel-api", "accel-interp", "x86-core"]),
     ("accel-kvm", &["accel-api"]),
     ("state", &[]),
-    ("backends", &[]),
+    ("backends", &["user-net"]),
     ("user-net", &[]),
     ("devices", &["accel-api", "backends", "state"]),
     ("machine", &["accel-api", "accel-interp", "accel-dynasm", "accel-kvm", "backends", "devices", "state"]),

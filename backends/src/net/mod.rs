@@ -1,4 +1,19 @@
-//! The seam between a network device and the host's side of its cable.
+//! Networks: the seam between a network device and the host's side of its cable, and what can be on that side.
+//!
+//! [`NetBackend`] is the seam, [`UserNetwork`] a network in process. [`RateLimit`] wraps any back end; [`NetOptions`] is what a
+//! user says of a card and its network.
+
+mod options;
+mod pending;
+mod rate_limit;
+#[cfg(test)]
+mod tests;
+mod user;
+
+pub use options::{ConnectError, Connected, MacAddress, NetKind, NetOptions};
+pub use pending::{PendingFrames, PendingLink};
+pub use rate_limit::RateLimit;
+pub use user::UserNetwork;
 
 use async_trait::async_trait;
 use bitflags::bitflags;
