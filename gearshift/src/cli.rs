@@ -15,6 +15,7 @@ use guests::debian::Flavour;
 use crate::config;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::gears::GearArgs;
 use crate::jit::JitArgs;
 use crate::size;
 
@@ -22,7 +23,7 @@ const ABOUT: &str = "A virtual machine monitor: one PC, on any accelerator";
 
 const LONG_ABOUT: &str = "\
 Gearshift runs an x86-64 PC whose machine model is the same on every accelerator: what executes the guest's \
-instructions is chosen when it starts, by name or by what works best on this host.
+instructions is chosen when it starts, by name or by what works best on this host, and can be exchanged while it runs.
 
 Without a kernel it boots its default guest: Debian's unmodified cloud kernel and a busybox shell, fetched once through \
 this host's apt (no root needed), verified, and kept in the cache folder.";
@@ -39,6 +40,8 @@ Examples:
           With a network: out as this user, and `ssh -p 2222 localhost` in
   gearshift run --accel interp --cmdline 'console=ttyS0 quiet'
           Choose what executes the guest, and what the kernel is told
+  gearshift run --accel jit,interp --switch-every 50ms
+          Hand the running guest on between accelerators
   echo 'uname -a; poweroff -f' | gearshift run > log
           Without a terminal: standard input is typed, standard output is the console
   gearshift probe --json
@@ -76,6 +79,7 @@ const KEYS: &str = "\
 Keys, when standard input is a terminal (which is then in raw mode, so that Ctrl-c goes to the guest):
   Ctrl-a x  quit
   Ctrl-a s  show what the vCPUs have done
+  Ctrl-a g  change gear: the next accelerator takes the guest over
   Ctrl-a a  send Ctrl-a to the guest
   Ctrl-a h  help
 They are seen at once, unless the guest has left 1 MiB of what was typed or pasted unread; then a signal such as SIGTERM \
@@ -258,6 +262,9 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "GEARSHIFT_OFFLINE", hide_env = true)]
     #[arg(value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) offline: bool,
+
+    #[command(flatten, next_help_heading = "Changing gear")]
+    pub(crate) gears: GearArgs,
 
     #[command(flatten, next_help_heading = "JIT")]
     pub(crate) jit: JitArgs,

@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::escape::{Escapes, HELP, Typed};
+use crate::gears::Gears;
 use crate::stdio::{say, say_all};
 use crate::typed_ahead::{LIMIT, TypedAhead};
 use crate::{stats, terminal};
@@ -32,7 +33,11 @@ const BACKGROUND: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// The host has no thread to give.
-pub(crate) fn connect(machine: Arc<Machine>, terminal: bool) -> io::Result<Arc<AtomicBool>> {
+pub(crate) fn connect(
+    machine: Arc<Machine>,
+    gears: Arc<Gears>,
+    terminal: bool,
+) -> io::Result<Arc<AtomicBool>> {
     let quit = Arc::new(AtomicBool::new(false));
     let stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -50,14 +55,14 @@ pub(crate) fn connect(machine: Arc<Machine>, terminal: bool) -> io::Result<Arc<A
             }),
         )?;
         let quit = quit.clone();
-        spawn("console-in", Box::new(move || keys(stdin, &machine, &ahead, &quit)))?;
+        spawn("console-in", Box::new(move || keys(stdin, &machine, &gears, &ahead, &quit)))?;
     } else {
         spawn("console-in", Box::new(move || read_all(stdin, || true, |bytes| input.push(bytes))))?;
     }
     Ok(quit)
 }
 
-fn keys(stdin: File, machine: &Machine, ahead: &TypedAhead, quit: &AtomicBool) {
+fn keys(stdin: File, machine: &Machine, gears: &Gears, ahead: &TypedAhead, quit: &AtomicBool) {
     let mut escapes = Escapes::default();
     let mut told = false;
     let terminal = stdin.try_clone();
@@ -83,6 +88,7 @@ fn keys(stdin: File, machine: &Machine, ahead: &TypedAhead, quit: &AtomicBool) {
                     Ok(list) => say_all(format_args!("\n{}", stats::text(&list))),
                     Err(error) => say(error),
                 },
+                Typed::Gear => gears.next(),
                 Typed::Quit => {
                     quit.store(true, Ordering::SeqCst);
                     machine.stop();

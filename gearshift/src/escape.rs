@@ -7,6 +7,7 @@ const PREFIX: u8 = 0x01;
 pub(crate) const HELP: &str = "\
 Ctrl-a x  quit
 Ctrl-a s  show what the vCPUs have done
+Ctrl-a g  change gear: the next accelerator takes the guest over
 Ctrl-a a  send Ctrl-a to the guest
 Ctrl-a h  this help
 ";
@@ -18,6 +19,7 @@ pub(crate) enum Typed {
     Bytes(Vec<u8>),
     Quit,
     Stats,
+    Gear,
     Help,
 }
 
@@ -37,6 +39,7 @@ impl Escapes {
             match (escaped, byte) {
                 (true, b'x' | b'X') => out.push(Typed::Quit),
                 (true, b's' | b'S') => out.push(Typed::Stats),
+                (true, b'g' | b'G') => out.push(Typed::Gear),
                 (true, b'h' | b'H' | b'?') => out.push(Typed::Help),
                 (true, b'a' | b'A' | PREFIX) => send(&mut out, PREFIX),
                 (true, _) | (false, PREFIX) => {}
@@ -67,7 +70,7 @@ mod tests {
     fn keys_are_found_within_and_across_reads() {
         let bytes = |text: &[u8]| Typed::Bytes(text.to_vec());
         assert_eq!(split(&[b"ab\x01xc"]), [bytes(b"ab"), Typed::Quit, bytes(b"c")]);
-        assert_eq!(split(&[b"\x01", b"h", b"\x01", b"s"]), [Typed::Help, Typed::Stats]);
+        assert_eq!(split(&[b"\x01", b"h", b"\x01", b"s\x01g"]), [Typed::Help, Typed::Stats, Typed::Gear]);
         assert_eq!(split(&[b"1\x01a2", b"\x01", b"\x013"]), [bytes(b"1\x012"), bytes(b"\x013")]);
         assert_eq!(split(&[b"\x01\x01x", b"\x01qx\xff\x00"]), [bytes(b"\x01x"), bytes(b"x\xff\x00")]);
     }

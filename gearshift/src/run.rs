@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Instant;
 
 use accel_api::AccelId;
@@ -14,6 +16,7 @@ use crate::cli::RunArgs;
 use crate::default_guest::{self, CMDLINE, Guest};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::gears::{GearArgs, Gears};
 use crate::jit::{self, Shown};
 use crate::silence::{Heard, Silence};
 use crate::stdio::{self, say, say_all};
@@ -32,14 +35,15 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     args.jit.check(args.cpus)?;
     let shown = Shown::default();
     let registry = probe::registry(args.jit.options(args.stats, &shown));
-    let chosen = registry.survey().choose(&choice, &needs)?;
+    let mut chosen = registry.survey().choose(&choice, &needs)?;
+    let set = args.gears.set(&registry, &choice, &needs, &mut chosen)?;
     let explanation = chosen.explanation();
     let id = chosen.accelerator.id();
     let other = registry.simplest().filter(|other| *other != id);
     args.jit.check_accelerator(id)?;
     let silence = Arc::new(Silence::default());
     let mut builder = Machine::builder()
-        .accelerator(chosen.accelerator)
+        .accelerator(chosen.accelerator.clone())
         .offered(chosen.caps)
         .cpus(args.cpus)
         .memory(args.mem)
@@ -92,10 +96,12 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     }
     let mib = args.mem >> 20;
     say(format_args!("{id} runs {} on {} vCPU ({}) with {mib} MiB", guest.name, args.cpus, args.cpu));
+    machine.verify_switches(args.gears.verify_switches || cfg!(debug_assertions));
+    let gears = Arc::new(Gears::new(machine.clone(), set, (registry, choice, needs, chosen.accelerator)));
     let result = silence
         .watch(machine.clone(), cmdline)
         .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for the console: {error}")))
-        .and_then(|()| supervise(&machine, args.stats, other, socket));
+        .and_then(|()| supervise(&machine, &gears, &args.gears, args.stats, other, socket));
     silence.end();
     shown.print();
     result
@@ -104,6 +110,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
 /// Runs the machine to its end with the console connected. `other` is an accelerator to go back to, `socket` goes with the machine.
 fn supervise(
     machine: &Arc<Machine>,
+    gears: &Arc<Gears>,
+    schedule: &GearArgs,
     with_stats: bool,
     other: Option<AccelId>,
     socket: Option<SocketFile>,
@@ -118,15 +126,23 @@ fn supervise(
     if raw.is_some() {
         say("Ctrl-a x quits, Ctrl-a h helps");
     }
-    let quit =
-        console::connect(machine.clone(), raw.is_some()).map_err(host("cannot read standard input"))?;
+    let quit = console::connect(machine.clone(), gears.clone(), raw.is_some())
+        .map_err(host("cannot read standard input"))?;
     let started = Instant::now();
     let resumed = machine.resume();
-    let end = match resumed {
-        // A signal or key may have been faster; the end tells which.
-        Ok(()) | Err(machine::MachineError::Ended(_)) => machine.wait_end(),
-        Err(error) => return Err(error.into()),
-    };
+    let end = thread::scope(|scope| {
+        let (running, ended) = mpsc::channel();
+        let follow = move || gears.follow(schedule, &ended);
+        thread::Builder::new().name("gears".into()).spawn_scoped(scope, follow).map_err(host("no thread"))?;
+        let end = match resumed {
+            // A signal or key may have been faster; the end tells which.
+            Ok(()) | Err(machine::MachineError::Ended(_)) => Ok(machine.wait_end()),
+            Err(error) => Err(Failure::from(error)),
+        };
+        // The schedule is over.
+        drop::<mpsc::Sender<()>>(running);
+        end
+    })?;
     let seconds = started.elapsed().as_secs_f64();
     let counters = if with_stats { machine.stats().ok() } else { None };
     // Writes out what the guest has sent.
@@ -140,6 +156,9 @@ fn supervise(
     if let Some(list) = counters {
         say_all(format_args!("{}", stats::text(&list)));
         say(stats::speed(&list, seconds));
+    }
+    if let Some(line) = gears.summary() {
+        say(line);
     }
     outcome(end, quit.load(Ordering::SeqCst), other)
 }

@@ -46,6 +46,16 @@ impl BoardParts {
         Ok(())
     }
 
+    /// Connects them with `vm` again, which they were connected with before another one failed.
+    ///
+    /// # Errors
+    /// The accelerator has no place for the interrupts.
+    pub(crate) fn put_back(&self, vm: &Arc<dyn AccelVm>) -> Result<(), MachineError> {
+        self.memory.put_back(vm.clone());
+        self.doorbells.attach(vm.clone());
+        Ok(self.interrupts.attach(vm.interrupts())?)
+    }
+
     /// Lets go of the accelerator: it may hold the bus, which holds the devices, which hold these.
     pub(crate) fn detach(&self) {
         self.interrupts.detach();

@@ -185,11 +185,23 @@ fn a_machine_has_another_board() {
     let model = Arc::new(
         crate::builder::cpu_model("x86-64-v2", 1, tsc.khz, accelerator.id(), accelerator.caps()).unwrap(),
     );
-    let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: 1 }).unwrap();
+    let vm = accelerator.create_vm(&VmSpec { model: model.clone(), ram: ram.clone(), vcpus: 1 }).unwrap();
     let (name, accel, board) = ("bare".to_owned(), accelerator.id(), Box::new(board));
-    let machine =
-        Machine::assemble(Parts { name, vm, accel, board, timers, clock, control, ram, boot, tsc, states })
-            .unwrap();
+    let machine = Machine::assemble(Parts {
+        name,
+        vm,
+        accel,
+        model,
+        board,
+        timers,
+        clock,
+        control,
+        ram,
+        boot,
+        tsc,
+        states,
+    })
+    .unwrap();
 
     machine.resume().unwrap();
     while counter.0.load(SeqCst) < 2 {

@@ -288,10 +288,24 @@ impl MachineBuilder {
         self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
         chipset.program();
         let states = boot.load(&ram, chipset.acpi())?;
-        let vm = accelerator.create_vm(&VmSpec { model, ram: ram.clone(), vcpus: self.cpus })?;
+        let vm =
+            accelerator.create_vm(&VmSpec { model: model.clone(), ram: ram.clone(), vcpus: self.cpus })?;
         let accel = accelerator.id();
         let (name, board) = (self.name, Box::new(chipset));
-        Machine::assemble(Parts { name, vm, accel, board, timers, clock, control, ram, boot, tsc, states })
+        Machine::assemble(Parts {
+            name,
+            vm,
+            accel,
+            model,
+            board,
+            timers,
+            clock,
+            control,
+            ram,
+            boot,
+            tsc,
+            states,
+        })
     }
 
     /// Builds the machine and lets it run.

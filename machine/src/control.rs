@@ -226,6 +226,11 @@ impl Control {
         state.kicks.push(kick);
     }
 
+    /// Takes away what [`add_kick`](Self::add_kick) added.
+    pub(crate) fn remove_kick(&self, kick: &Arc<dyn Kick>) {
+        self.lock().kicks.retain(|other| !Arc::ptr_eq(other, kick));
+    }
+
     /// Waits for the end.
     pub(crate) fn wait(&self) -> GuestEnd {
         let running = |state: &mut State| state.end.is_none();

@@ -10,17 +10,41 @@ use accel_api::{AccelError, AccelVm, DirtyPages};
 /// The pages written that some consumer has not seen.
 #[derive(Debug)]
 pub(crate) struct DirtyLog {
-    vm: Arc<dyn AccelVm>,
+    vm: Mutex<Arc<dyn AccelVm>>,
     waiting: Mutex<Vec<Weak<Mutex<DirtyPages>>>>,
 }
 
 impl DirtyLog {
     pub(crate) fn new(vm: Arc<dyn AccelVm>) -> Arc<Self> {
-        Arc::new(Self { vm, waiting: Mutex::default() })
+        Arc::new(Self { vm: Mutex::new(vm), waiting: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<Mutex<DirtyPages>>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vm(&self) -> Arc<dyn AccelVm> {
+        self.vm.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is written from now on is `vm`'s to tell; nothing runs at this moment. What the one before has to tell is taken from
+    /// it.
+    ///
+    /// # Errors
+    /// The new one cannot record stores, or the old one fails; nothing has changed then.
+    pub(crate) fn follow(&self, vm: &Arc<dyn AccelVm>) -> Result<(), AccelError> {
+        let waiting = self.lock();
+        if waiting.iter().any(|other| other.strong_count() > 0) {
+            vm.start_dirty_log()?;
+            self.put_aside(&waiting)?;
+        }
+        self.stay_with(vm);
+        Ok(())
+    }
+
+    /// The same, where `vm` has told until now.
+    pub(crate) fn stay_with(&self, vm: &Arc<dyn AccelVm>) {
+        *self.vm.lock().unwrap_or_else(PoisonError::into_inner) = vm.clone();
     }
 
     /// A new consumer, which sees what is written from now on.
@@ -28,7 +52,7 @@ impl DirtyLog {
     /// # Errors
     /// The accelerator cannot record stores.
     pub(crate) fn consumer(self: &Arc<Self>) -> Result<DirtyConsumer, AccelError> {
-        self.vm.start_dirty_log()?;
+        self.vm().start_dirty_log()?;
         // What was written until now is the others' alone.
         self.share()?;
         let mut waiting = self.lock();
@@ -41,7 +65,11 @@ impl DirtyLog {
     /// Takes what the accelerator has and puts it aside for all.
     fn share(&self) -> Result<(), AccelError> {
         let waiting = self.lock();
-        let taken = self.vm.take_dirty()?;
+        self.put_aside(&waiting)
+    }
+
+    fn put_aside(&self, waiting: &[Weak<Mutex<DirtyPages>>]) -> Result<(), AccelError> {
+        let taken = self.vm().take_dirty()?;
         for other in waiting.iter().filter_map(Weak::upgrade) {
             other.lock().unwrap_or_else(PoisonError::into_inner).merge(&taken);
         }

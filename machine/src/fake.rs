@@ -60,6 +60,20 @@ pub(crate) struct FakeAccelerator {
     id: AccelId,
     caps: AccelCaps,
     program: Arc<Program>,
+    fails: Option<Fails>,
+}
+
+/// What a backend does not do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fails {
+    Create,
+    Bind,
+    Map,
+    Load,
+    /// Gives back another state than was loaded.
+    Remember,
+    DirtyLog,
+    Route,
 }
 
 impl std::fmt::Debug for FakeAccelerator {
@@ -80,7 +94,21 @@ impl FakeAccelerator {
             max_vcpus: 8,
             exact: true,
         };
-        Self { id: AccelId("fake"), caps, program: Arc::new(program) }
+        Self { id: AccelId("fake"), caps, program: Arc::new(program), fails: None }
+    }
+
+    /// The same guest, on another backend.
+    pub(crate) fn another(&self, id: &'static str) -> Self {
+        Self { id: AccelId(id), caps: self.caps.clone(), program: self.program.clone(), fails: None }
+    }
+
+    pub(crate) fn failing(self, fails: Fails) -> Self {
+        Self { fails: Some(fails), ..self }
+    }
+
+    pub(crate) fn with_vcpus(mut self, max: u32) -> Self {
+        self.caps.max_vcpus = max;
+        self
     }
 
     pub(crate) fn without(mut self, features: &[Feature]) -> Self {
@@ -97,9 +125,12 @@ impl Accelerator for FakeAccelerator {
         &self.caps
     }
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn AccelVm>, AccelError> {
-        let port = Arc::new(FakePort::default());
+        if self.fails == Some(Fails::Create) {
+            return Err(AccelError::BadVcpu(90));
+        }
+        let port = Arc::new(FakePort { fails: self.fails == Some(Fails::Route), ..FakePort::default() });
         let wakes = (0..spec.vcpus).map(|_| Arc::new(Wake::default())).collect();
-        Ok(FakeVm::new(port, wakes, self.program.clone(), &spec.ram))
+        Ok(FakeVm::new(port, wakes, self.program.clone(), &spec.ram, self.fails))
     }
 }
 
@@ -110,6 +141,7 @@ pub(crate) struct FakeVm {
     program: Arc<Program>,
     slots: Mutex<Vec<(SlotId, RamRegion)>>,
     ram: Arc<GuestRam>,
+    fails: Option<Fails>,
 }
 
 impl FakeVm {
@@ -118,6 +150,7 @@ impl FakeVm {
         wakes: Vec<Arc<Wake>>,
         program: Arc<Program>,
         ram: &Arc<GuestRam>,
+        fails: Option<Fails>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
@@ -126,12 +159,18 @@ impl FakeVm {
             program,
             slots: Mutex::default(),
             ram: ram.clone(),
+            fails,
         })
     }
 
     /// One without vCPUs.
     pub(crate) fn alone(ram: &Arc<GuestRam>) -> Arc<Self> {
-        Self::new(Arc::default(), Vec::new(), Arc::new(|_| Step::Halt), ram)
+        Self::new(Arc::default(), Vec::new(), Arc::new(|_| Step::Halt), ram, None)
+    }
+
+    /// The guest's memory.
+    pub(crate) fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
     }
 
     /// Guest-physical address and bytes of each slot.
@@ -150,6 +189,9 @@ impl std::fmt::Debug for FakeVm {
 
 impl AccelVm for FakeVm {
     fn map(&self, slot: SlotId, region: &RamRegion, _: Access) -> Result<(), AccelError> {
+        if self.fails == Some(Fails::Map) {
+            return Err(AccelError::BadSlot { slot: slot.0, why: "no" });
+        }
         let mut slots = self.slots.lock().unwrap();
         let overlaps =
             |r: &RamRegion| r.gpa() < region.gpa() + region.size() && region.gpa() < r.gpa() + r.size();
@@ -167,6 +209,9 @@ impl AccelVm for FakeVm {
         Ok(())
     }
     fn bind_vcpu(&self, cfg: &VcpuConfig, bus: Arc<dyn VcpuBus>) -> Result<Box<dyn Vcpu>, AccelError> {
+        if self.fails == Some(Fails::Bind) {
+            return Err(AccelError::BadVcpu(91));
+        }
         let wake = self.wakes.get(cfg.id as usize).ok_or(AccelError::BadVcpu(cfg.id))?.clone();
         let vm = self.this.upgrade().ok_or(AccelError::BadVcpu(cfg.id))?;
         let state = CpuState::reset(cfg.id);
@@ -176,6 +221,9 @@ impl AccelVm for FakeVm {
         self.port.clone()
     }
     fn start_dirty_log(&self) -> Result<(), AccelError> {
+        if self.fails == Some(Fails::DirtyLog) {
+            return Err(AccelError::BadVcpu(92));
+        }
         Ok(())
     }
     fn take_dirty(&self) -> Result<DirtyPages, AccelError> {
@@ -189,6 +237,7 @@ pub(crate) struct FakePort {
     pub(crate) messages: Mutex<Vec<MsiMessage>>,
     pub(crate) nmis: Mutex<Vec<VcpuId>>,
     pub(crate) extint: Mutex<bool>,
+    fails: bool,
 }
 
 impl InterruptPort for FakePort {
@@ -197,6 +246,9 @@ impl InterruptPort for FakePort {
         Ok(())
     }
     fn set_route(&self, _: Gsi, _: Option<IrqRoute>) -> Result<(), AccelError> {
+        if self.fails {
+            return Err(AccelError::BadVcpu(93));
+        }
         Ok(())
     }
     fn set_extint(&self, asserted: bool) {
@@ -260,9 +312,17 @@ impl Vcpu for FakeVcpu {
     }
     fn save(&mut self) -> Result<CpuState, AccelError> {
         assert_eq!(self.state.lapic.apic_id, self.id, "the state of another vCPU");
-        Ok(self.state.clone())
+        let mut state = self.state.clone();
+        if self.vm.fails == Some(Fails::Remember) {
+            state.gpr[0] ^= 1;
+        }
+        Ok(state)
     }
     fn load(&mut self, state: &CpuState) -> Result<(), AccelError> {
+        // The first state is loaded before anything is at stake.
+        if self.vm.fails == Some(Fails::Load) && *state != CpuState::reset(self.id) {
+            return Err(AccelError::BadVcpu(94));
+        }
         self.state = state.clone();
         Ok(())
     }

@@ -24,10 +24,16 @@ impl IoEvents {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells `vm` of all doorbells, and of what changes from now on.
+    /// Tells `vm` of all doorbells, and of what changes from now on, in the place of the accelerator before.
     pub(crate) fn attach(&self, vm: Arc<dyn AccelVm>) {
         let mut state = self.lock();
+        let state = &mut *state;
         for (at, (event, rung)) in &mut state.list {
+            if let (true, Some(old)) = (*rung, &state.vm)
+                && let Err(error) = old.detach_ioeventfd(*at, event)
+            {
+                tracing::warn!("the ioeventfd at {at:x?} stays: {error}");
+            }
             *rung = ring(vm.as_ref(), *at, event);
         }
         state.vm = Some(vm);

@@ -62,6 +62,7 @@ mod ram_unit;
 mod registry;
 #[cfg(test)]
 mod reset_tests;
+mod switch;
 mod timers;
 pub mod vcpu_thread;
 mod vm;
@@ -84,6 +85,7 @@ pub use memory_slots::MemoryWindow;
 pub use registry::{
     BackendOptions, CreateFn, Descriptor, INTERP, JIT, JitOptions, KVM, Listener, ProbeFn, Registry,
 };
+pub use switch::{SwitchError, SwitchReport};
 pub use vm::{ConsoleInput, Machine, MachineError};
 pub use wiring::Wiring;
 

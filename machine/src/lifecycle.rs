@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Built ──▶ Running ◀──▶ Paused ──▶ Ended
-//!   └────────▶ Resetting ◀──┘  and back to the phase it came from
+//!   └─▶ Resetting, Switching ◀─┘  and back to the phase it came from
 //! ```
 //!
 //! What comes together is settled here, and nowhere else: the end wins over everything, a reset over pause and resume. A
@@ -21,6 +21,8 @@ pub enum Phase {
     Paused,
     /// Memory, devices and vCPUs are being brought back to what they were when the machine was built.
     Resetting,
+    /// vCPUs are handed over to another accelerator.
+    Switching,
     /// There is nothing left to do but to look at it.
     Ended,
 }
@@ -31,6 +33,7 @@ pub(crate) enum Command {
     Resume,
     Pause,
     Reset,
+    Switch,
     End,
 }
 
@@ -42,8 +45,9 @@ impl Phase {
             (Self::Ended, Command::End) => Some(Self::Ended),
             (Self::Ended, _) => None,
             (_, Command::End) => Some(Self::Ended),
-            (Self::Resetting, _) => None,
+            (Self::Resetting | Self::Switching, _) => None,
             (_, Command::Reset) => Some(Self::Resetting),
+            (_, Command::Switch) => Some(Self::Switching),
             (_, Command::Resume) => Some(Self::Running),
             (Self::Built, Command::Pause) => Some(Self::Built),
             (_, Command::Pause) => Some(Self::Paused),
@@ -58,6 +62,7 @@ impl std::fmt::Display for Phase {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Resetting => "resetting",
+            Self::Switching => "switching",
             Self::Ended => "ended",
         })
     }
@@ -100,17 +105,22 @@ mod tests {
 
     #[test]
     fn each_command_in_each_phase() {
-        use Command::{End, Pause, Reset, Resume};
+        use Command::{End, Pause, Reset, Resume, Switch};
         use Phase::*;
         let table = [
-            (Built, [Some(Running), Some(Built), Some(Resetting), Some(Ended)]),
-            (Running, [Some(Running), Some(Paused), Some(Resetting), Some(Ended)]),
-            (Paused, [Some(Running), Some(Paused), Some(Resetting), Some(Ended)]),
-            (Resetting, [None, None, None, Some(Ended)]),
-            (Ended, [None, None, None, Some(Ended)]),
+            (Built, [Some(Running), Some(Built), Some(Resetting), Some(Switching), Some(Ended)]),
+            (Running, [Some(Running), Some(Paused), Some(Resetting), Some(Switching), Some(Ended)]),
+            (Paused, [Some(Running), Some(Paused), Some(Resetting), Some(Switching), Some(Ended)]),
+            (Resetting, [None, None, None, None, Some(Ended)]),
+            (Switching, [None, None, None, None, Some(Ended)]),
+            (Ended, [None, None, None, None, Some(Ended)]),
         ];
         for (phase, after) in table {
-            assert_eq!([Resume, Pause, Reset, End].map(|command| phase.after(command)), after, "{phase}");
+            assert_eq!(
+                [Resume, Pause, Reset, Switch, End].map(|command| phase.after(command)),
+                after,
+                "{phase}"
+            );
         }
     }
 

@@ -53,6 +53,11 @@ impl MemorySlots {
         Ok(())
     }
 
+    /// Tells `vm` again, which knows all that lies somewhere.
+    pub(crate) fn put_back(&self, vm: Arc<dyn AccelVm>) {
+        self.lock().vm = Some(vm);
+    }
+
     /// Tells nobody from now on.
     pub(crate) fn detach(&self) {
         let mut state = self.lock();

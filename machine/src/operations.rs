@@ -3,11 +3,12 @@
 //! One lock covers the life of a machine; who holds it sees a phase through to the next. Requests that must not wait (the
 //! guest's end, a reset that it asks for) are posted to [`Control`] and carried out by the *lifecycle thread*.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use accel_api::x86::CpuState;
-use accel_api::{AccelId, AccelVm, GuestRam};
+use accel_api::x86::{CpuModel, CpuState};
+use accel_api::{AccelId, AccelVm, GuestRam, VcpuStats};
 
 use crate::board::Board;
 use crate::boot_source::BootSource;
@@ -22,13 +23,28 @@ use crate::vm::MachineError;
 /// How long the end of a machine waits for a console that does not take its last output.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
+/// An accelerator with the guest in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Gear {
+    pub(crate) vm: Arc<dyn AccelVm>,
+    pub(crate) accel: AccelId,
+}
+
 /// All parts of a machine.
 #[derive(Debug)]
 pub(crate) struct Core {
     /// The vCPUs' threads, until the machine is closed. First, hence dropped first: vCPUs use everything below.
     pub(crate) vcpus: Mutex<Vec<VcpuThread>>,
-    pub(crate) vm: Arc<dyn AccelVm>,
-    pub(crate) accel: AccelId,
+    /// Who executes the guest.
+    pub(crate) gear: Mutex<Gear>,
+    /// Held by whoever changes it, before the lock of the machine's life.
+    pub(crate) switching: Mutex<()>,
+    /// States are read back when it changes.
+    pub(crate) verify: AtomicBool,
+    /// Counters of vCPUs that another accelerator has taken over.
+    pub(crate) past: Mutex<Vec<VcpuStats>>,
+    pub(crate) name: String,
+    pub(crate) model: Arc<CpuModel>,
     pub(crate) dirty: Arc<DirtyLog>,
     pub(crate) board: Box<dyn Board>,
     pub(crate) timers: Arc<Timers>,
@@ -45,8 +61,17 @@ impl Core {
         self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn lock_gear(&self) -> MutexGuard<'_, Gear> {
+        self.gear.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who executes the guest.
+    pub(crate) fn gear(&self) -> Gear {
+        self.lock_gear().clone()
+    }
+
     /// The phase that `command` leads to from the present one. With the lock held.
-    fn next(&self, command: Command) -> Result<(Phase, Phase), MachineError> {
+    pub(crate) fn next(&self, command: Command) -> Result<(Phase, Phase), MachineError> {
         let now = self.control.phase();
         match (now.after(command), self.control.end()) {
             (Some(next), None) => Ok((now, next)),
@@ -78,7 +103,7 @@ impl Core {
         Ok(())
     }
 
-    fn run(&self, vcpus: &[VcpuThread]) -> Result<(), MachineError> {
+    pub(crate) fn run(&self, vcpus: &[VcpuThread]) -> Result<(), MachineError> {
         let offset = self.clock.thaw();
         let acks: Vec<_> = vcpus.iter().map(|vcpu| vcpu.run(offset)).collect();
         for ack in acks {
@@ -92,7 +117,7 @@ impl Core {
         Ok(())
     }
 
-    fn park(&self, vcpus: &[VcpuThread]) -> Result<(), MachineError> {
+    pub(crate) fn park(&self, vcpus: &[VcpuThread]) -> Result<(), MachineError> {
         // All are asked before any is waited for: the pause of many takes no longer than that of the slowest.
         let acks: Vec<_> = vcpus.iter().map(VcpuThread::pause).collect();
         for ack in acks {
@@ -126,7 +151,7 @@ impl Core {
         Ok(())
     }
 
-    fn load(&self, vcpus: &[VcpuThread], states: Vec<CpuState>) -> Result<(), VcpuThreadError> {
+    pub(crate) fn load(&self, vcpus: &[VcpuThread], states: Vec<CpuState>) -> Result<(), VcpuThreadError> {
         let acks: Vec<_> = vcpus.iter().zip(states).map(|(vcpu, state)| vcpu.load(state)).collect();
         acks.into_iter().try_for_each(|ack| ack.wait_ok())
     }

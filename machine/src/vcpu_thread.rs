@@ -81,6 +81,7 @@ pub(crate) struct VcpuThread {
     id: VcpuId,
     commands: Sender<Command>,
     kick: Arc<dyn Kick>,
+    control: Arc<Control>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -156,7 +157,7 @@ impl VcpuThread {
             Ok(Ok(vcpu)) => {
                 let kick: Arc<dyn Kick> = Arc::new(Leave { waiter, vcpu });
                 control.add_kick(kick.clone());
-                Ok(Self { id, commands, kick, thread: Some(thread) })
+                Ok(Self { id, commands, kick, control, thread: Some(thread) })
             }
             Ok(Err(source)) => Err(VcpuThreadError::Accel { id, source }),
             Err(_) => Err(VcpuThreadError::Gone { id }),
@@ -208,6 +209,7 @@ impl VcpuThread {
         if let Some(thread) = self.thread.take() {
             // A panic has been posted by the thread's guard.
             let _ = thread.join();
+            self.control.remove_kick(&self.kick);
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The machine: built from a [`MachineBuilder`], started, paused, waited for.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use accel_api::x86::CpuState;
-use accel_api::{AccelError, AccelId, AccelVm, GuestRam, RamError, VcpuId, VcpuStats};
+use accel_api::x86::{CpuModel, CpuState};
+use accel_api::{AccelError, AccelId, AccelVm, Accelerator, GuestRam, RamError, VcpuId, VcpuStats};
 use devices::uart::Uart;
 use state::Units;
 
@@ -21,7 +22,8 @@ use crate::host;
 use crate::interrupts::InterruptCell;
 use crate::lifecycle::Phase;
 use crate::memory_map::MemorySizeError;
-use crate::operations::Core;
+use crate::operations::{Core, Gear};
+use crate::switch::{SwitchError, SwitchReport};
 use crate::timers::Timers;
 use crate::vcpu_thread::{VcpuThread, VcpuThreadError};
 
@@ -93,6 +95,7 @@ pub(crate) struct Parts {
     pub(crate) name: String,
     pub(crate) vm: Arc<dyn AccelVm>,
     pub(crate) accel: AccelId,
+    pub(crate) model: Arc<CpuModel>,
     pub(crate) board: Box<dyn Board>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) clock: Arc<VmClock>,
@@ -112,7 +115,7 @@ impl Machine {
 
     /// Maps the memory, attaches the interrupts, binds the vCPUs. They are parked, time stands at 0.
     pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { name, vm, accel, board, timers, clock, control, ram, boot, tsc, states } = parts;
+        let Parts { name, vm, accel, model, board, timers, clock, control, ram, boot, tsc, states } = parts;
         board.parts().attach(&vm)?;
         timers.start(&name, board.parts().timed.clone()).map_err(MachineError::Timers)?;
         let mut vcpus = Vec::new();
@@ -121,9 +124,26 @@ impl Machine {
         }
         let vcpus = Mutex::new(vcpus);
         let dirty = DirtyLog::new(vm.clone());
-        let core = Core { vcpus, vm, accel, dirty, board, timers, clock, control, ram, boot, tsc };
+        let core = Core {
+            vcpus,
+            gear: Mutex::new(Gear { vm, accel }),
+            switching: Mutex::default(),
+            verify: AtomicBool::new(cfg!(debug_assertions)),
+            past: Mutex::default(),
+            name,
+            model,
+            dirty,
+            board,
+            timers,
+            clock,
+            control,
+            ram,
+            boot,
+            tsc,
+        };
+        let lifecycle_name = host::thread_name("lifecycle", &core.name);
         let machine = Self { core: Arc::new(core), lifecycle: Mutex::default() };
-        let lifecycle = thread::Builder::new().name(host::thread_name("lifecycle", &name)).spawn({
+        let lifecycle = thread::Builder::new().name(lifecycle_name).spawn({
             let core = machine.core.clone();
             move || {
                 host::block_signals();
@@ -218,14 +238,18 @@ impl Machine {
         Ok(acks.into_iter().map(|ack| ack.wait_ok()).collect::<Result<_, _>>()?)
     }
 
-    /// Counters of all vCPUs.
+    /// Counters of all vCPUs, those on other accelerators before included.
     ///
     /// # Errors
     /// The machine is closed.
     pub fn stats(&self) -> Result<Vec<VcpuStats>, MachineError> {
         let vcpus = self.core.lock();
         let acks: Vec<_> = vcpus.iter().map(VcpuThread::stats).collect();
-        Ok(acks.into_iter().map(|ack| ack.wait()).collect::<Result<_, _>>()?)
+        let now = acks.into_iter().map(|ack| ack.wait()).collect::<Result<Vec<_>, _>>()?;
+        let mut all = self.core.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.resize_with(now.len(), VcpuStats::default);
+        all.iter_mut().zip(now).for_each(|(all, now)| all.add(now));
+        Ok(all)
     }
 
     /// Tells which pages of memory are written from now on. As many as are wanted; each sees every page.
@@ -271,14 +295,29 @@ impl Machine {
         self.core.tsc
     }
 
+    /// Has `accelerator` execute the guest from now on, in whatever phase of its life it is; what the guest computes, and its
+    /// clocks, do not show it. One that does already is left alone: the report is all zero.
+    ///
+    /// # Errors
+    /// It cannot: the one before goes on as if nothing had happened.
+    pub fn switch(&self, accelerator: &dyn Accelerator) -> Result<SwitchReport, SwitchError> {
+        self.core.switch(accelerator)
+    }
+
+    /// Whether [`switch`](Self::switch) reads each vCPU's state back from the new accelerator and compares, while the guest
+    /// stands. Debug builds do unless told.
+    pub fn verify_switches(&self, wanted: bool) {
+        self.core.verify.store(wanted, Ordering::Relaxed);
+    }
+
     /// The backend's name.
     pub fn accelerator(&self) -> AccelId {
-        self.core.accel
+        self.core.gear().accel
     }
 
     /// The backend's machine.
-    pub fn accel_vm(&self) -> &Arc<dyn AccelVm> {
-        &self.core.vm
+    pub fn accel_vm(&self) -> Arc<dyn AccelVm> {
+        self.core.gear().vm
     }
 
     /// Joins all threads. The end has been posted.

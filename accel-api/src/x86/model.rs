@@ -188,6 +188,15 @@ impl CpuModel {
         self.arch_capabilities = caps.speculation.arch_capabilities();
     }
 
+    /// What a backend with `caps` cannot give of it: features by their names, and bits of IA32_ARCH_CAPABILITIES.
+    pub fn missing_from(&self, caps: &AccelCaps) -> Vec<String> {
+        let features = self.features.missing_from(&caps.features).into_iter().map(str::to_owned);
+        let told = if self.features.has(ArchCapabilities) { self.arch_capabilities } else { 0 };
+        let belied = if told == 0 { 0 } else { caps.speculation.belied(told) };
+        let bits = (0..64).filter(|bit| belied >> bit & 1 == 1);
+        features.chain(bits.map(|bit| format!("bit {bit} of IA32_ARCH_CAPABILITIES"))).collect()
+    }
+
     /// State components that XCR0 may have: x87, SSE, and AVX where there is any (Intel SDM vol. 1, 13.3).
     pub fn xcr0_mask(&self) -> u64 {
         if self.features.has(Avx) { 7 } else { 3 }

@@ -141,6 +141,11 @@ impl Speculation {
         Self { arch_capabilities: a & b & GOOD | (a | b) & BAD, silicon }
     }
 
+    /// Bits of IA32_ARCH_CAPABILITIES by which a guest that was told `told` believes itself safer than it is here.
+    pub const fn belied(self, told: u64) -> u64 {
+        told & GOOD & !self.arch_capabilities | self.arch_capabilities & BAD & !told
+    }
+
     /// IA32_ARCH_CAPABILITIES.
     pub const fn arch_capabilities(self) -> u64 {
         self.arch_capabilities

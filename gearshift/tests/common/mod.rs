@@ -7,6 +7,7 @@ pub mod guest;
 pub mod pty;
 
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// The program with an environment that does not depend on the caller's.
 pub fn gearshift(arguments: &[&str]) -> Command {
@@ -64,6 +65,20 @@ pub fn pvh_elf(code: &[u8]) -> Vec<u8> {
     elf.extend(note);
     elf.extend(code);
     elf
+}
+
+/// Whether a line of `from` has `wanted` in it within `patience`.
+pub fn lines_until(
+    from: impl std::io::Read + Send + 'static,
+    wanted: &'static str,
+    patience: Duration,
+) -> bool {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let lines = std::io::BufRead::lines(std::io::BufReader::new(from));
+        let _ = tell.send(lines.map_while(Result::ok).any(|line| line.contains(wanted)));
+    });
+    told.recv_timeout(patience).unwrap_or(false)
 }
 
 /// A file that goes with the returned handle.

@@ -80,8 +80,11 @@ pub(super) fn run(lab: &Lab) -> Result<u8> {
     for vcpus in [1, 2] {
         let name = format!("Debian's kernel on KVM, {vcpus} vCPU(s)");
         say(&format!("lab: {name}"));
-        step(&name, boot(&lab.with_cpus(vcpus), &gearshift, vcpus));
+        step(&name, boot(&lab.with_cpus(vcpus), &gearshift, vcpus, &["--accel", "kvm"]));
     }
+    say("lab: Debian's kernel, handed on between KVM and the JIT");
+    let hand_on = ["--accel", "kvm,jit", "--switch-every", "300ms", "--verify-switches"];
+    step("changes of accelerator", boot(&lab.with_cpus(1), &gearshift, 1, &hand_on));
     let Count { passed: tests, failed: broken, ignored, skipped, optional, .. } = count;
     println!(
         "kvm-lab: {passed} steps passed, {} failed; tests: {tests} passed, {broken} failed, {ignored} ignored, \
@@ -148,7 +151,7 @@ fn check_probe(json: &str) -> Result<()> {
 }
 
 /// Boots to a script that looks at its processors, and powers off.
-fn boot(lab: &Lab, gearshift: &Path, vcpus: u32) -> Result<()> {
+fn boot(lab: &Lab, gearshift: &Path, vcpus: u32, options: &[&str]) -> Result<()> {
     let guest = lab.guest();
     let mut contents = Contents::default();
     contents.add_as(gearshift, "lab/gearshift")?;
@@ -156,12 +159,25 @@ fn boot(lab: &Lab, gearshift: &Path, vcpus: u32) -> Result<()> {
     contents.add_as(&guest.initrd, "lab/initrd")?;
     let cmdline = r#"console=ttyS0 quiet reboot=t panic=-1 gearshift.script="uname -a; free""#;
     let vcpus_text = vcpus.to_string();
-    let run = ["gearshift", "run", "--accel", "kvm", "--cpus", &vcpus_text, "--mem", "512M"];
+    let run = ["gearshift", "run", "--cpus", &vcpus_text, "--mem", "512M"];
     let files = ["--kernel", "vmlinuz", "--initrd", "initrd", "--cmdline", cmdline];
-    let command: Vec<_> = run.into_iter().chain(files).map(str::to_owned).collect();
+    let command: Vec<_> =
+        run.into_iter().chain(options.iter().copied()).chain(files).map(str::to_owned).collect();
     let mut output = Watched::new(io::stdout());
     let status = lab.run(&contents, &command, &mut output)?;
-    check_boot(status, vcpus, &output.text())
+    let text = output.text();
+    check_boot(status, vcpus, &text)?;
+    if options.contains(&"--switch-every") { check_changes(&text) } else { Ok(()) }
+}
+
+/// The guest was handed on at least twice, and nobody refused it.
+fn check_changes(text: &str) -> Result<()> {
+    let line =
+        text.lines().find(|line| line.contains(" changes of accelerator")).context("no change was told")?;
+    let told = line.trim_start_matches("gearshift: ");
+    let count: u64 = told.split(' ').next().and_then(|n| n.parse().ok()).context("no number of changes")?;
+    ensure!(count >= 2 && !line.contains("refused"), "{line}");
+    Ok(())
 }
 
 fn check_boot(status: u8, vcpus: u32, console: &str) -> Result<()> {
