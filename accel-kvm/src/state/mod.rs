@@ -13,7 +13,7 @@ pub(crate) mod lapic;
 mod registers;
 
 use accel_api::AccelError;
-use accel_api::x86::{CpuState, DebugRegs, MpState, Msrs};
+use accel_api::x86::{CpuState, DebugRegs, MpState, Msrs, Vendor};
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
 
@@ -39,7 +39,12 @@ pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, AccelError> {
     if vcpu.spec.model.spec_ctrl_bits() != 0 {
         held.spec_ctrl = get_msr(vcpu.fd(), index::SPEC_CTRL)?;
     }
-    let msrs = save_msrs(vcpu.fd(), held, sregs.efer)?;
+    let mut msrs = save_msrs(vcpu.fd(), held, sregs.efer)?;
+    if vcpu.spec.model.vendor() == Vendor::Amd {
+        // An emulated processor under KVM may keep more of what a guest writes than KVM takes back.
+        msrs.sysenter_esp &= 0xffff_ffff;
+        msrs.sysenter_eip &= 0xffff_ffff;
+    }
     let (events, sipi) = events::save(vcpu)?;
     let (gpr, rip, rflags) = registers::general(&regs);
     let (segments, gdtr, idtr, mut control) = registers::system(&sregs, xcr0);

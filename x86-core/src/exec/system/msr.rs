@@ -4,7 +4,7 @@
 //!    them, which are [`accel_api::x86::Msrs`]' own; all else is asked of the machine through the bus, whose refusal is #GP(0).
 //! 2. MSRs that CPUID announces exist only if the model announces them.
 
-use accel_api::x86::{Feature, gpr};
+use accel_api::x86::{Feature, Vendor, gpr};
 use iced_x86::{Code, Instruction};
 
 use crate::cpu::seg;
@@ -76,6 +76,12 @@ impl Cpu {
         })
     }
 
+    /// What SYSENTER's address registers keep of `value`: on AMD's processors, which have no SYSENTER in long mode, 32 bits of
+    /// anything (Linux arch/x86/kvm/svm/svm.c); on Intel's a canonical address (Intel SDM vol. 4, table 2-2).
+    fn sysenter_address(&self, value: u64) -> Exec<u64> {
+        if self.model.vendor() == Vendor::Amd { Ok(value & 0xffff_ffff) } else { canonical(value) }
+    }
+
     /// WRMSR of `value` to MSR `index`.
     ///
     /// # Errors
@@ -108,8 +114,8 @@ impl Cpu {
                 self.leave = true;
             }
             SYSENTER_CS => self.msrs.sysenter_cs = value & 0xffff_ffff,
-            SYSENTER_ESP => self.msrs.sysenter_esp = canonical(value)?,
-            SYSENTER_EIP => self.msrs.sysenter_eip = canonical(value)?,
+            SYSENTER_ESP => self.msrs.sysenter_esp = self.sysenter_address(value)?,
+            SYSENTER_EIP => self.msrs.sysenter_eip = self.sysenter_address(value)?,
             PAT => {
                 // Types 2 and 3 do not exist (Intel SDM vol. 3, 12.12.2).
                 if value.to_le_bytes().iter().any(|t| !matches!(t, 0 | 1 | 4..=7)) {

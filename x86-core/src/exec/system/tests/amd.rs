@@ -92,6 +92,22 @@ fn no_sysenter_in_long_mode() {
     assert_eq!((c.rip, c.cpl), (0x4000, 0));
 }
 
+/// Linux in long mode writes addresses of 64 bits, which nothing will use.
+#[test]
+fn sysenters_addresses_have_32_bits() {
+    for index in [0x175, 0x176] {
+        let mut c = of_amd(cpu(Mode::Long), &[]);
+        for value in [0xffff_fe00_0000_3000, 0x8000_0000_1234_5678] {
+            c.write_msr(index, value).unwrap();
+            assert_eq!(c.read_msr(index), Ok(value & 0xffff_ffff));
+        }
+        let mut c = cpu(Mode::Long);
+        c.write_msr(index, 0xffff_fe00_0000_3000).unwrap();
+        assert_eq!(c.write_msr(index, 0x8000_0000_1234_5678), Err(Fault::GP0));
+        assert_eq!(c.read_msr(index), Ok(0xffff_fe00_0000_3000));
+    }
+}
+
 #[test]
 fn a_line_of_zeros() {
     for (mode, prefix, at) in [
