@@ -25,7 +25,7 @@ const LONG_ABOUT: &str = "\
 Gearshift runs an x86-64 PC whose machine model is the same on every accelerator: what executes the guest's \
 instructions is chosen when it starts, by name or by what works best on this host, and can be exchanged while it runs.
 
-Without a kernel it boots its default guest: Debian's unmodified cloud kernel and a busybox shell, fetched once through \
+Without a kernel and without a disk it boots its default guest: Debian's unmodified cloud kernel and a busybox shell, fetched once through \
 this host's apt (no root needed), verified, and kept in the cache folder.";
 
 const EXAMPLES: &str = "\
@@ -34,6 +34,8 @@ Examples:
           Boot the default guest to a shell; `poweroff -f` or Ctrl-a x ends it
   gearshift run --cpus 2 --mem 1G --kernel /boot/vmlinuz --initrd /boot/initrd.img
           Boot a kernel of your own
+  gearshift run --disk debian.qcow2
+          Boot what is installed on a disk
   gearshift run --guest i386
           Boot Debian's 32-bit kernel, fetched like the default guest
   gearshift run --net user,hostfwd=tcp:2222:22
@@ -122,6 +124,9 @@ pub(crate) enum Command {
     /// Run one guest of a comparison; what `compare` starts
     #[command(name = crate::compare::WORKER, hide = true)]
     CompareGuest(compare::worker::Options),
+    /// Look for what a disk boots; what `run` starts
+    #[command(name = crate::disk_boot::HELPER, hide = true)]
+    BootDiskHelper(crate::disk_boot::HelperArgs),
     /// Show, check or describe configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -188,22 +193,22 @@ pub(crate) struct RunArgs {
     #[arg(allow_negative_numbers = true)]
     pub(crate) mem: u64,
 
-    /// Kernel: a bzImage (vmlinuz), a Linux vmlinux or an ELF file with a PVH note, 32- or 64-bit [default: Debian's]
+    /// Kernel: a bzImage (vmlinuz), a Linux vmlinux or an ELF file with a PVH note, 32- or 64-bit [default: the disk's, or Debian's]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
 
-    /// Debian's kernel for a guest without --kernel: cloud, generic or i386 [default: cloud]
+    /// Debian's kernel for a guest without --kernel: cloud, generic or i386 [default: cloud, if there is no disk]
     ///
     /// `cloud` is made for virtual machines, `generic` for any PC, `i386` for 32-bit ones. The generic ones are told
     /// `cryptomgr.notests` unless --cmdline says otherwise. A guest named here is fetched or refused, never replaced.
     #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
     pub(crate) guest: Option<Flavour>,
 
-    /// Initial RAM disk [default with the default kernel: a busybox shell]
+    /// Initial RAM disk [default: the disk's, or with the default kernel a busybox shell]
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
 
-    /// Kernel command line [default: console=ttyS0 panic=-1]
+    /// Kernel command line [default: the disk's, or console=ttyS0 panic=-1]
     ///
     /// With `panic=-1` a kernel that panics resets the machine at once, which ends the run with its own exit code.
     /// With an AMD processor, Linux finds `tsc_early_khz=` and the frequency in front.
@@ -211,6 +216,10 @@ pub(crate) struct RunArgs {
     pub(crate) cmdline: Option<String>,
 
     /// A disk: an image or a block device; may be given several times
+    ///
+    /// Without --kernel and --guest, the first disk with a kernel is booted: kernel, initial RAM disk and command line are those of
+    /// the default entry of GRUB or the boot loader specification, or /vmlinuz and the newest kernel of /boot, on ext4 (ext2, ext3),
+    /// partitioned (GPT, MBR) or not. `console=ttyS0` is added where the entry names no console.
     ///
     /// `FILE[,format=raw|qcow2|vmdk][,readonly=on][,snapshot=on][,serial=S][,cache=writeback|none][,backing=allow]`, a comma in
     /// the file's name written twice. The guest finds /dev/vda, /dev/vdb and so on, in this order. With `snapshot=on` what it
@@ -237,12 +246,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PATH[,cid=N]", value_parser = clap::value_parser!(VsockOptions))]
     pub(crate) vsock: Option<VsockOptions>,
 
-    /// What happens when the guest resets the machine: `end` (exit code 16) or `restart`
+    /// What happens when the guest resets the machine: `end` (exit code 16) or `restart` [default: end; restart for a disk's kernel]
     ///
     /// `restart` starts it again with the kernel, the initial RAM disk and the command line of the first start, as often as
     /// it wants.
-    #[arg(long, value_name = "THEN", default_value = "end")]
-    pub(crate) on_reset: Then,
+    #[arg(long, value_name = "THEN")]
+    pub(crate) on_reset: Option<Then>,
 
     /// What happens when a vCPU shuts down by a triple fault: `end` (exit code 14, with a dump) or `restart`
     ///
@@ -271,7 +280,7 @@ pub(crate) struct RunArgs {
 }
 
 /// What happens to a machine that is reset.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Then {
     /// The run is over.
     End,

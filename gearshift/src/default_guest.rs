@@ -5,6 +5,8 @@
 //! is damaged is an error: the user can do something about it. So is a guest that was asked for by name and cannot be
 //! had.
 
+use std::borrow::Cow;
+
 use guests::debian::{self, DefaultGuest, FetchError, Flavour};
 use guests::embedded;
 use machine::Source;
@@ -20,7 +22,7 @@ pub(crate) struct Guest {
     pub(crate) kernel: Source,
     pub(crate) initrd: Option<Source>,
     /// What it is told unless the user says otherwise.
-    pub(crate) cmdline: &'static str,
+    pub(crate) cmdline: Cow<'static, str>,
 }
 
 /// For a Linux kernel: use the serial port, and reset at once on a panic.
@@ -58,7 +60,7 @@ pub(crate) fn obtain(name: Option<Flavour>, offline: bool, built_in_will_do: boo
         name: "the built-in guest".into(),
         kernel: Source::bytes("the built-in guest", embedded::ELF),
         initrd: None,
-        cmdline: "",
+        cmdline: Cow::Borrowed(""),
     })
 }
 
@@ -67,7 +69,7 @@ fn debians(flavour: Flavour, guest: DefaultGuest) -> Guest {
         name: format!("Debian's {}", guest.version),
         kernel: guest.kernel.into(),
         initrd: Some(guest.initrd.into()),
-        cmdline: if flavour == Flavour::Cloud { CMDLINE } else { CMDLINE_NO_TESTS },
+        cmdline: Cow::Borrowed(if flavour == Flavour::Cloud { CMDLINE } else { CMDLINE_NO_TESTS }),
     }
 }
 

@@ -4,6 +4,7 @@
 //!    that tells why it gives up.
 //! 2. [`run`] runs a guest, the default one from [`default_guest`], with [`console`] between the guest and standard
 //!    input, [`terminal`] and [`signals`] to leave the terminal as it was, and [`silence`] for whoever sees nothing.
+//!    [`disk_boot`] finds what a disk boots, in a process without rights.
 //! 3. [`compare`] runs guests on everything that can, and shows the numbers.
 //! 4. [`image`] makes and converts disk images.
 //! 5. [`probe`] and [`documents`] print what is asked for; [`log`] is for who wants to see inside.
@@ -13,6 +14,7 @@ mod compare;
 mod config;
 mod console;
 mod default_guest;
+mod disk_boot;
 mod documents;
 mod duration;
 mod escape;
@@ -74,6 +76,7 @@ fn carry_out(command: Command, matches: &ArgMatches) -> Result<ExitCode, Failure
         Command::Probe { json } => probe::probe(json)?,
         Command::Compare(options) => return compare::run(&options),
         Command::CompareGuest(options) => return Ok(compare::work(&options)),
+        Command::BootDiskHelper(args) => return Ok(disk_boot::help(&args)),
         Command::Config(command) => stdio::print(documents::configuration(&command, matches)?)?,
         Command::Image(command) => return image::run(command),
         Command::Completions { shell } => stdio::print(documents::completions(shell))?,

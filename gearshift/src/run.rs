@@ -12,7 +12,7 @@ use backends::disk::DiskImage;
 use backends::vsock::{SocketFile, VsockHost};
 use machine::{AccelChoice, GuestEnd, Machine, Needs, Phase};
 
-use crate::cli::RunArgs;
+use crate::cli::{RunArgs, Then};
 use crate::default_guest::{self, CMDLINE, Guest};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
@@ -21,7 +21,7 @@ use crate::jit::{self, Shown};
 use crate::silence::{Heard, Silence};
 use crate::stdio::{self, say, say_all};
 use crate::terminal::RawMode;
-use crate::{console, probe, signals, stats};
+use crate::{console, disk_boot, probe, signals, stats};
 
 /// Runs a guest.
 ///
@@ -48,7 +48,6 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         .cpus(args.cpus)
         .memory(args.mem)
         .cpu_model(&args.cpu)
-        .on_reset(args.on_reset.into())
         .on_triple_fault(args.on_triple_fault.into())
         .on_phase(|phase| {
             if phase == Phase::Resetting {
@@ -59,10 +58,13 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     if args.debug_console {
         builder = builder.debug_console(Heard::new(io::stderr(), &silence));
     }
+    let mut disks = Vec::new();
     for options in &args.disk {
         let disk =
             DiskImage::open(options).map_err(|error| Failure::new(ExitCode::File, error.to_string()))?;
-        builder = builder.disk(Arc::new(disk));
+        let disk = Arc::new(disk);
+        disks.push((options.path.as_path(), Arc::clone(&disk)));
+        builder = builder.disk(disk);
     }
     for (n, options) in args.net.iter().enumerate() {
         let (mac, network) =
@@ -79,13 +81,19 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     }
     builder.check()?;
 
+    let from_disk = args.kernel.is_none() && args.guest.is_none() && !disks.is_empty();
+    // What boots itself is to be there again when it reboots.
+    let then = args.on_reset.unwrap_or(if from_disk { Then::Restart } else { Then::End });
+    builder = builder.on_reset(then.into());
     let guest = match args.kernel {
         Some(path) => {
-            Guest { name: path.display().to_string(), kernel: path.into(), initrd: None, cmdline: CMDLINE }
+            let cmdline = CMDLINE.into();
+            Guest { name: path.display().to_string(), kernel: path.into(), initrd: None, cmdline }
         }
+        None if from_disk => disk_boot::obtain(&disks)?,
         None => default_guest::obtain(args.guest, args.offline, args.initrd.is_none())?,
     };
-    let cmdline = args.cmdline.unwrap_or_else(|| guest.cmdline.to_owned());
+    let cmdline = args.cmdline.unwrap_or_else(|| guest.cmdline.into_owned());
     builder = builder.cmdline(&*cmdline).kernel(guest.kernel);
     if let Some(initrd) = args.initrd.map(Into::into).or(guest.initrd) {
         builder = builder.initrd(initrd);

@@ -24,7 +24,7 @@ fn software() -> Vec<&'static str> {
 
 /// What the guest writes to its console for `script`. A line `name=value` is found by [`value`].
 fn console(accelerator: &str, arguments: &[&str], script: &str) -> String {
-    let all = [&["run", "--accel", accelerator, "--mem", "256M"], arguments].concat();
+    let all = [&["run", "--accel", accelerator, "--mem", "256M", "--guest", "cloud"], arguments].concat();
     let output = typed(&all, &format!("stty -echo; PS1=; dmesg -n 1\n{script}\npoweroff -f\n"));
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{}\n{text}", stderr(&output));

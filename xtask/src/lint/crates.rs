@@ -15,10 +15,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("state", &[]),
     ("backends", &["user-net"]),
     ("user-net", &[]),
+    ("boot-disk", &[]),
     ("devices", &["accel-api", "backends", "state"]),
     ("machine", &["accel-api", "accel-interp", "accel-dynasm", "accel-kvm", "backends", "devices", "state"]),
     ("compare", &["accel-api", "machine", "guests"]),
-    ("gearshift", &["accel-api", "backends", "compare", "machine", "guests"]),
+    ("gearshift", &["accel-api", "backends", "boot-disk", "compare", "machine", "guests"]),
     ("guests", &[]),
     ("testkit", &["accel-api", "x86-core", "guests"]),
     (

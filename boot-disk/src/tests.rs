@@ -1,0 +1,54 @@
+//! Disks made here.
+
+use super::*;
+
+/// A disk in memory.
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
+
+impl Disk for Bytes {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&mut self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let at = usize::try_from(at).map_err(io::Error::other)?;
+        let from = at.checked_add(into.len()).and_then(|end| self.0.get(at..end));
+        into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+impl Bytes {
+    pub(crate) fn shared(self) -> Shared {
+        Rc::new(RefCell::new(self))
+    }
+}
+
+/// A disk of `sectors` with a GPT and these partitions `(first sector, length)`.
+pub(crate) fn gpt_disk(partitions: &[(u64, u64)], sectors: usize) -> Vec<u8> {
+    let sum = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
+    let mut disk = vec![0; sectors * 512];
+    disk[446 + 4] = 0xee;
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let mut entries = vec![0; 128 * 128];
+    for (entry, (start, length)) in entries.chunks_exact_mut(128).zip(partitions) {
+        entry[..32].fill(7);
+        entry[32..40].copy_from_slice(&start.to_le_bytes());
+        entry[40..48].copy_from_slice(&(start + length - 1).to_le_bytes());
+    }
+    let last = sectors - 1;
+    for (header, table) in [(1, 2), (last, last - 32)] {
+        let mut bytes = [0; 92];
+        bytes[..8].copy_from_slice(b"EFI PART");
+        bytes[12..16].copy_from_slice(&92u32.to_le_bytes());
+        bytes[72..80].copy_from_slice(&(table as u64).to_le_bytes());
+        bytes[80..84].copy_from_slice(&128u32.to_le_bytes());
+        bytes[84..88].copy_from_slice(&128u32.to_le_bytes());
+        bytes[88..92].copy_from_slice(&sum.checksum(&entries).to_le_bytes());
+        let check = sum.checksum(&bytes);
+        bytes[16..20].copy_from_slice(&check.to_le_bytes());
+        disk[header * 512..][..92].copy_from_slice(&bytes);
+        disk[table * 512..][..entries.len()].copy_from_slice(&entries);
+    }
+    disk
+}
