@@ -230,11 +230,12 @@ pub(crate) struct RunArgs {
 
     /// A network card and what it is plugged into; may be given several times
     ///
-    /// `user[,hostfwd=tcp|udp:[ADDR:]HOST:GUEST]...[,restrict=on][,host=on][,mac=M][,mtu=N][,rate=SIZE]` is a network in process,
-    /// without privileges: the guest is 10.0.2.15 (by DHCP), the gateway 10.0.2.2, the name server 10.0.2.3; it reaches what
+    /// `user[,hostfwd=tcp|udp:[ADDR:]HOST:GUEST]...[,restrict=on][,host=on]` is a network in process, without privileges: the guest is 10.0.2.15 (by DHCP), the gateway 10.0.2.2, the name server 10.0.2.3; it reaches what
     /// this host's routes lead to, but this host's loopback only with `host=on`, at the gateway's address, and nothing with
     /// `restrict=on`. `hostfwd` leads from a port of this host's, on 127.0.0.1 unless an address is given, to one of the guest's.
-    /// `rate` bounds the bytes a second, such as 10M, in each direction.
+    /// `tap=IF` is an interface of this host's kernel, made for this user by root. `socket=PATH` is a cable to another guest of
+    /// this host (or to QEMU's `-netdev stream`): who comes first listens, the next connects; a comma in PATH is written twice.
+    /// Behind each there may be `mac=M`, `mtu=N`, and `rate=SIZE`, a bound on the bytes a second, such as 10M, in each direction.
     #[arg(long, value_name = "KIND[,OPTION=VALUE...]", value_parser = clap::value_parser!(NetOptions))]
     pub(crate) net: Vec<NetOptions>,
 

@@ -66,17 +66,18 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         disks.push((options.path.as_path(), Arc::clone(&disk)));
         builder = builder.disk(disk);
     }
+    let mut sockets = Vec::new();
     for (n, options) in args.net.iter().enumerate() {
         let (mac, network) =
             options.connect(n).map_err(|error| Failure::new(ExitCode::Network, error.to_string()))?;
         network.says.iter().for_each(say);
+        sockets.extend(network.file);
         builder = builder.net(network.backend, mac.0);
     }
-    let mut socket = None;
     if let Some(options) = args.vsock {
         let host =
             VsockHost::new(options).map_err(|error| Failure::new(ExitCode::File, error.to_string()))?;
-        socket = Some(host.socket_file().clone());
+        sockets.push(host.socket_file().clone());
         builder = builder.vsock(host);
     }
     builder.check()?;
@@ -109,20 +110,20 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let result = silence
         .watch(machine.clone(), cmdline)
         .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for the console: {error}")))
-        .and_then(|()| supervise(&machine, &gears, &args.gears, args.stats, other, socket));
+        .and_then(|()| supervise(&machine, &gears, &args.gears, args.stats, other, &sockets));
     silence.end();
     shown.print();
     result
 }
 
-/// Runs the machine to its end with the console connected. `other` is an accelerator to go back to, `socket` goes with the machine.
+/// Runs the machine to its end with the console connected. `other` is an accelerator to go back to, `sockets` go with the machine.
 fn supervise(
     machine: &Arc<Machine>,
     gears: &Arc<Gears>,
     schedule: &GearArgs,
     with_stats: bool,
     other: Option<AccelId>,
-    socket: Option<SocketFile>,
+    sockets: &[SocketFile],
 ) -> Result<ExitCode, Failure> {
     let host = |what: &str| {
         let what = what.to_owned();
@@ -157,9 +158,7 @@ fn supervise(
     machine.wait();
     drop(raw);
     // Threads have the machine still, so that what belongs to it is not dropped.
-    if let Some(socket) = &socket {
-        socket.remove();
-    }
+    sockets.iter().for_each(SocketFile::remove);
     caught.die();
     if let Some(list) = counters {
         say_all(format_args!("{}", stats::text(&list)));

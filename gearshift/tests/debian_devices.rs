@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use common::guest::{have, typed};
@@ -12,6 +13,13 @@ use guests::debian::Flavour;
 use sha2::{Digest as _, Sha256};
 
 const MIB: usize = 1 << 20;
+
+/// Brings the network up by DHCP, and tells the lease.
+const UP: &str = "\
+    ip link set lo up; ip link set eth0 up; mkdir -p /etc\n\
+    echo '[ $1 = bound ] || exit 0; ip addr add $ip/$mask dev $interface; ip route add default via $router; \
+    echo lease=$ip/$mask $router $dns' >/tmp/lease; sed -i '1i#!/bin/sh' /tmp/lease; chmod +x /tmp/lease\n\
+    udhcpc -q -n -t 20 -i eth0 -s /tmp/lease 2>/dev/null\n";
 
 /// Software accelerators of this build: the guest and its kernel are the same everywhere.
 fn software() -> Vec<&'static str> {
@@ -125,5 +133,99 @@ fn disks_are_read_written_and_named() {
         for (path, wanted) in [(first, &after), (second, &before), (third, &before)] {
             assert!(fs::read(&path).unwrap() == *wanted, "{} on {accelerator}", path.display());
         }
+    }
+}
+
+/// Gives the file at `bytes` to whoever connects, `times` times, and then what each of them sends.
+fn serve(bytes: &[u8], times: usize) -> (u16, std::thread::JoinHandle<Vec<Vec<u8>>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let bytes = bytes.to_vec();
+    let server = std::thread::spawn(move || {
+        let one = |_| {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(&bytes).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut back = Vec::new();
+            stream.read_to_end(&mut back).unwrap();
+            back
+        };
+        (0..times).map(one).collect()
+    });
+    (port, server)
+}
+
+/// The lease, the gateway, both directions of a connection to the host's loopback, and a name.
+#[test]
+fn the_user_network_leads_out() {
+    if !have(Flavour::Cloud) {
+        return;
+    }
+    for accelerator in software() {
+        let sent = pattern(2, 3 * MIB);
+        let (port, server) = serve(&sent, 1);
+        let script = format!(
+            "\
+            {UP}\
+            echo mac=$(cat /sys/class/net/eth0/address)\n\
+            echo mtu=$(cat /sys/class/net/eth0/mtu)\n\
+            ping -c 2 -W 20 10.0.2.2 >/dev/null; echo ping=$?\n\
+            head -c 1000000 /dev/urandom >/tmp/out\n\
+            nc 10.0.2.2 {port} </tmp/out >/tmp/in; echo nc=$?\n\
+            echo in=$(sha256sum </tmp/in)\n\
+            echo out=$(sha256sum </tmp/out)\n\
+            nc -w 20 10.0.2.2 1 </dev/null; echo refused=$?"
+        );
+        let text = console(accelerator, &["--net=user,host=on,mac=02:00:00:00:00:07,mtu=9000"], &script);
+        assert!(value(&text, "lease").starts_with("10.0.2.15/24 10.0.2.2 10.0.2.3"), "{text}");
+        assert_eq!((value(&text, "mac"), value(&text, "mtu")), ("02:00:00:00:00:07", "9000"), "{text}");
+        assert_eq!((value(&text, "ping"), value(&text, "nc")), ("0", "0"), "{text}");
+        assert_eq!(value(&text, "in"), format!("{} -", sum(&sent)), "{text}");
+        let back = server.join().unwrap();
+        assert_eq!(value(&text, "out"), format!("{} -", sum(&back[0])), "{text}");
+        assert_eq!(value(&text, "refused"), "1", "{text}");
+    }
+}
+
+/// A port of the host's leads to the guest; without `host=on` the guest does not reach the host's loopback.
+#[test]
+fn the_user_network_leads_in() {
+    if !have(Flavour::Cloud) {
+        return;
+    }
+    for accelerator in software() {
+        let (port, _server) = serve(b"secret", 1);
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let sent = pattern(3, 2 * MIB);
+        let expected = sum(&sent);
+        let client = std::thread::spawn(move || {
+            let end = std::time::Instant::now() + std::time::Duration::from_secs(300);
+            // Until the guest listens its kernel refuses, or there is no guest yet.
+            while std::time::Instant::now() < end {
+                let mut line = Vec::new();
+                if let Ok(mut stream) = std::net::TcpStream::connect(free)
+                    && stream.write_all(&sent).is_ok()
+                    && stream.shutdown(std::net::Shutdown::Write).is_ok()
+                    && stream.read_to_end(&mut line).is_ok()
+                    && line == b"thanks\n"
+                {
+                    return true;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(200));
+            }
+            false
+        });
+        let script = format!(
+            "\
+            {UP}\
+            nc -w 20 10.0.2.2 {port} </dev/null >/tmp/host; echo host=$?$(cat /tmp/host)\n\
+            nc -l -p 8000 -e sh -c 'cat >/tmp/in; echo thanks'\n\
+            echo in=$(sha256sum </tmp/in)"
+        );
+        let forward = format!("--net=user,hostfwd=tcp:{}:8000", free.port());
+        let text = console(accelerator, &[&forward], &script);
+        assert_eq!(value(&text, "host"), "1", "{text}");
+        assert_eq!(value(&text, "in"), format!("{expected} -"), "{text}");
+        assert!(client.join().unwrap());
     }
 }

@@ -1,18 +1,24 @@
 //! Networks: the seam between a network device and the host's side of its cable, and what can be on that side.
 //!
-//! [`NetBackend`] is the seam, [`UserNetwork`] a network in process. [`RateLimit`] wraps any back end; [`NetOptions`] is what a
-//! user says of a card and its network.
+//! [`NetBackend`] is the seam. [`UserNetwork`] is a network in process, [`StreamNetwork`] a cable to another guest, [`TapNetwork`] one
+//! to the host's kernel. [`RateLimit`] wraps any back end; [`NetOptions`] is what a user says of a card and its network.
 
+mod header;
 mod options;
 mod pending;
 mod rate_limit;
+mod stream;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod user;
 
+pub use header::{HEADER, emit_header, parse_header};
 pub use options::{ConnectError, Connected, MacAddress, NetKind, NetOptions};
 pub use pending::{PendingFrames, PendingLink};
 pub use rate_limit::RateLimit;
+pub use stream::{StreamError, StreamNetwork};
+pub use tap::{TapError, TapNetwork};
 pub use user::UserNetwork;
 
 use async_trait::async_trait;

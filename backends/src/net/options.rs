@@ -1,11 +1,14 @@
 //! What a user says of a network card, and the network behind it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{NetBackend, RateLimit, UserNetwork};
+use super::{NetBackend, RateLimit, StreamError, StreamNetwork, TapError, TapNetwork, UserNetwork};
+use crate::disk::split_at_commas;
 use crate::rate::Rate;
+use crate::vsock::SocketFile;
 
 /// An Ethernet address of one card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,10 @@ impl FromStr for MacAddress {
 pub enum NetKind {
     /// A network in process.
     User(user_net::Options),
+    /// An interface of the host's kernel.
+    Tap(String),
+    /// A cable to another guest, whose socket is there.
+    Socket(PathBuf),
 }
 
 /// A network card as `--net` describes it.
@@ -52,9 +59,9 @@ pub enum NetKind {
 pub struct NetOptions {
     /// What is behind it.
     pub kind: NetKind,
-    /// Its address; `None`: [`NetOptions::default_mac`].
+    /// Its address; `None`: [`NetOptions::default_mac`], or a random one where others are on the same network.
     pub mac: Option<MacAddress>,
-    /// Largest payload of a frame; `None`: 1500.
+    /// Largest payload of a frame; `None`: the tap's, or 1500.
     pub mtu: Option<u16>,
     /// Bytes a second, in each direction.
     pub rate: Option<u64>,
@@ -66,6 +73,15 @@ pub enum ConnectError {
     /// The network in process.
     #[error(transparent)]
     User(#[from] user_net::StartError),
+    /// A tap.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A socket.
+    #[error(transparent)]
+    Socket(#[from] StreamError),
+    /// No random address.
+    #[error("a network card's address: the host gives no random bytes ({0}); give one with mac=")]
+    Random(std::io::Error),
 }
 
 /// A network, and what its user is to be told.
@@ -75,6 +91,8 @@ pub struct Connected {
     pub backend: Arc<dyn NetBackend>,
     /// Lines: ports of the host's that were not named.
     pub says: Vec<String>,
+    /// What goes with the network, where the process is about to end without dropping it.
+    pub file: Option<SocketFile>,
 }
 
 /// Least and most bytes of payload that a card can be told.
@@ -94,10 +112,21 @@ impl NetOptions {
     /// # Errors
     /// The host does not give what it takes: a port, a descriptor, a thread.
     pub fn connect(&self, n: usize) -> Result<(MacAddress, Connected), ConnectError> {
-        let mac = self.mac.unwrap_or_else(|| Self::default_mac(n));
+        let mac = match (self.mac, &self.kind) {
+            (Some(mac), _) => mac,
+            (None, NetKind::User(_)) => Self::default_mac(n),
+            (None, NetKind::Tap(_) | NetKind::Socket(_)) => random_mac()?,
+        };
         let mtu = self.mtu.unwrap_or(1500);
-        let Connected { backend, says } = match &self.kind {
+        let silent = |backend| Connected { backend, says: Vec::new(), file: None };
+        let Connected { backend, says, file } = match &self.kind {
             NetKind::User(options) => connect_user(options, mac, mtu)?,
+            NetKind::Tap(name) => silent(Arc::new(TapNetwork::open(name, self.mtu)?)),
+            NetKind::Socket(path) => {
+                let cable = StreamNetwork::open(path, mtu)?;
+                let file = cable.socket_file().cloned();
+                Connected { file, ..silent(Arc::new(cable)) }
+            }
         };
         let backend = match self.rate {
             None => backend,
@@ -107,8 +136,17 @@ impl NetOptions {
                 Arc::new(RateLimit::new(backend, Rate { per_second, burst }))
             }
         };
-        Ok((mac, Connected { backend, says }))
+        Ok((mac, Connected { backend, says, file }))
     }
+}
+
+/// One of those that are given out locally (IEEE 802, 8.2), and that begin as QEMU's do.
+fn random_mac() -> Result<MacAddress, ConnectError> {
+    let mut bytes = [0x52, 0x54, 0x00, 0, 0, 0];
+    let [_, _, _, random @ ..] = &mut bytes;
+    let failed = |error: rustix::io::Errno| ConnectError::Random(error.into());
+    rustix::rand::getrandom(random, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+    Ok(MacAddress(bytes))
 }
 
 fn connect_user(options: &user_net::Options, mac: MacAddress, mtu: u16) -> Result<Connected, ConnectError> {
@@ -119,17 +157,18 @@ fn connect_user(options: &user_net::Options, mac: MacAddress, mtu: u16) -> Resul
         .filter(|(forward, _)| forward.host.port() == 0)
         .map(|(forward, at)| format!("hostfwd={forward} listens at {at}"))
         .collect();
-    Ok(Connected { backend: Arc::new(network), says })
+    Ok(Connected { backend: Arc::new(network), says, file: None })
 }
 
 impl FromStr for NetOptions {
     type Err = String;
 
-    /// `user[,hostfwd=tcp|udp:[ADDR:]HOST:GUEST]...[,restrict=on|off][,host=on|off][,mac=M][,mtu=N][,rate=SIZE]`.
+    /// `user[,hostfwd=tcp|udp:[ADDR:]HOST:GUEST]...[,restrict=on|off][,host=on|off]`, `tap=IF` or `socket=PATH`, each with
+    /// `[,mac=M][,mtu=N][,rate=SIZE]`. A comma in a path is written twice.
     fn from_str(text: &str) -> Result<Self, String> {
         let (mut mac, mut mtu, mut rate) = (None, None, None);
         let mut rest = Vec::new();
-        for word in text.split(',') {
+        for word in split_at_commas(text) {
             match word.split_once('=') {
                 Some(("mac", value)) => once("mac", &mut mac, value.parse()?)?,
                 Some(("mtu", value)) => once("mtu", &mut mtu, parse_mtu(value)?)?,
@@ -137,19 +176,39 @@ impl FromStr for NetOptions {
                 _ => rest.push(word),
             }
         }
-        let kind =
-            NetKind::User(rest.join(",").parse().map_err(|error: user_net::OptionsError| match error {
-                user_net::OptionsError::Kind(kind) => format!("there is no network '{kind}': take user"),
-                user_net::OptionsError::Unknown(word) => {
-                    format!("there is no option '{word}' of a network: {KEYS}")
-                }
-                other => other.to_string(),
-            })?);
+        let kind = match rest.split_first() {
+            Some((first, more)) if first.starts_with("tap=") || first.starts_with("socket=") => {
+                plain_kind(first, more)?
+            }
+            _ => NetKind::User(rest.join(",").parse().map_err(explain)?),
+        };
         Ok(Self { kind, mac, mtu, rate })
     }
 }
 
-const KEYS: &str = "options are hostfwd, restrict, host, mac, mtu and rate";
+const KEYS: &str = "options are mac, mtu and rate, and of user hostfwd, restrict and host";
+
+fn explain(error: user_net::OptionsError) -> String {
+    match error {
+        user_net::OptionsError::Kind(kind) => {
+            format!("there is no network '{kind}': take user, tap=IF or socket=PATH")
+        }
+        user_net::OptionsError::Unknown(word) => format!("there is no option '{word}' of a network: {KEYS}"),
+        other => other.to_string(),
+    }
+}
+
+/// `tap=IF` or `socket=PATH`, with nothing behind.
+fn plain_kind(first: &str, more: &[String]) -> Result<NetKind, String> {
+    if let Some(word) = more.first() {
+        return Err(format!("there is no option '{word}' of '{first}': {KEYS}"));
+    }
+    match first.split_once('=') {
+        Some((_, "")) | None => Err(format!("'{first}' names nothing: take tap=IF or socket=PATH")),
+        Some(("tap", name)) => Ok(NetKind::Tap(name.to_owned())),
+        Some((_, path)) => Ok(NetKind::Socket(path.into())),
+    }
+}
 
 fn once<T>(name: &str, place: &mut Option<T>, value: T) -> Result<(), String> {
     match place.replace(value) {
@@ -187,10 +246,14 @@ mod tests {
     fn descriptions_are_read() {
         let options: NetOptions =
             "user,hostfwd=tcp:2222:22,mac=02:00:00:00:00:0A,mtu=9000,rate=10M,restrict=on".parse().unwrap();
-        let NetKind::User(user) = &options.kind;
+        let NetKind::User(user) = &options.kind else { panic!("{options:?}") };
         assert_eq!((user.forwards.len(), user.restrict, user.host), (1, true, false));
         assert_eq!(options.mac.unwrap().to_string(), "02:00:00:00:00:0a");
         assert_eq!((options.mtu, options.rate), (Some(9000), Some(10 << 20)));
+        let socket: NetOptions = "socket=/tmp/a,,b,mtu=1400".parse().unwrap();
+        assert_eq!((socket.kind, socket.mtu), (NetKind::Socket("/tmp/a,b".into()), Some(1400)));
+        let tap: NetOptions = "tap=tap0".parse().unwrap();
+        assert_eq!(tap.kind, NetKind::Tap("tap0".into()));
         let plain: NetOptions = "user".parse().unwrap();
         assert_eq!((plain.mac, plain.mtu, plain.rate), (None, None, None));
         assert_eq!(NetOptions::default_mac(1).to_string(), "52:54:00:12:34:57");
@@ -200,8 +263,8 @@ mod tests {
     fn what_is_wrong_is_said_in_a_line() {
         for (text, part) in [
             ("", "no network ''"),
-            ("tun", "no network 'tun': take user"),
-            ("user,colour=red", "no option 'colour=red' of a network: options are hostfwd"),
+            ("tun", "no network 'tun': take user, tap=IF or socket=PATH"),
+            ("user,colour=red", "no option 'colour=red' of a network: options are mac"),
             ("user,mac=52:54:00:12:34", "is no address"),
             ("user,mac=52:54:00:12:34:56:78", "is no address"),
             ("user,mac=+2:54:00:12:34:56", "is no address"),
@@ -215,6 +278,9 @@ mod tests {
             ("user,rate=k", "from 1K on"),
             ("user,rate=99999999999999999999", "from 1K on"),
             ("user,rate=18014398509481984G", "from 1K on"),
+            ("tap=", "names nothing"),
+            ("socket=,mtu=1500", "names nothing"),
+            ("tap=tap0,host=on", "no option 'host=on' of 'tap=tap0'"),
             ("user,restrict=on,host=on", "give one of them"),
             ("user,hostfwd=tcp:22", "the form is tcp:"),
         ] {

@@ -68,7 +68,7 @@ pub struct VsockHost {
 }
 
 /// Connects to the Unix socket at `path`, without waiting.
-pub(super) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;

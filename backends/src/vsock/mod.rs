@@ -9,7 +9,7 @@
 //!    connection, which its credit says), refusals it has not read. A packet that cannot be ends its connection.
 
 mod connection;
-mod host;
+pub(crate) mod host;
 mod options;
 mod packet;
 mod socket_file;

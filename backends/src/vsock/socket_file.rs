@@ -27,7 +27,7 @@ impl SocketFile {
     ///
     /// # Errors
     /// There is something else, somebody listens there, or no entry can be made.
-    pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, Self)> {
+    pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, Self)> {
         if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
             && connect_to(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         {

@@ -8,7 +8,6 @@
 //! 4. A frame whose header cannot be, or that is longer than any, is dropped, as on a cable; so is what no buffer can hold.
 //!    Nothing of what is under way is saved, for the same reason.
 
-mod header;
 mod receive;
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,9 @@ use std::io::Write;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use backends::net::{Frame, Offloads, PendingFrames, PendingLink};
+use backends::net::{Frame, HEADER, Offloads, PendingFrames, PendingLink, emit_header};
 
 use super::Cable;
-use super::header;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::{Memory, QueueError, Turn, VirtQueue, VirtioInterrupt};
 
@@ -100,7 +99,7 @@ impl Receiver {
         buffers: &mut Buffers<'_, '_>,
         memory: &Memory,
     ) -> Result<Placed, virtio_queue::Error> {
-        let wanted = header::LEN + frame.data.len();
+        let wanted = HEADER + frame.data.len();
         let (mut taken, mut room, mut refused) = (Vec::new(), 0, 0);
         while room < wanted {
             let Some(chain) = buffers.take()? else {
@@ -115,7 +114,7 @@ impl Receiver {
             let head = chain.head_index();
             let writer = chain.writer(memory).ok();
             let len = writer.as_ref().map_or(0, |writer| writer.available_bytes());
-            if taken.is_empty() && len < header::LEN {
+            if taken.is_empty() && len < HEADER {
                 // What cannot have the header is no buffer. A driver that lays out nothing else gets nothing.
                 buffers.used(&[(head, 0)])?;
                 refused += 1;
@@ -131,7 +130,7 @@ impl Receiver {
                 return Ok(Placed::Done);
             }
         }
-        let Some(header) = header::emit(&frame.header, taken.len() as u16, self.accepted) else {
+        let Some(header) = emit_header(&frame.header, taken.len() as u16, self.accepted) else {
             buffers.put_back(taken.len());
             return Ok(Placed::Done);
         };

@@ -4,9 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use backends::net::{Frame, Offloads, PendingFrames};
+use backends::net::{Frame, HEADER, Offloads, PendingFrames, parse_header};
 
-use super::header;
 use super::{Cable, LONGEST};
 use crate::virtio::{Chain, Memory, QueueError, Turn, VirtQueue, VirtioInterrupt};
 
@@ -87,13 +86,13 @@ impl Transmitter {
 /// The frame in `chain`. `None`: none that may be sent.
 fn read(chain: Chain<'_>, memory: &Memory, offered: Offloads) -> Option<Frame> {
     let mut reader = chain.reader(memory).ok()?;
-    let mut bytes = [0; header::LEN];
+    let mut bytes = [0; HEADER];
     reader.read_exact(&mut bytes).ok()?;
     let len = reader.available_bytes();
     if len > LONGEST {
         return None;
     }
-    let header = header::parse(&bytes, len, offered)?;
+    let header = parse_header(&bytes, len, offered)?;
     let mut data = vec![0; len];
     reader.read_exact(&mut data).ok()?;
     Some(Frame { header, data })

@@ -1,10 +1,10 @@
-//! The header in front of each frame (virtio 1.2, 5.1.6), and what it means.
+//! The header in front of each frame (virtio 1.2, 5.1.6), as drivers and the kernel's taps write it, and what it means.
 
-use backends::net::{FrameHeader, Offloads, PartialChecksum, SegmentKind, Segmentation};
+use super::{FrameHeader, Offloads, PartialChecksum, SegmentKind, Segmentation};
 use virtio_bindings::virtio_net::*;
 
-/// Its bytes.
-pub(super) const LEN: usize = 12;
+/// Bytes of a header.
+pub const HEADER: usize = 12;
 
 const NEEDS_CSUM: u8 = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
 const DATA_VALID: u8 = VIRTIO_NET_HDR_F_DATA_VALID as u8;
@@ -14,8 +14,9 @@ const TCP6: u8 = VIRTIO_NET_HDR_GSO_TCPV6 as u8;
 const UDP: u8 = VIRTIO_NET_HDR_GSO_UDP_L4 as u8;
 const ECN: u8 = VIRTIO_NET_HDR_GSO_ECN as u8;
 
-/// What a driver says of a frame of `len` bytes, of which it may ask for `offered`. `None`: what cannot be, or was not agreed on.
-pub(super) fn parse(bytes: &[u8; LEN], len: usize, offered: Offloads) -> Option<FrameHeader> {
+/// What a header says of a frame of `len` bytes, which may leave undone what is `offered`. `None`: what cannot be, or was not agreed
+/// on.
+pub fn parse_header(bytes: &[u8; HEADER], len: usize, offered: Offloads) -> Option<FrameHeader> {
     let [flags, gso, h0, h1, s0, s1, c0, c1, o0, o1, _, _] = *bytes;
     let word = |low, high| u16::from_le_bytes([low, high]);
     let mut header = FrameHeader::default();
@@ -45,8 +46,8 @@ pub(super) fn parse(bytes: &[u8; LEN], len: usize, offered: Offloads) -> Option<
     Some(header)
 }
 
-/// The bytes for a frame that lies in `buffers` buffers. `None`: it leaves undone what the driver has not `accepted`.
-pub(super) fn emit(header: &FrameHeader, buffers: u16, accepted: Offloads) -> Option<[u8; LEN]> {
+/// The bytes for a frame that lies in `buffers` buffers. `None`: it leaves undone what is not `accepted`.
+pub fn emit_header(header: &FrameHeader, buffers: u16, accepted: Offloads) -> Option<[u8; HEADER]> {
     let (mut flags, mut gso) = (0, GSO_NONE);
     let (mut header_len, mut size, mut start, mut offset) = (0u16, 0u16, 0u16, 0u16);
     if let Some(sum) = header.checksum {
