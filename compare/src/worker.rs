@@ -65,7 +65,7 @@ pub fn main(options: &Options, registry: &Registry) -> bool {
 fn text(end: &GuestEnd) -> Option<String> {
     match end {
         GuestEnd::PowerOff => Some("power-off".to_owned()),
-        GuestEnd::Reset => Some("reset".to_owned()),
+        GuestEnd::Reset | GuestEnd::Panicked => Some("reset".to_owned()),
         GuestEnd::TripleFault { .. } => Some("triple fault".to_owned()),
         GuestEnd::DebugExit(value) => Some(format!("debug exit {value}")),
         _ => None,

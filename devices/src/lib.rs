@@ -24,6 +24,7 @@ pub mod output;
 pub mod pci;
 pub mod pic;
 pub mod pit;
+pub mod pvpanic;
 pub mod rtc;
 mod saved;
 pub mod shared_line;
@@ -31,6 +32,7 @@ pub mod traits;
 pub mod uart;
 pub mod virtio;
 pub mod waiting;
+pub mod watchdog;
 
 #[cfg(test)]
 mod testing;

@@ -85,6 +85,8 @@ pub(crate) enum Request {
     PowerOff,
     Reset,
     DebugExit(u8),
+    Panicked(bool),
+    Watchdog,
 }
 
 impl TestControl {
@@ -102,6 +104,12 @@ impl MachineControl for TestControl {
     }
     fn debug_exit(&self, value: u8) {
         lock(&self.0).push(Request::DebugExit(value));
+    }
+    fn panicked(&self, crash_kernel: bool) {
+        lock(&self.0).push(Request::Panicked(crash_kernel));
+    }
+    fn watchdog(&self) {
+        lock(&self.0).push(Request::Watchdog);
     }
 }
 

@@ -108,7 +108,7 @@ pub trait TimerHost: Send + Sync + Debug {
 }
 
 /// Power and reset, as the chipset asks for them. Requests are posted: none of these may wait for vCPUs.
-/// Called with no device lock held, on the vCPU thread that made the access.
+/// Called with no device lock held, on the vCPU thread that made the access, or the timers' thread.
 pub trait MachineControl: Send + Sync + Debug {
     /// The guest entered ACPI S5.
     fn power_off(&self);
@@ -116,6 +116,10 @@ pub trait MachineControl: Send + Sync + Debug {
     fn reset(&self);
     /// The guest wrote `value` to the debug-exit port.
     fn debug_exit(&self, value: u8);
+    /// The guest's kernel has panicked; whether a crash kernel of its own takes over.
+    fn panicked(&self, crash_kernel: bool);
+    /// The guest has not reset the watchdog's timer in time.
+    fn watchdog(&self);
 }
 
 /// A device on the port I/O bus. `port` is absolute, `size` is 1, 2 or 4 and the access lies wholly within the

@@ -11,6 +11,7 @@ use backends::net::NetOptions;
 use backends::vsock::VsockOptions;
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use guests::debian::Flavour;
+use machine::OnWatchdog;
 
 use crate::config;
 use crate::exit_code::ExitCode;
@@ -82,6 +83,7 @@ Keys, when standard input is a terminal (which is then in raw mode, so that Ctrl
   Ctrl-a x  quit
   Ctrl-a s  show what the vCPUs have done
   Ctrl-a g  change gear: the next accelerator takes the guest over
+  Ctrl-a p  press the power button: a guest that listens shuts down
   Ctrl-a a  send Ctrl-a to the guest
   Ctrl-a h  help
 They are seen at once, unless the guest has left 1 MiB of what was typed or pasted unread; then a signal such as SIGTERM \
@@ -246,6 +248,13 @@ pub(crate) struct RunArgs {
     /// comma in PATH is written twice.
     #[arg(long, value_name = "PATH[,cid=N]", value_parser = clap::value_parser!(VsockOptions))]
     pub(crate) vsock: Option<VsockOptions>,
+
+    /// A watchdog (Intel 6300ESB) that resets the machine, or with `=action=poweroff` ends the run
+    ///
+    /// That is when a driver has started its timer and does not reset it in time. What `--on-reset` says holds for it, too.
+    #[arg(long, value_name = "action=THEN", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "action=reset", value_parser = clap::value_parser!(OnWatchdog))]
+    pub(crate) watchdog: Option<OnWatchdog>,
 
     /// What happens when the guest resets the machine: `end` (exit code 16) or `restart` [default: end; restart for a disk's kernel]
     ///

@@ -89,6 +89,7 @@ fn keys(stdin: File, machine: &Machine, gears: &Gears, ahead: &TypedAhead, quit:
                     Err(error) => say(error),
                 },
                 Typed::Gear => gears.next(),
+                Typed::PowerButton => machine.press_power_button(),
                 Typed::Quit => {
                     quit.store(true, Ordering::SeqCst);
                     machine.stop();

@@ -8,6 +8,7 @@ pub(crate) const HELP: &str = "\
 Ctrl-a x  quit
 Ctrl-a s  show what the vCPUs have done
 Ctrl-a g  change gear: the next accelerator takes the guest over
+Ctrl-a p  press the power button: a guest that listens shuts down
 Ctrl-a a  send Ctrl-a to the guest
 Ctrl-a h  this help
 ";
@@ -20,6 +21,7 @@ pub(crate) enum Typed {
     Quit,
     Stats,
     Gear,
+    PowerButton,
     Help,
 }
 
@@ -40,6 +42,7 @@ impl Escapes {
                 (true, b'x' | b'X') => out.push(Typed::Quit),
                 (true, b's' | b'S') => out.push(Typed::Stats),
                 (true, b'g' | b'G') => out.push(Typed::Gear),
+                (true, b'p' | b'P') => out.push(Typed::PowerButton),
                 (true, b'h' | b'H' | b'?') => out.push(Typed::Help),
                 (true, b'a' | b'A' | PREFIX) => send(&mut out, PREFIX),
                 (true, _) | (false, PREFIX) => {}
@@ -71,6 +74,10 @@ mod tests {
         let bytes = |text: &[u8]| Typed::Bytes(text.to_vec());
         assert_eq!(split(&[b"ab\x01xc"]), [bytes(b"ab"), Typed::Quit, bytes(b"c")]);
         assert_eq!(split(&[b"\x01", b"h", b"\x01", b"s\x01g"]), [Typed::Help, Typed::Stats, Typed::Gear]);
+        assert_eq!(
+            split(&[b"\x01", b"h", b"\x01", b"s\x01p"]),
+            [Typed::Help, Typed::Stats, Typed::PowerButton]
+        );
         assert_eq!(split(&[b"1\x01a2", b"\x01", b"\x013"]), [bytes(b"1\x012"), bytes(b"\x013")]);
         assert_eq!(split(&[b"\x01\x01x", b"\x01qx\xff\x00"]), [bytes(b"\x01x"), bytes(b"x\xff\x00")]);
     }

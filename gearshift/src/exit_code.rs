@@ -68,7 +68,7 @@ impl ExitCode {
         (Self::TripleFault, "the guest shut down by a triple fault"),
         (
             Self::Reset,
-            "the guest reset the machine: a reboot, or a panic with panic=-1 (--on-reset restart starts it again)",
+            "the guest reset the machine: a reboot, a panic with panic=-1, or its watchdog (--on-reset restart starts it again)",
         ),
         (Self::UserQuit, "the user quit with Ctrl-a x"),
         (Self::Output, "standard output was closed or cannot be written"),

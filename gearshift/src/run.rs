@@ -54,7 +54,11 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
                 say("the guest resets the machine; it starts again");
             }
         })
+        .on_notice(say)
         .console(Heard::new(output, &silence));
+    if let Some(then) = args.watchdog {
+        builder = builder.watchdog(then);
+    }
     if args.debug_console {
         builder = builder.debug_console(Heard::new(io::stderr(), &silence));
     }
@@ -174,7 +178,7 @@ fn supervise(
 fn outcome(end: GuestEnd, quit: bool, other: Option<AccelId>) -> Result<ExitCode, Failure> {
     let code = match &end {
         GuestEnd::PowerOff => ExitCode::Success,
-        GuestEnd::Reset => ExitCode::Reset,
+        GuestEnd::Reset | GuestEnd::Panicked | GuestEnd::Watchdog => ExitCode::Reset,
         GuestEnd::TripleFault { .. } => ExitCode::TripleFault,
         GuestEnd::DebugExit(value) => ExitCode::DebugExit(*value),
         GuestEnd::ConsoleLost { reason } => return Err(Failure::output(reason)),

@@ -9,11 +9,14 @@ use accel_api::{AccelCaps, AccelError, AccelId, Accelerator, GuestRam, VmSpec};
 use backends::disk::BlockBackend;
 use backends::net::NetBackend;
 use backends::vsock::VsockHost;
+use devices::pci::DeviceFunction;
+use devices::pvpanic;
 use devices::virtio::VirtioError;
 use devices::virtio::blk::Blk;
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
+use devices::watchdog::Watchdog;
 
 use crate::MAX_VCPUS;
 use crate::board::Board as _;
@@ -23,7 +26,7 @@ use crate::chipset::{Chipset, ChipsetError, ChipsetSpec, Sink};
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::Control;
 use crate::host;
-use crate::lifecycle::{OnReset, Phase, PhaseListener};
+use crate::lifecycle::{Notice, NoticeListener, OnReset, OnWatchdog, Phase, PhaseListener};
 use crate::memory_map::{self, MIB, MemoryMap};
 use crate::timers::Timers;
 use crate::vm::{Machine, MachineError, Parts};
@@ -50,6 +53,8 @@ pub struct MachineBuilder {
     on_reset: OnReset,
     on_triple_fault: OnReset,
     listener: Option<PhaseListener>,
+    notices: Option<NoticeListener>,
+    watchdog: Option<OnWatchdog>,
     disks: Vec<Arc<dyn BlockBackend>>,
     nets: Vec<(Arc<dyn NetBackend>, [u8; 6])>,
     vsock: Option<VsockHost>,
@@ -77,6 +82,8 @@ impl Default for MachineBuilder {
             on_reset: OnReset::End,
             on_triple_fault: OnReset::End,
             listener: None,
+            notices: None,
+            watchdog: None,
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
@@ -180,6 +187,18 @@ impl MachineBuilder {
         self
     }
 
+    /// Tells `listener` of what happens in the guest and does not end it.
+    pub fn on_notice(mut self, listener: impl Fn(Notice) + Send + Sync + 'static) -> Self {
+        self.notices = Some(Box::new(listener));
+        self
+    }
+
+    /// Adds a watchdog (Intel 6300ESB). `then` happens when its driver does not reset its timer in time.
+    pub fn watchdog(mut self, then: OnWatchdog) -> Self {
+        self.watchdog = Some(then);
+        self
+    }
+
     /// Most memory that devices can have besides the guest's RAM ([`Wiring::memory`]); 64 MiB unless told. It costs nothing until
     /// it is used.
     pub fn device_memory(mut self, bytes: u64) -> Self {
@@ -251,7 +270,10 @@ impl MachineBuilder {
 
         let clock = Arc::new(VmClock::new(tsc.khz));
         let timers = Timers::new(clock.clone());
-        let control = Control::new(self.on_reset, self.on_triple_fault).with_listener(self.listener);
+        let control = Control::new(self.on_reset, self.on_triple_fault)
+            .with_listener(self.listener)
+            .with_notices(self.notices)
+            .with_watchdog(self.watchdog.unwrap_or_default());
         let control = Arc::new(control);
         let mut chipset = Chipset::build(ChipsetSpec {
             name: &self.name,
@@ -271,6 +293,19 @@ impl MachineBuilder {
             Wiring { chipset: &mut chipset, clock: &clock, timers: &timers, control: &control, ram: &ram };
         let rng = Rng::new(host::thread_name("rng", &self.name));
         wiring.add_virtio("rng0", rng.map_err(VirtioError::from).map_err(ChipsetError::from)?)?;
+        // These two are where they do not change the places of what users add.
+        let slot = wiring.pci_slot(Some(DeviceFunction::new(30, 0)))?;
+        let pvpanic = pvpanic::new(&slot, wiring.control()).map_err(ChipsetError::from)?;
+        wiring.add_pci(&slot, pvpanic.clone())?;
+        wiring.add_unit(pvpanic)?;
+        if self.watchdog.is_some() {
+            let slot = wiring.pci_slot(Some(DeviceFunction::new(29, 0)))?;
+            let watchdog = Watchdog::new(&slot, wiring.clock(), wiring.timers(), wiring.control())
+                .map_err(ChipsetError::from)?;
+            wiring.add_pci(&slot, watchdog.clone())?;
+            wiring.add_timed(watchdog.clone());
+            wiring.add_unit(watchdog)?;
+        }
         for (n, disk) in self.disks.into_iter().enumerate() {
             let name = format!("disk{n}");
             let blk = Blk::new(host::thread_name(&name, &self.name), disk, 1).map_err(VirtioError::from);

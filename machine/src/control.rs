@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use accel_api::{BackendReport, Kick};
 
 use crate::dump::CpuDump;
-use crate::lifecycle::{Command, OnReset, Phase, PhaseListener, Request};
+use crate::lifecycle::{Command, Notice, NoticeListener, OnReset, OnWatchdog, Phase, PhaseListener, Request};
 
 /// How a guest ended.
 #[non_exhaustive]
@@ -17,6 +17,10 @@ pub enum GuestEnd {
     PowerOff,
     /// It asked for a platform reset, of a machine that is to end then ([`OnReset::End`]).
     Reset,
+    /// Its kernel panicked and asked for a platform reset, which ends the machine likewise.
+    Panicked,
+    /// It did not reset its watchdog's timer in time.
+    Watchdog,
     /// A vCPU shut down by a triple fault.
     TripleFault {
         /// The vCPU.
@@ -61,6 +65,8 @@ impl fmt::Display for GuestEnd {
         match self {
             Self::PowerOff => write!(f, "the guest powered off"),
             Self::Reset => write!(f, "the guest reset the machine"),
+            Self::Panicked => write!(f, "the guest's kernel panicked and reset the machine"),
+            Self::Watchdog => write!(f, "the guest did not reset its watchdog's timer"),
             Self::TripleFault { dump } => write!(f, "vCPU {} shut down by a triple fault", dump.vcpu),
             Self::DebugExit(value) => write!(f, "the guest wrote {value:#x} to the debug-exit port"),
             Self::ConsoleLost { reason } => write!(f, "the console's output cannot be written: {reason}"),
@@ -80,6 +86,8 @@ struct State {
     reset: bool,
     /// Resets that are over.
     resets: u64,
+    /// The kernel has panicked since the last reset.
+    panicked: bool,
     kicks: Vec<Arc<dyn Kick>>,
 }
 
@@ -93,13 +101,15 @@ pub(crate) struct Control {
     halt: AtomicBool,
     on_reset: OnReset,
     on_triple_fault: OnReset,
-    listener: Option<Listener>,
+    on_watchdog: OnWatchdog,
+    listener: Option<Listener<Phase>>,
+    notices: Option<Listener<Notice>>,
 }
 
-/// Somebody who is told of phases.
-struct Listener(Box<dyn Fn(Phase) + Send + Sync>);
+/// Somebody who is told of phases or notices.
+struct Listener<T>(Box<dyn Fn(T) + Send + Sync>);
 
-impl fmt::Debug for Listener {
+impl<T> fmt::Debug for Listener<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Listener")
     }
@@ -114,6 +124,24 @@ impl Control {
     pub(crate) fn with_listener(mut self, listener: Option<PhaseListener>) -> Self {
         self.listener = listener.map(Listener);
         self
+    }
+
+    /// Tells `listener` of each notice.
+    pub(crate) fn with_notices(mut self, listener: Option<NoticeListener>) -> Self {
+        self.notices = listener.map(Listener);
+        self
+    }
+
+    /// Has the watchdog do `then`.
+    pub(crate) fn with_watchdog(mut self, then: OnWatchdog) -> Self {
+        self.on_watchdog = then;
+        self
+    }
+
+    fn notice(&self, notice: Notice) {
+        if let Some(Listener(listener)) = &self.notices {
+            listener(notice);
+        }
     }
 
     fn tell(&self, phase: Phase) {
@@ -177,6 +205,7 @@ impl Control {
     pub(crate) fn reset_over(&self) {
         let mut state = self.lock();
         state.reset = false;
+        state.panicked = false;
         state.resets += 1;
         if state.end.is_none() {
             self.halt.store(false, Ordering::Release);
@@ -251,6 +280,7 @@ impl devices::MachineControl for Control {
 
     fn reset(&self) {
         match self.on_reset {
+            OnReset::End if self.lock().panicked => self.post(GuestEnd::Panicked),
             OnReset::End => self.post(GuestEnd::Reset),
             OnReset::Restart => self.request_reset(),
         }
@@ -258,6 +288,23 @@ impl devices::MachineControl for Control {
 
     fn debug_exit(&self, value: u8) {
         self.post(GuestEnd::DebugExit(value));
+    }
+
+    fn panicked(&self, crash_kernel: bool) {
+        // Once: a hostile guest does not write the log.
+        if !std::mem::replace(&mut self.lock().panicked, true) {
+            self.notice(Notice::Panicked { crash_kernel });
+        }
+    }
+
+    fn watchdog(&self) {
+        match (self.on_watchdog, self.on_reset) {
+            (OnWatchdog::Reset, OnReset::Restart) => {
+                self.notice(Notice::Watchdog);
+                self.request_reset();
+            }
+            _ => self.post(GuestEnd::Watchdog),
+        }
     }
 }
 
@@ -286,6 +333,39 @@ mod tests {
         assert_eq!((control.wait(), control.end()), (GuestEnd::DebugExit(7), Some(GuestEnd::DebugExit(7))));
         assert!(control.halted() && early.0.load(Ordering::SeqCst) && late.0.load(Ordering::SeqCst));
     }
+
+    #[test]
+    fn a_panic_is_told_once_until_the_next_reset_and_shows_in_the_end() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let notices: NoticeListener = {
+            let seen = seen.clone();
+            Box::new(move |notice| seen.lock().unwrap().push(notice))
+        };
+        let control = Control::default().with_notices(Some(notices));
+        control.panicked(false);
+        control.panicked(true);
+        assert_eq!(*seen.lock().unwrap(), [Notice::Panicked { crash_kernel: false }]);
+        control.reset_over();
+        control.panicked(true);
+        assert_eq!(seen.lock().unwrap().len(), 2);
+        control.reset();
+        assert_eq!(control.end(), Some(GuestEnd::Panicked));
+    }
+
+    #[test]
+    fn the_watchdog_resets_or_ends() {
+        for (then, on_reset, ends) in [
+            (OnWatchdog::Reset, OnReset::End, true),
+            (OnWatchdog::Reset, OnReset::Restart, false),
+            (OnWatchdog::PowerOff, OnReset::Restart, true),
+        ] {
+            let control = Control::new(on_reset, OnReset::End).with_watchdog(then);
+            control.watchdog();
+            assert!(control.halted());
+            assert_eq!(control.end(), ends.then_some(GuestEnd::Watchdog));
+        }
+    }
+
     #[test]
     fn a_reset_halts_the_vcpus_until_it_is_over() {
         let control = Control::new(OnReset::Restart, OnReset::End);

@@ -80,7 +80,7 @@ pub use devices::output::OutputQueue;
 pub use dirty::DirtyConsumer;
 pub use dump::CpuDump;
 pub use interrupts::{InterruptCell, MsiVector, NoVector};
-pub use lifecycle::{OnReset, Phase, PhaseListener};
+pub use lifecycle::{Notice, NoticeListener, OnReset, OnWatchdog, Phase, PhaseListener};
 pub use memory_slots::MemoryWindow;
 pub use registry::{
     BackendOptions, CreateFn, Descriptor, INTERP, JIT, JitOptions, KVM, Listener, ProbeFn, Registry,

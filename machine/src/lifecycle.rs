@@ -81,6 +81,57 @@ pub enum OnReset {
     Restart,
 }
 
+/// What happens when the guest does not reset its watchdog's timer in time.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum OnWatchdog {
+    /// The machine is reset, with what [`OnReset`] says of that.
+    #[default]
+    Reset,
+    /// The machine ends.
+    PowerOff,
+}
+
+impl std::str::FromStr for OnWatchdog {
+    type Err = String;
+
+    /// `action=reset` or `action=poweroff`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "action=reset" => Ok(Self::Reset),
+            "action=poweroff" => Ok(Self::PowerOff),
+            _ => Err(format!("'{text}': take action=reset or action=poweroff")),
+        }
+    }
+}
+
+/// Something that happened in the guest and does not end it.
+#[non_exhaustive]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// Its kernel has panicked.
+    Panicked {
+        /// A crash kernel takes over.
+        crash_kernel: bool,
+    },
+    /// It has not reset its watchdog's timer in time.
+    Watchdog,
+}
+
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Panicked { crash_kernel: false } => "the guest's kernel has panicked",
+            Self::Panicked { crash_kernel: true } => {
+                "the guest's kernel has panicked; its crash kernel takes over"
+            }
+            Self::Watchdog => "the guest has not reset its watchdog's timer",
+        })
+    }
+}
+
+/// Told of each notice, on the thread that brings it about. It must not wait, and must not call the machine.
+pub type NoticeListener = Box<dyn Fn(Notice) + Send + Sync>;
+
 /// What the lifecycle thread does next, of all that has been asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Request {

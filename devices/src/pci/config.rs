@@ -105,7 +105,7 @@ impl ConfigSpace {
 
     /// Makes `bit` of the byte at `offset` one that, as it is set, clears `clears` there and makes the bits `held` of two bytes
     /// read-only until reset.
-    pub(super) fn lock_bit(&mut self, offset: u16, bit: u8, clears: u8, held: [u8; 2]) {
+    pub(crate) fn lock_bit(&mut self, offset: u16, bit: u8, clears: u8, held: [u8; 2]) {
         self.lock = Some(LockBit { offset, bit, clears, held });
     }
 

@@ -15,3 +15,4 @@ pub(crate) mod pit;
 pub(crate) mod rtc;
 pub(crate) mod uart;
 pub(crate) mod virtio;
+pub(crate) mod watchdog;
