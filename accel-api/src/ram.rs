@@ -196,15 +196,32 @@ impl GuestRam {
         self.regions.iter().chain(device).find_map(|region| Some(region.gpa + region.guard.lost()?))
     }
 
-    /// Sets all of it to zero, but not what devices have, and gives the host its pages back. Every page counts as written. Nobody else may use it meanwhile:
-    /// vCPUs are parked, devices are still.
-    pub fn clear(&self) {
+    /// Gives the `len` bytes from guest-physical `gpa` on back to the host: they read as zeros from now on, which counts as a write.
+    /// vCPUs and devices may run. False: these are not whole pages of one region, or the host's memfds have no holes; nothing has
+    /// happened then.
+    pub fn discard(&self, gpa: u64, len: u64) -> bool {
+        let part = |region: &RamRegion| region.part(gpa.checked_sub(region.gpa)?, len);
+        let Some(part) = self.regions.iter().find_map(part) else { return false };
+        let done = self.make_hole(part.offset(), part.size());
+        if done {
+            // Behind it: whoever decodes code of these pages before reads what was there, and is told now.
+            self.flags.mark_written(part.offset(), part.size() as usize);
+        }
+        done
+    }
+
+    /// Makes a hole of `len` bytes in the file.
+    fn make_hole(&self, offset: u64, len: u64) -> bool {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let (offset, len) = (offset as libc::off_t, len as libc::off_t);
         // SAFETY: makes a hole in our own file. Mappings of it read zeros from then on; Rust knows none of their bytes.
-        let done = unsafe {
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            libc::fallocate(self.file.as_raw_fd(), mode, 0, self.len as libc::off_t)
-        };
-        if done != 0 {
+        unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) == 0 }
+    }
+
+    /// Sets all of it to zero, but not what devices have, and gives the host its pages back. Every page counts as written. Nobody
+    /// else may use it meanwhile: vCPUs are parked, devices are still.
+    pub fn clear(&self) {
+        if !self.make_hole(0, self.len) {
             // A host whose memfds have no holes: the slow way.
             for region in &self.regions {
                 let zeros = vec![0; 1 << 20];
@@ -312,6 +329,39 @@ mod tests {
         let dirty: Vec<_> = (0..6).map(|p| ram.flags().get(p).contains(PageFlag::DIRTY)).collect();
         assert_eq!(dirty, [false, false, false, false, false, true]);
         assert_eq!(ram.regions()[1].offset(), 0x4000);
+    }
+
+    #[test]
+    fn pages_that_are_discarded_are_zero_and_count_as_written_code_too() {
+        #[derive(Debug, Default)]
+        struct Seen(Mutex<Vec<usize>>);
+        impl crate::CodeObserver for Seen {
+            fn code_written(&self, page: usize) {
+                self.0.lock().unwrap().push(page);
+            }
+        }
+        let ram = GuestRam::with_device_memory(&[(0, 0x4000), (1 << 32, 0x2000)], 0x1000).unwrap();
+        let seen = Arc::new(Seen::default());
+        let observer: Arc<dyn crate::CodeObserver> = seen.clone();
+        ram.flags().observe_code(Arc::downgrade(&observer));
+        ram.memory().write_slice(&[1; 0x4000], GuestAddress(0)).unwrap();
+        ram.memory().write_slice(&[1; 0x2000], GuestAddress(1 << 32)).unwrap();
+        for page in 0..6 {
+            ram.flags().clear(page, PageFlag::DIRTY);
+            ram.flags().set(page, PageFlag::CODE);
+        }
+        for (gpa, len) in
+            [(0x4000, 0x1000), (0, 0), (1, 0x1000), (0, 1), (0x3000, 0x2000), (u64::MAX << 12, 0x1000)]
+        {
+            assert!(!ram.discard(gpa, len), "{gpa:#x} {len:#x}");
+        }
+        assert!(ram.discard(0x1000, 0x2000) && ram.discard((1 << 32) + 0x1000, 0x1000));
+        let first = |gpa| ram.memory().read_obj::<u8>(GuestAddress(gpa)).unwrap();
+        assert_eq!([0, 0x1000, 0x2fff, 0x3000].map(first), [1, 0, 0, 1]);
+        assert_eq!([1 << 32, (1 << 32) + 0x1000].map(first), [1, 0]);
+        let dirty: Vec<_> = (0..6).map(|p| ram.flags().get(p).contains(PageFlag::DIRTY)).collect();
+        assert_eq!(dirty, [false, true, true, false, false, true]);
+        assert_eq!(*seen.0.lock().unwrap(), [1, 2, 5]);
     }
 
     #[test]

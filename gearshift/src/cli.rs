@@ -83,6 +83,7 @@ Keys, when standard input is a terminal (which is then in raw mode, so that Ctrl
   Ctrl-a x  quit
   Ctrl-a s  show what the vCPUs have done
   Ctrl-a g  change gear: the next accelerator takes the guest over
+  Ctrl-a b  show the balloon; Ctrl-a + gives the guest 64 MiB back, Ctrl-a - takes 64 MiB more
   Ctrl-a p  press the power button: a guest that listens shuts down
   Ctrl-a a  send Ctrl-a to the guest
   Ctrl-a h  help
@@ -248,6 +249,12 @@ pub(crate) struct RunArgs {
     /// comma in PATH is written twice.
     #[arg(long, value_name = "PATH[,cid=N]", value_parser = clap::value_parser!(VsockOptions))]
     pub(crate) vsock: Option<VsockOptions>,
+
+    /// A balloon, by which the guest gives SIZE of its memory back to the host at first; 0 is possible
+    ///
+    /// What the guest reports as free goes back to the host, too. Ctrl-a b shows how it stands, Ctrl-a + and Ctrl-a - change it.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) balloon: Option<u64>,
 
     /// A watchdog (Intel 6300ESB) that resets the machine, or with `=action=poweroff` ends the run
     ///

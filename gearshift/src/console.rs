@@ -22,7 +22,7 @@ use crate::escape::{Escapes, HELP, Typed};
 use crate::gears::Gears;
 use crate::stdio::{say, say_all};
 use crate::typed_ahead::{LIMIT, TypedAhead};
-use crate::{stats, terminal};
+use crate::{balloon, stats, terminal};
 
 /// How long the guest may take no key of a full queue before the user is told.
 const STUCK: Duration = Duration::from_secs(3);
@@ -89,6 +89,7 @@ fn keys(stdin: File, machine: &Machine, gears: &Gears, ahead: &TypedAhead, quit:
                     Err(error) => say(error),
                 },
                 Typed::Gear => gears.next(),
+                Typed::Balloon(more) => say(balloon::change(machine, more)),
                 Typed::PowerButton => machine.press_power_button(),
                 Typed::Quit => {
                     quit.store(true, Ordering::SeqCst);

@@ -8,6 +8,7 @@ pub(crate) const HELP: &str = "\
 Ctrl-a x  quit
 Ctrl-a s  show what the vCPUs have done
 Ctrl-a g  change gear: the next accelerator takes the guest over
+Ctrl-a b  show the balloon; Ctrl-a + gives the guest 64 MiB back, Ctrl-a - takes 64 MiB more
 Ctrl-a p  press the power button: a guest that listens shuts down
 Ctrl-a a  send Ctrl-a to the guest
 Ctrl-a h  this help
@@ -22,6 +23,8 @@ pub(crate) enum Typed {
     Stats,
     Gear,
     PowerButton,
+    /// The balloon is shown, or grows or shrinks by so many MiB first.
+    Balloon(i32),
     Help,
 }
 
@@ -42,6 +45,9 @@ impl Escapes {
                 (true, b'x' | b'X') => out.push(Typed::Quit),
                 (true, b's' | b'S') => out.push(Typed::Stats),
                 (true, b'g' | b'G') => out.push(Typed::Gear),
+                (true, b'b' | b'B') => out.push(Typed::Balloon(0)),
+                (true, b'+' | b'=') => out.push(Typed::Balloon(-64)),
+                (true, b'-') => out.push(Typed::Balloon(64)),
                 (true, b'p' | b'P') => out.push(Typed::PowerButton),
                 (true, b'h' | b'H' | b'?') => out.push(Typed::Help),
                 (true, b'a' | b'A' | PREFIX) => send(&mut out, PREFIX),
@@ -77,6 +83,10 @@ mod tests {
         assert_eq!(
             split(&[b"\x01", b"h", b"\x01", b"s\x01p"]),
             [Typed::Help, Typed::Stats, Typed::PowerButton]
+        );
+        assert_eq!(
+            split(&[b"\x01b\x01", b"+\x01-+"]),
+            [Typed::Balloon(0), Typed::Balloon(-64), Typed::Balloon(64), bytes(b"+")]
         );
         assert_eq!(split(&[b"1\x01a2", b"\x01", b"\x013"]), [bytes(b"1\x012"), bytes(b"\x013")]);
         assert_eq!(split(&[b"\x01\x01x", b"\x01qx\xff\x00"]), [bytes(b"\x01x"), bytes(b"x\xff\x00")]);

@@ -9,6 +9,7 @@
 //! 4. [`image`] makes and converts disk images.
 //! 5. [`probe`] and [`documents`] print what is asked for; [`log`] is for who wants to see inside.
 
+mod balloon;
 mod cli;
 mod compare;
 mod config;

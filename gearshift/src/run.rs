@@ -56,6 +56,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         })
         .on_notice(say)
         .console(Heard::new(output, &silence));
+    if let Some(bytes) = args.balloon {
+        builder = builder.balloon(balloon_pages(bytes, args.mem)?);
+    }
     if let Some(then) = args.watchdog {
         builder = builder.watchdog(then);
     }
@@ -118,6 +121,19 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     silence.end();
     shown.print();
     result
+}
+
+/// The pages of a balloon of `bytes` in a machine with `memory` bytes.
+fn balloon_pages(bytes: u64, memory: u64) -> Result<u32, Failure> {
+    let pages = u32::try_from(bytes >> 12).ok().filter(|_| bytes < memory || bytes == 0);
+    pages.ok_or_else(|| {
+        let message = format!(
+            "a balloon of {} MiB is no part of {} MiB of memory; take less, or give the guest more by --mem",
+            bytes >> 20,
+            memory >> 20
+        );
+        Failure::new(ExitCode::Memory, message)
+    })
 }
 
 /// Runs the machine to its end with the console connected. `other` is an accelerator to go back to, `sockets` go with the machine.

@@ -50,12 +50,13 @@ fn a_log_that_cannot_be() {
 }
 
 #[test]
-fn sockets_and_watchdogs_that_cannot_be() {
+fn sockets_balloons_and_watchdogs_that_cannot_be() {
     let taken = file(b"precious");
     refused_with_kernel(&["--vsock", "/nonexistent/v"], FILE, &["vsock", "/nonexistent/v", "make it"]);
     refused_with_kernel(&["--vsock", path(&taken)], FILE, &["something is there", "name another path"]);
     assert_eq!(std::fs::read(taken.path()).unwrap(), b"precious");
     refused_with_kernel(&["--vsock", "v,cid=2"], USAGE, &["cid=2", "take 3 to"]);
+    refused_with_kernel(&["--balloon", "512M"], MEMORY, &["512 MiB is no part of 512 MiB", "--mem"]);
     refused_with_kernel(&["--watchdog=action=bark"], USAGE, &["action=bark", "take action=reset or"]);
 }
 

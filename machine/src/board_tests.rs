@@ -200,6 +200,7 @@ fn a_machine_has_another_board() {
         boot,
         tsc,
         states,
+        balloon: None,
     })
     .unwrap();
 

@@ -12,6 +12,7 @@ use backends::vsock::VsockHost;
 use devices::pci::DeviceFunction;
 use devices::pvpanic;
 use devices::virtio::VirtioError;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::blk::Blk;
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
@@ -58,6 +59,7 @@ pub struct MachineBuilder {
     disks: Vec<Arc<dyn BlockBackend>>,
     nets: Vec<(Arc<dyn NetBackend>, [u8; 6])>,
     vsock: Option<VsockHost>,
+    balloon: Option<u32>,
     devices: Vec<AddDevices>,
     device_memory: u64,
 }
@@ -87,6 +89,7 @@ impl Default for MachineBuilder {
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
+            balloon: None,
             devices: Vec::new(),
             device_memory: 64 * MIB,
         }
@@ -219,6 +222,12 @@ impl MachineBuilder {
         self
     }
 
+    /// Adds a balloon, of which `pages` pages of 4 KiB are wanted at first: [`Machine::set_balloon`] changes that.
+    pub fn balloon(mut self, pages: u32) -> Self {
+        self.balloon = Some(pages);
+        self
+    }
+
     /// Gives the guest a virtio socket device, at whose other end is `host`.
     pub fn vsock(mut self, host: VsockHost) -> Self {
         self.vsock = Some(host);
@@ -320,6 +329,15 @@ impl MachineBuilder {
             let vsock = Vsock::new(host::thread_name("vsock", &self.name), host).map_err(VirtioError::from);
             wiring.add_virtio("vsock0", vsock.map_err(ChipsetError::from)?)?;
         }
+        let mut balloon = None;
+        if let Some(pages) = self.balloon {
+            let device = Balloon::new(host::thread_name("balloon", &self.name), ram.clone());
+            let device = device.map_err(VirtioError::from).map_err(ChipsetError::from)?;
+            device.set_target(pages);
+            wiring.add_virtio("balloon0", device.clone())?;
+            wiring.add_unit(device.clone())?;
+            balloon = Some(device);
+        }
         self.devices.into_iter().try_for_each(|add| add(&mut wiring))?;
         chipset.program();
         let states = boot.load(&ram, chipset.acpi())?;
@@ -340,6 +358,7 @@ impl MachineBuilder {
             boot,
             tsc,
             states,
+            balloon,
         })
     }
 

@@ -77,6 +77,7 @@ pub use choice::{AccelChoice, ChooseError, Chosen, Needs, PassedOver, Survey};
 pub use clock::TscFrequency;
 pub use control::GuestEnd;
 pub use devices::output::OutputQueue;
+pub use devices::virtio::balloon::{BalloonStats, BalloonStatus};
 pub use dirty::DirtyConsumer;
 pub use dump::CpuDump;
 pub use interrupts::{InterruptCell, MsiVector, NoVector};

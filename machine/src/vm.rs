@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use accel_api::x86::{CpuModel, CpuState};
 use accel_api::{AccelError, AccelId, AccelVm, Accelerator, GuestRam, RamError, VcpuId, VcpuStats};
 use devices::uart::Uart;
+use devices::virtio::balloon::{Balloon, BalloonStatus};
 use state::Units;
 
 use crate::board::Board;
@@ -88,6 +89,7 @@ pub enum MachineError {
 pub struct Machine {
     core: Arc<Core>,
     lifecycle: Mutex<Option<JoinHandle<()>>>,
+    balloon: Option<Arc<Balloon>>,
 }
 
 /// What the builder has prepared.
@@ -105,6 +107,7 @@ pub(crate) struct Parts {
     pub(crate) tsc: TscFrequency,
     /// First states, by vCPU.
     pub(crate) states: Vec<CpuState>,
+    pub(crate) balloon: Option<Arc<Balloon>>,
 }
 
 impl Machine {
@@ -115,7 +118,8 @@ impl Machine {
 
     /// Maps the memory, attaches the interrupts, binds the vCPUs. They are parked, time stands at 0.
     pub(crate) fn assemble(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { name, vm, accel, model, board, timers, clock, control, ram, boot, tsc, states } = parts;
+        let Parts { name, vm, accel, model, board, timers, clock, control, ram, boot, tsc, states, balloon } =
+            parts;
         board.parts().attach(&vm)?;
         timers.start(&name, board.parts().timed.clone()).map_err(MachineError::Timers)?;
         let mut vcpus = Vec::new();
@@ -142,7 +146,7 @@ impl Machine {
             tsc,
         };
         let lifecycle_name = host::thread_name("lifecycle", &core.name);
-        let machine = Self { core: Arc::new(core), lifecycle: Mutex::default() };
+        let machine = Self { core: Arc::new(core), lifecycle: Mutex::default(), balloon };
         let lifecycle = thread::Builder::new().name(lifecycle_name).spawn({
             let core = machine.core.clone();
             move || {
@@ -268,6 +272,18 @@ impl Machine {
     /// Presses the power button: a guest that listens shuts down.
     pub fn press_power_button(&self) {
         self.core.board.press_power_button();
+    }
+
+    /// Wants `pages` pages of 4 KiB of the guest's memory back. False: the machine has no balloon.
+    pub fn set_balloon(&self, pages: u32) -> bool {
+        self.balloon.as_ref().map(|balloon| balloon.set_target(pages)).is_some()
+    }
+
+    /// How the balloon stands, if there is one. The guest is asked for new statistics, which a later call shows.
+    pub fn balloon(&self) -> Option<BalloonStatus> {
+        let balloon = self.balloon.as_ref()?;
+        balloon.ask_for_stats();
+        Some(balloon.status())
     }
 
     /// Raises NMI on one vCPU; Linux then prints where it is. Numbers beyond the last are ignored.

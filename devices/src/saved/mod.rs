@@ -5,6 +5,7 @@
 //! types apart without `..`, so that a new field does not compile until it is handled, and refuse what no device can have.
 
 pub(crate) mod acpi_pm;
+pub(crate) mod balloon;
 pub(crate) mod dma_page;
 pub(crate) mod i8042;
 pub(crate) mod ioapic;

@@ -14,6 +14,7 @@
 //! Transport's registers → the device's own → worker → queue → interrupt (ISR) → the function's ([`crate::pci`]). Whoever serves a
 //! queue reaches the transport by [`VirtioInterrupt`] only.
 
+pub mod balloon;
 pub mod blk;
 mod buffers;
 mod doorbell;
@@ -25,6 +26,8 @@ mod transport;
 pub mod vsock;
 mod worker;
 
+#[cfg(test)]
+mod balloon_tests;
 #[cfg(test)]
 mod blk_tests;
 #[cfg(test)]
