@@ -229,3 +229,51 @@ fn the_user_network_leads_in() {
         assert!(client.join().unwrap());
     }
 }
+
+/// While the guest reads from the network and writes to a disk, it is handed on again and again.
+#[test]
+fn disks_and_networks_go_along_when_the_accelerator_changes() {
+    if !have(Flavour::Cloud) {
+        return;
+    }
+    let list = software().join(",");
+    assert!(list.contains(','), "there is nothing to change to");
+    let bytes = pattern(7, 8 * MIB);
+    let (port, server) = serve(&bytes, 1);
+    let folder = tempfile::TempDir::new().unwrap();
+    let image = folder.path().join("a");
+    fs::write(&image, vec![0; 8 * MIB]).unwrap();
+    let script = format!(
+        "ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0\n\
+         nc 10.0.2.2 {port} </dev/null >/tmp/it\n\
+         echo came=$(sha256sum </tmp/it)\n\
+         dd if=/tmp/it of=/dev/vda bs=256k conv=fsync 2>/dev/null\n\
+         echo 3 >/proc/sys/vm/drop_caches\n\
+         echo back=$(sha256sum </dev/vda)\n\
+         dmesg | grep -E 'I/O error|BUG:|WARNING:|stall|unstable|timed out' >/tmp/bad; cat /tmp/bad\n\
+         echo complaints=$(wc -l </tmp/bad)"
+    );
+    let disk = disk(&image, "");
+    let arguments = [
+        disk.as_str(),
+        "--net",
+        "user,host=on",
+        "--cpus",
+        "2",
+        "--switch-every",
+        "25ms",
+        "--verify-switches",
+    ];
+    let text = console(&list, &arguments, &script);
+    server.join().unwrap();
+    let right = format!("{} -", sum(&bytes));
+    for name in ["came", "back"] {
+        assert_eq!(
+            value(&text, name).split_whitespace().collect::<Vec<_>>().join(" "),
+            right,
+            "{name}\n{text}"
+        );
+    }
+    assert_eq!(value(&text, "complaints"), "0", "{text}");
+    assert_eq!(sum(&fs::read(&image).unwrap()), sum(&bytes));
+}
