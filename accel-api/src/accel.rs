@@ -324,10 +324,6 @@ pub struct VcpuStats {
 impl VcpuStats {
     /// Adds what the same vCPU has done later, on this backend or another one. What is told in lines is the later one's.
     pub fn add(&mut self, later: Self) {
-        if self.counters.is_empty() && self.instructions.is_none() && self.report.is_empty() {
-            *self = later;
-            return;
-        }
         self.instructions = self.instructions.zip(later.instructions).map(|(a, b)| a.wrapping_add(b));
         for (name, value) in later.counters {
             match self.counters.iter_mut().find(|(other, _)| *other == name) {

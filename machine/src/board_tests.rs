@@ -1,8 +1,7 @@
 //! A board that is no PC: one UART at a place of its own, a counter with state, no controllers, no PCI.
 
-use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 
 use accel_api::{Accelerator as _, GpFault, GuestRam, IoSize, VmSpec};
 use devices::MachineControl as _;
@@ -15,7 +14,7 @@ use super::*;
 use crate::boot_source::{Boot, BootSource};
 use crate::clock::{TscFrequency, VmClock};
 use crate::control::Control;
-use crate::fake::{FakeAccelerator, Step, out};
+use crate::fake::{FakeAccelerator, Screen, Step, out};
 use crate::memory_map::{MIB, MemoryMap};
 use crate::timers::Timers;
 use crate::vm::Parts;
@@ -123,20 +122,6 @@ impl Board for Bare {
     }
 }
 
-/// What has been written.
-#[derive(Clone, Debug, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// It runs, resets, is paused, saved, restored and ended like the PC.
 #[test]
 fn a_machine_has_another_board() {
@@ -161,7 +146,7 @@ fn a_machine_has_another_board() {
     let timers = Timers::new(clock.clone());
     let control = Arc::new(Control::new(OnReset::Restart, OnReset::End));
 
-    let written = Sink::default();
+    let written = Screen::default();
     let output = OutputQueue::new("bare", written.clone()).unwrap();
     let uart = Uart::new("uart", SERIAL, Arc::new(IrqFanout::new(Vec::new())), output);
     let counter = Arc::new(Counter::default());
@@ -221,5 +206,5 @@ fn a_machine_has_another_board() {
     machine.units().restore(&sections).unwrap();
     machine.resume().unwrap();
     assert_eq!(machine.wait(), GuestEnd::PowerOff);
-    assert_eq!(*written.0.lock().unwrap(), b"aabb");
+    assert_eq!(written.text(), "aabb");
 }

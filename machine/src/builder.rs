@@ -300,8 +300,7 @@ impl MachineBuilder {
         }
         let mut wiring =
             Wiring { chipset: &mut chipset, clock: &clock, timers: &timers, control: &control, ram: &ram };
-        let rng = Rng::new(host::thread_name("rng", &self.name));
-        wiring.add_virtio("rng0", rng.map_err(VirtioError::from).map_err(ChipsetError::from)?)?;
+        wiring.add_virtio("rng0", made(Rng::new(host::thread_name("rng", &self.name)))?)?;
         // These two are where they do not change the places of what users add.
         let slot = wiring.pci_slot(Some(DeviceFunction::new(30, 0)))?;
         let pvpanic = pvpanic::new(&slot, wiring.control()).map_err(ChipsetError::from)?;
@@ -317,22 +316,18 @@ impl MachineBuilder {
         }
         for (n, disk) in self.disks.into_iter().enumerate() {
             let name = format!("disk{n}");
-            let blk = Blk::new(host::thread_name(&name, &self.name), disk, 1).map_err(VirtioError::from);
-            wiring.add_virtio(&name, blk.map_err(ChipsetError::from)?)?;
+            wiring.add_virtio(&name, made(Blk::new(host::thread_name(&name, &self.name), disk, 1))?)?;
         }
         for (n, (backend, mac)) in self.nets.into_iter().enumerate() {
             let name = format!("net{n}");
-            let net = Net::new(host::thread_name(&name, &self.name), backend, mac).map_err(VirtioError::from);
-            wiring.add_virtio(&name, net.map_err(ChipsetError::from)?)?;
+            wiring.add_virtio(&name, made(Net::new(host::thread_name(&name, &self.name), backend, mac))?)?;
         }
         if let Some(host) = self.vsock {
-            let vsock = Vsock::new(host::thread_name("vsock", &self.name), host).map_err(VirtioError::from);
-            wiring.add_virtio("vsock0", vsock.map_err(ChipsetError::from)?)?;
+            wiring.add_virtio("vsock0", made(Vsock::new(host::thread_name("vsock", &self.name), host))?)?;
         }
         let mut balloon = None;
         if let Some(pages) = self.balloon {
-            let device = Balloon::new(host::thread_name("balloon", &self.name), ram.clone());
-            let device = device.map_err(VirtioError::from).map_err(ChipsetError::from)?;
+            let device = made(Balloon::new(host::thread_name("balloon", &self.name), ram.clone()))?;
             device.set_target(pages);
             wiring.add_virtio("balloon0", device.clone())?;
             wiring.add_unit(device.clone())?;
@@ -371,6 +366,11 @@ impl MachineBuilder {
         machine.resume()?;
         Ok(machine)
     }
+}
+
+/// A virtio device, if the host had what it needs.
+fn made<D>(device: io::Result<D>) -> Result<D, ChipsetError> {
+    Ok(device.map_err(VirtioError::from)?)
 }
 
 /// The CPU model called `name` for `cpus` vCPUs, as `accel`, which offers `caps`, can give it.

@@ -1,5 +1,6 @@
 //! A backend for tests: its "guest" is a closure that uses the bus.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -30,6 +31,24 @@ pub(crate) fn out(bus: &dyn VcpuBus, port: u16, value: u8) {
 /// Sends SLP_EN with SLP_TYP 5 to PM1a_CNT.
 pub(crate) fn power_off(bus: &dyn VcpuBus) {
     bus.pio_write(0x604, IoSize::Word, 5 << 10 | 1 << 13);
+}
+
+/// A sink that remembers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Screen(pub(crate) Arc<Mutex<Vec<u8>>>);
+impl Screen {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+impl io::Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What the guest's closure wants next.

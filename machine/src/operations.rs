@@ -41,7 +41,7 @@ pub(crate) struct Core {
     pub(crate) switching: Mutex<()>,
     /// States are read back when it changes.
     pub(crate) verify: AtomicBool,
-    /// Counters of vCPUs that another accelerator has taken over.
+    /// Counters of vCPUs that another accelerator has taken over: none before the first time.
     pub(crate) past: Mutex<Vec<VcpuStats>>,
     pub(crate) name: String,
     pub(crate) model: Arc<CpuModel>,
@@ -149,6 +149,28 @@ impl Core {
             self.run(&vcpus)?;
         }
         Ok(())
+    }
+
+    /// States of `vcpus`, which go on as before.
+    pub(crate) fn save(&self, vcpus: &[VcpuThread]) -> Result<Vec<CpuState>, VcpuThreadError> {
+        let acks: Vec<_> = vcpus.iter().map(VcpuThread::save).collect();
+        acks.into_iter().map(|ack| ack.wait_ok()).collect()
+    }
+
+    /// Counters of `vcpus`, on top of those of the vCPUs that were there before them.
+    pub(crate) fn stats(&self, vcpus: &[VcpuThread]) -> Result<Vec<VcpuStats>, VcpuThreadError> {
+        let acks: Vec<_> = vcpus.iter().map(VcpuThread::stats).collect();
+        let now = acks.into_iter().map(|ack| ack.wait()).collect::<Result<Vec<_>, _>>()?;
+        let mut past = self.past().clone();
+        if past.is_empty() {
+            return Ok(now);
+        }
+        past.iter_mut().zip(now).for_each(|(past, now)| past.add(now));
+        Ok(past)
+    }
+
+    pub(crate) fn past(&self) -> MutexGuard<'_, Vec<VcpuStats>> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn load(&self, vcpus: &[VcpuThread], states: Vec<CpuState>) -> Result<(), VcpuThreadError> {

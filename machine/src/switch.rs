@@ -9,6 +9,7 @@
 //! Whatever fails before 3 leaves the old accelerator as it was: it runs on, and the caller learns why. Time stands still in between,
 //! for the guest's TSC and its devices alike.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -109,7 +110,7 @@ impl Core {
     /// Has `accelerator` execute the guest from now on. One that does already is left alone.
     pub(crate) fn switch(&self, accelerator: &dyn Accelerator) -> Result<SwitchReport, SwitchError> {
         // One at a time, without keeping anybody from pausing the machine in the meantime.
-        let _turn = self.switching.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _turn = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         let (from, to) = (self.gear().accel, accelerator.id());
         let mut report = SwitchReport {
             from,
@@ -130,16 +131,19 @@ impl Core {
         let (now, switching) = self.next(Command::Switch)?;
         self.control.enter(switching);
         lap();
-        let outcome = self.hand_over(&vcpus, &next, now, &mut report, &mut lap);
+        let running = now == Phase::Running;
+        let outcome = self.hand_over(&vcpus, &next, running, &mut report, &mut lap);
         if outcome.is_ok() {
-            self.retire(&vcpus);
+            if let Ok(stats) = self.stats(&vcpus) {
+                *self.past() = stats;
+            }
             std::mem::swap(&mut *vcpus, &mut next.vcpus);
             *self.lock_gear() = next.gear;
         }
         self.control.enter(now);
         // Either way somebody has to go on.
-        let resumed = if now == Phase::Running { self.run(&vcpus) } else { Ok(()) };
-        report.loaded += lap();
+        let resumed = if running { self.run(&vcpus) } else { Ok(()) };
+        report.loaded = lap();
         drop(vcpus);
         outcome?;
         resumed?;
@@ -168,44 +172,35 @@ impl Core {
         Ok(Next { gear: Gear { vm, accel: to }, vcpus })
     }
 
-    /// Gives all that `old` has to `next`; on an error all is with `old` again. The machine was in phase `was`.
+    /// Gives all that `old` has to `next`; on an error all is with `old` again.
     fn hand_over(
         &self,
         old: &[VcpuThread],
         next: &Next,
-        was: Phase,
+        running: bool,
         report: &mut SwitchReport,
         lap: &mut impl FnMut() -> Duration,
     ) -> Result<(), SwitchError> {
-        if was == Phase::Running {
+        if running {
             self.park(old)?;
         }
         report.quiesced = lap();
         let parts = self.board.parts();
         parts.interrupts.detach();
-        let outcome = self.load_into(old, next, was, report, lap);
+        let states = self.save(old);
+        report.saved = lap();
+        let outcome = states.map_err(Into::into).and_then(|states| self.load_into(next, states, running));
         if outcome.is_err() {
             let vm = &self.gear().vm;
             self.clock.freeze();
             self.dirty.stay_with(vm);
             parts.put_back(vm)?;
         }
-        report.loaded = lap();
         outcome
     }
 
-    fn load_into(
-        &self,
-        old: &[VcpuThread],
-        next: &Next,
-        was: Phase,
-        report: &mut SwitchReport,
-        lap: &mut impl FnMut() -> Duration,
-    ) -> Result<(), SwitchError> {
-        let acks: Vec<_> = old.iter().map(VcpuThread::save).collect();
-        let mut states = acks.into_iter().map(|ack| ack.wait_ok()).collect::<Result<Vec<_>, _>>()?;
-        report.saved = lap();
-        if was == Phase::Running {
+    fn load_into(&self, next: &Next, mut states: Vec<CpuState>, running: bool) -> Result<(), SwitchError> {
+        if running {
             // They run with the offset that they are loaded with.
             let offset = self.clock.thaw();
             states.iter_mut().for_each(|state| state.tsc_offset = offset);
@@ -225,9 +220,7 @@ impl Core {
 
     /// Reads the states back, and compares.
     fn verify(&self, to: AccelId, vcpus: &[VcpuThread], states: Vec<CpuState>) -> Result<(), SwitchError> {
-        let acks: Vec<_> = vcpus.iter().map(VcpuThread::save).collect();
-        for ((vcpu, ack), mut loaded) in acks.into_iter().enumerate().zip(states) {
-            let mut read = ack.wait_ok()?;
+        for ((vcpu, mut read), mut loaded) in self.save(vcpus)?.into_iter().enumerate().zip(states) {
             loaded.normalise();
             read.normalise();
             let_time_pass(&mut loaded.lapic, &read.lapic);
@@ -237,18 +230,6 @@ impl Core {
             }
         }
         Ok(())
-    }
-
-    /// Keeps the counters of vCPUs that go.
-    fn retire(&self, vcpus: &[VcpuThread]) {
-        let acks: Vec<_> = vcpus.iter().map(VcpuThread::stats).collect();
-        let mut past = self.past.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        past.resize_with(vcpus.len(), Default::default);
-        for (past, ack) in past.iter_mut().zip(acks) {
-            if let Ok(stats) = ack.wait() {
-                past.add(stats);
-            }
-        }
     }
 }
 

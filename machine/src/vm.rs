@@ -237,9 +237,7 @@ impl Machine {
     /// # Errors
     /// The machine is closed, or the backend cannot give a state.
     pub fn save_vcpus(&self) -> Result<Vec<CpuState>, MachineError> {
-        let vcpus = self.core.lock();
-        let acks: Vec<_> = vcpus.iter().map(VcpuThread::save).collect();
-        Ok(acks.into_iter().map(|ack| ack.wait_ok()).collect::<Result<_, _>>()?)
+        Ok(self.core.save(&self.core.lock())?)
     }
 
     /// Counters of all vCPUs, those on other accelerators before included.
@@ -247,13 +245,7 @@ impl Machine {
     /// # Errors
     /// The machine is closed.
     pub fn stats(&self) -> Result<Vec<VcpuStats>, MachineError> {
-        let vcpus = self.core.lock();
-        let acks: Vec<_> = vcpus.iter().map(VcpuThread::stats).collect();
-        let now = acks.into_iter().map(|ack| ack.wait()).collect::<Result<Vec<_>, _>>()?;
-        let mut all = self.core.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        all.resize_with(now.len(), VcpuStats::default);
-        all.iter_mut().zip(now).for_each(|(all, now)| all.add(now));
-        Ok(all)
+        Ok(self.core.stats(&self.core.lock())?)
     }
 
     /// Tells which pages of memory are written from now on. As many as are wanted; each sees every page.

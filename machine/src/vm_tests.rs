@@ -10,27 +10,9 @@ use accel_api::{Exit, IoSize, UnsupportedDetail};
 use devices::Clock;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::fake::{FakeAccelerator, Step, guest, on, out, power_off};
+use crate::fake::{FakeAccelerator, Screen, Step, guest, on, out, power_off};
 use crate::memory_map::MIB;
 use crate::{GuestEnd, Machine, MachineBuilder, MachineError, MemoryImage, Source};
-
-/// A sink that remembers.
-#[derive(Clone, Default)]
-struct Screen(Arc<Mutex<Vec<u8>>>);
-impl Screen {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-impl Write for Screen {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 #[test]
 fn a_guest_prints_and_powers_off() {
