@@ -11,7 +11,7 @@ use accel_api::GuestRam;
 use devices::bus::{MmioBus, PioBus};
 use devices::ioapic::{Ioapic, IoapicVersion};
 use devices::pci::{DecodeSpace, DeviceFunction, PciFunction, PciSlot, Pirqs};
-use devices::virtio::{Activation, VirtioDevice, VirtioPci};
+use devices::virtio::{Activation, Service, VirtioDevice, VirtioPci};
 use devices::{IoapicHost, IrqLine, MmioDevice, MsiSender};
 use libfuzzer_sys::fuzz_target;
 use state::StateUnit;
@@ -70,12 +70,8 @@ impl VirtioDevice for Mirror {
     fn queue_sizes(&self) -> Vec<u16> {
         vec![16, 256, 1]
     }
-    fn config_len(&self) -> u32 {
-        12
-    }
-    fn config_read(&self, offset: u32, data: &mut [u8]) {
-        assert!(offset as usize + data.len() <= 12);
-        data.fill(1);
+    fn config(&self) -> Vec<u8> {
+        vec![1; 12]
     }
     fn config_write(&self, offset: u32, data: &[u8]) {
         assert!(offset as usize + data.len() <= 12);
@@ -83,6 +79,12 @@ impl VirtioDevice for Mirror {
     fn activate(&self, activation: Activation) {
         *self.0.lock().expect("no panic") = Some(activation);
     }
+    fn service(&self) -> &dyn Service {
+        self
+    }
+}
+
+impl Service for Mirror {
     fn reset(&self) {
         *self.0.lock().expect("no panic") = None;
     }

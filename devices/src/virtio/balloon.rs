@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use accel_api::{GuestRam, PAGE_SIZE};
 use state::{RestoreError, Section, StateUnit};
 
-use super::{Activation, Chain, Memory, QueueError, Turn, VirtQueue, VirtioDevice, VirtioInterrupt, Worker};
+use super::{
+    Activation, Chain, Memory, QueueError, Service, Turn, VirtQueue, VirtioDevice, VirtioInterrupt, Worker,
+};
 use crate::saved::balloon::SavedBalloon;
 use crate::util::lock;
 
@@ -28,8 +30,6 @@ const REPORTING: u64 = 1 << 5;
 const BUDGET: usize = 4;
 /// Page numbers that one chain can have; Linux's have 256.
 const MOST_PAGES: usize = 4096;
-/// Bytes of the configuration: num_pages, actual.
-const CONFIG: usize = 8;
 /// Bytes of one statistic: tag, value.
 const STAT: usize = 10;
 /// Statistics of one chain that are looked at.
@@ -216,14 +216,9 @@ impl VirtioDevice for Balloon {
     fn queue_sizes(&self) -> Vec<u16> {
         QUEUE_SIZES.to_vec()
     }
-    fn config_len(&self) -> u32 {
-        CONFIG as u32
-    }
-    fn config_read(&self, offset: u32, data: &mut [u8]) {
+    fn config(&self) -> Vec<u8> {
         let BalloonStatus { target, actual, .. } = self.status();
-        let config = [target.to_le_bytes(), actual.to_le_bytes()];
-        let rest = config.as_flattened().get(offset as usize..).unwrap_or_default();
-        data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+        [target.to_le_bytes(), actual.to_le_bytes()].concat()
     }
     fn config_write(&self, offset: u32, data: &[u8]) {
         let actual = &mut lock(&self.state).status.actual;
@@ -248,18 +243,15 @@ impl VirtioDevice for Balloon {
         };
         self.worker.activate(activation, Box::new(serve));
     }
+    fn service(&self) -> &dyn Service {
+        &self.worker
+    }
     fn reset(&self) {
         self.worker.reset();
         let mut state = lock(&self.state);
         state.driver = None;
         state.wants_stats = false;
         state.status = BalloonStatus { target: state.status.target, ..BalloonStatus::default() };
-    }
-    fn pause(&self) {
-        self.worker.pause();
-    }
-    fn resume(&self) {
-        self.worker.resume();
     }
 }
 

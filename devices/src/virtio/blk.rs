@@ -12,7 +12,9 @@ use std::sync::Arc;
 use backends::disk::{BlockBackend, BlockCommand, BlockError, BlockInfo, BlockRequest, MAX_REQUEST, SECTOR};
 use virtio_bindings::virtio_blk::*;
 
-use super::{Activation, Chain, Memory, QueueError, Turn, VirtQueue, VirtioDevice, VirtioInterrupt, Worker};
+use super::{
+    Activation, Chain, Memory, QueueError, Service, Turn, VirtQueue, VirtioDevice, VirtioInterrupt, Worker,
+};
 
 /// Device type.
 const KIND: u16 = 2;
@@ -57,7 +59,7 @@ impl Blk {
     }
 
     /// The configuration (5.2.4).
-    fn config(&self) -> [u8; CONFIG] {
+    fn configuration(&self) -> [u8; CONFIG] {
         let info = self.backend.info();
         let mut config = [0; CONFIG];
         let mut put = |at: usize, bytes: &[u8]| {
@@ -111,15 +113,9 @@ impl VirtioDevice for Blk {
     fn queue_sizes(&self) -> Vec<u16> {
         vec![QUEUE_SIZE; self.queues.into()]
     }
-    fn config_len(&self) -> u32 {
-        CONFIG as u32
+    fn config(&self) -> Vec<u8> {
+        self.configuration().to_vec()
     }
-    fn config_read(&self, offset: u32, data: &mut [u8]) {
-        let config = self.config();
-        let rest = config.get(offset as usize..).unwrap_or_default();
-        data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-    }
-    fn config_write(&self, _: u32, _: &[u8]) {}
 
     fn activate(&self, activation: Activation) {
         let flushes = activation.features & 1 << VIRTIO_BLK_F_FLUSH != 0;
@@ -129,14 +125,8 @@ impl VirtioDevice for Blk {
         };
         self.worker.activate(activation, Box::new(serve));
     }
-    fn reset(&self) {
-        self.worker.reset();
-    }
-    fn pause(&self) {
-        self.worker.pause();
-    }
-    fn resume(&self) {
-        self.worker.resume();
+    fn service(&self) -> &dyn Service {
+        &self.worker
     }
 }
 

@@ -86,20 +86,32 @@ pub trait VirtioDevice: Send + Sync + Debug {
     /// Most descriptors of each queue: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// Bytes of its configuration; 0: it has none.
-    fn config_len(&self) -> u32;
+    /// Its configuration as the driver reads it now: always as many bytes; none, if it has no configuration.
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
-    /// Reads its configuration from `offset` on; the access is within [`config_len`](Self::config_len).
-    fn config_read(&self, offset: u32, data: &mut [u8]);
-
-    /// Writes it likewise.
-    fn config_write(&self, offset: u32, data: &[u8]);
+    /// The driver writes `data` at `offset`, within its configuration. Most have nothing that can be written.
+    fn config_write(&self, offset: u32, data: &[u8]) {
+        let _ = (offset, data);
+    }
 
     /// The driver is ready: the device serves its queues from now on.
     fn activate(&self, activation: Activation);
 
-    /// Ends that: waits for work that is under way and forgets what has not been told to the driver. When it returns, nothing of
+    /// What serves its queues.
+    fn service(&self) -> &dyn Service;
+
+    /// Ends what [`activate`](Self::activate) began, and forgets what has not been told to the driver. When it returns, nothing of
     /// the device touches queues or memory.
+    fn reset(&self) {
+        self.service().reset();
+    }
+}
+
+/// What serves a device's queues: a [`Worker`] for devices that need no more.
+pub trait Service: Send + Sync + Debug {
+    /// Serves nothing any more; waits for work that is under way.
     fn reset(&self);
 
     /// Begins no more work until [`resume`](Self::resume); when it returns, none is under way. A new device is paused.

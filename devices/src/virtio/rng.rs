@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::{Activation, Chain, Memory, VirtQueue, VirtioDevice, VirtioInterrupt, Worker};
+use super::{Activation, Chain, Memory, Service, VirtQueue, VirtioDevice, VirtioInterrupt, Worker};
 
 /// Device type.
 const KIND: u16 = 4;
@@ -63,11 +63,6 @@ impl VirtioDevice for Rng {
     fn queue_sizes(&self) -> Vec<u16> {
         vec![QUEUE_SIZE]
     }
-    fn config_len(&self) -> u32 {
-        0
-    }
-    fn config_read(&self, _: u32, _: &mut [u8]) {}
-    fn config_write(&self, _: u32, _: &[u8]) {}
 
     fn activate(&self, activation: Activation) {
         let serve = |queue: &VirtQueue, memory: &Memory, interrupt: &VirtioInterrupt| {
@@ -75,14 +70,8 @@ impl VirtioDevice for Rng {
         };
         self.worker.activate(activation, Box::new(serve));
     }
-    fn reset(&self) {
-        self.worker.reset();
-    }
-    fn pause(&self) {
-        self.worker.pause();
-    }
-    fn resume(&self) {
-        self.worker.resume();
+    fn service(&self) -> &dyn Service {
+        &self.worker
     }
 }
 

@@ -375,11 +375,8 @@ impl VirtioDevice for Knob {
     fn queue_sizes(&self) -> Vec<u16> {
         vec![16, 256]
     }
-    fn config_len(&self) -> u32 {
-        6
-    }
-    fn config_read(&self, offset: u32, data: &mut [u8]) {
-        data.copy_from_slice(&lock(&self.config)[offset as usize..][..data.len()]);
+    fn config(&self) -> Vec<u8> {
+        lock(&self.config).to_vec()
     }
     fn config_write(&self, offset: u32, data: &[u8]) {
         lock(&self.config)[offset as usize..][..data.len()].copy_from_slice(data);
@@ -390,6 +387,12 @@ impl VirtioDevice for Knob {
         assert_eq!(live, [true, false], "the driver enabled one of two");
         self.activations.fetch_add(1, SeqCst);
     }
+    fn service(&self) -> &dyn Service {
+        self
+    }
+}
+
+impl Service for Knob {
     fn reset(&self) {}
     fn pause(&self) {}
     fn resume(&self) {}
@@ -437,15 +440,13 @@ fn a_change_of_the_configuration_shows_in_its_generation() {
             fn queue_sizes(&self) -> Vec<u16> {
                 self.0.clone()
             }
-            fn config_len(&self) -> u32 {
-                self.1.config_len()
+            fn config(&self) -> Vec<u8> {
+                self.1.config()
             }
-            fn config_read(&self, _: u32, _: &mut [u8]) {}
-            fn config_write(&self, _: u32, _: &[u8]) {}
             fn activate(&self, _: Activation) {}
-            fn reset(&self) {}
-            fn pause(&self) {}
-            fn resume(&self) {}
+            fn service(&self) -> &dyn Service {
+                &self.1
+            }
         }
         let slot = driver.board.slot(crate::pci::DeviceFunction::new(9, 0));
         VirtioPci::new("sized", Arc::new(Sized(sizes, Knob::default())), &slot, driver.ram.clone())

@@ -127,6 +127,8 @@ pub struct VirtioPci {
     name: String,
     function: Arc<Function>,
     device: Arc<dyn VirtioDevice>,
+    /// Bytes of its configuration.
+    config_len: u64,
     common: Mutex<Common>,
     queues: Vec<Arc<VirtQueue>>,
     interrupt: Arc<VirtioInterrupt>,
@@ -174,14 +176,15 @@ impl VirtioPci {
             subsystem_vendor: VENDOR,
             subsystem: FIRST_DEVICE + device.kind(),
         };
+        let config_len = device.config().len() as u64;
         let mut window = 0;
         let add_capabilities = |config: &mut ConfigSpace| {
             let mut add = |body: &[u8]| config.add_capability(VENDOR_SPECIFIC, body, &[]);
             add(&capability(COMMON_CFG, COMMON, COMMON_LEN, &[]))?;
             add(&capability(ISR_CFG, ISR, 1, &[]))?;
             // A driver refuses one of no bytes.
-            if device.config_len() > 0 {
-                add(&capability(DEVICE_CFG, DEVICE, device.config_len().into(), &[]))?;
+            if config_len > 0 {
+                add(&capability(DEVICE_CFG, DEVICE, config_len, &[]))?;
             }
             let doorbells = u64::from(NOTIFY_MULTIPLIER) * sizes.len() as u64;
             add(&capability(NOTIFY_CFG, NOTIFY, doorbells, &NOTIFY_MULTIPLIER.to_le_bytes()))?;
@@ -211,6 +214,7 @@ impl VirtioPci {
             memory: function.dma(ram),
             function,
             device,
+            config_len,
             common: Mutex::new(Common::new(&queues)),
             queues,
             window,
@@ -400,7 +404,7 @@ impl VirtioPci {
     /// The part of an access that the device's configuration has.
     fn device_range(&self, offset: u64, size: u8) -> Option<u32> {
         let end = offset.checked_add(size.into())?;
-        (end <= self.device.config_len().into()).then_some(offset as u32)
+        (end <= self.config_len).then_some(offset as u32)
     }
 
     /// The access that the window in the configuration space (4.1.4.9) asks for: BAR, offset, bytes.
@@ -472,12 +476,12 @@ impl MmioDevice for VirtioPci {
             ISR if offset == ISR => self.interrupt.read_isr().into(),
             DEVICE => {
                 let Some(at) = self.device_range(offset - DEVICE, size) else { return u64::MAX };
-                let mut data = [0; 8];
                 // Before the bytes are read: a change in between must be seen by the next look at the generation.
                 self.interrupt.config_was_read();
-                if let Some(data) = data.get_mut(..size.into()) {
-                    self.device.config_read(at, data);
-                }
+                let mut data = [0; 8];
+                let config = self.device.config();
+                let bytes = config.iter().skip(at as usize).take(size.into());
+                data.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
                 u64::from_le_bytes(data)
             }
             _ => 0,
@@ -572,11 +576,11 @@ impl StateUnit for VirtioPci {
     }
 
     fn quiesce(&self) {
-        self.device.pause();
+        self.device.service().pause();
     }
 
     fn release(&self) {
-        self.device.resume();
+        self.device.service().resume();
         if self.restored.swap(false, Ordering::AcqRel) {
             self.ring_all();
             for queue in self.queues.iter().filter(|queue| queue.is_live()) {

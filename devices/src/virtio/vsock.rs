@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use backends::vsock::{BUFFER, Header, MAX_DATA, Op, VsockHost};
 
-use super::{Activation, Chain, Memory, QueueError, Turn, VirtQueue, VirtioDevice, VirtioInterrupt, Worker};
+use super::{
+    Activation, Chain, Memory, QueueError, Service, Turn, VirtQueue, VirtioDevice, VirtioInterrupt, Worker,
+};
 use crate::util::lock;
 
 /// Device type.
@@ -141,15 +143,9 @@ impl VirtioDevice for Vsock {
     fn queue_sizes(&self) -> Vec<u16> {
         QUEUE_SIZES.to_vec()
     }
-    fn config_len(&self) -> u32 {
-        8
+    fn config(&self) -> Vec<u8> {
+        u64::from(self.cid).to_le_bytes().to_vec()
     }
-    fn config_read(&self, offset: u32, data: &mut [u8]) {
-        let config = u64::from(self.cid).to_le_bytes();
-        let rest = config.get(offset as usize..).unwrap_or_default();
-        data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-    }
-    fn config_write(&self, _: u32, _: &[u8]) {}
 
     fn activate(&self, activation: Activation) {
         let Ok(events) = lock(&self.host).events().try_clone_to_owned() else {
@@ -161,14 +157,11 @@ impl VirtioDevice for Vsock {
         };
         self.worker.activate_with(activation, Some(Arc::new(events)), Box::new(serve));
     }
+    fn service(&self) -> &dyn Service {
+        &self.worker
+    }
     fn reset(&self) {
         self.worker.reset();
         lock(&self.host).reset();
-    }
-    fn pause(&self) {
-        self.worker.pause();
-    }
-    fn resume(&self) {
-        self.worker.resume();
     }
 }

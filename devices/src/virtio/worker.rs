@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::doorbell::{read_event, write_event};
-use super::{Activation, Memory, QueueError, Turn, VirtQueue, VirtioInterrupt};
+use super::{Activation, Memory, QueueError, Service, Turn, VirtQueue, VirtioInterrupt};
 use crate::util::lock;
 
 /// Serves a queue for one bounded turn.
@@ -80,19 +80,19 @@ impl Worker {
         }
         self.shared.change(|state| state.active = Some(Active { activation, source, serve }));
     }
+}
 
-    /// Ends that; a turn that is under way is waited for.
-    pub fn reset(&self) {
+/// A turn that is under way is waited for.
+impl Service for Worker {
+    fn reset(&self) {
         self.shared.change(|state| state.active = None);
     }
 
-    /// Begins no turn until [`resume`](Self::resume); one that is under way is waited for.
-    pub fn pause(&self) {
+    fn pause(&self) {
         self.shared.change(|state| state.paused = true);
     }
 
-    /// Ends [`pause`](Self::pause).
-    pub fn resume(&self) {
+    fn resume(&self) {
         self.shared.change(|state| state.paused = false);
     }
 }

@@ -23,7 +23,7 @@ use virtio_bindings::virtio_net::*;
 
 use self::receive::Receiver;
 use self::transmit::Transmitter;
-use super::{Activation, Memory, VirtQueue, VirtioDevice, VirtioInterrupt, Worker};
+use super::{Activation, Memory, Service, VirtQueue, VirtioDevice, VirtioInterrupt, Worker};
 
 /// Device type.
 const KIND: u16 = 1;
@@ -107,7 +107,7 @@ impl Net {
     }
 
     /// The configuration (5.1.4): address, status, pairs of queues, MTU.
-    fn config(&self) -> [u8; CONFIG] {
+    fn configuration(&self) -> [u8; CONFIG] {
         let [a, b, c, d, e, f] = self.mac;
         let [status, _] = u16::from(self.cable.is_up()).to_le_bytes();
         let [low, high] = self.cable.backend.info().mtu.to_le_bytes();
@@ -135,15 +135,9 @@ impl VirtioDevice for Net {
     fn queue_sizes(&self) -> Vec<u16> {
         vec![RECEIVE_SIZE, TRANSMIT_SIZE]
     }
-    fn config_len(&self) -> u32 {
-        CONFIG as u32
+    fn config(&self) -> Vec<u8> {
+        self.configuration().to_vec()
     }
-    fn config_read(&self, offset: u32, data: &mut [u8]) {
-        let config = self.config();
-        let rest = config.get(offset as usize..).unwrap_or_default();
-        data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-    }
-    fn config_write(&self, _: u32, _: &[u8]) {}
 
     fn activate(&self, activation: Activation) {
         // Back ends that wait do so with the runtime's help.
@@ -178,13 +172,7 @@ impl VirtioDevice for Net {
         };
         self.worker.activate(activation, Box::new(serve));
     }
-    fn reset(&self) {
-        self.worker.reset();
-    }
-    fn pause(&self) {
-        self.worker.pause();
-    }
-    fn resume(&self) {
-        self.worker.resume();
+    fn service(&self) -> &dyn Service {
+        &self.worker
     }
 }
