@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use accel_api::{AccelId, Accelerator};
 use clap::Args;
-use machine::{AccelChoice, ChooseError, Chosen, Machine, Needs, Registry, SwitchError};
+use machine::{AccelChoice, ChooseError, Chosen, Machine, Needs, Registry, Survey, SwitchError};
 
 use crate::duration;
 use crate::stdio::say;
@@ -65,14 +65,14 @@ impl GearArgs {
         self.switchable || self.switch_every.is_some() || !self.switch_at.is_empty()
     }
 
-    /// Accelerators for the machine, whose first is `chosen` and whose features are then what all of them have; `None` where no
-    /// change is asked for.
+    /// Accelerators that the machine may change to, the first of which is `chosen`, whose features are then what all of them have;
+    /// `None` where no change is asked for.
     ///
     /// # Errors
     /// One of a schedule is not to be had.
     pub(crate) fn set(
         &self,
-        registry: &Registry,
+        survey: &Survey<'_>,
         choice: &AccelChoice,
         needs: &Needs,
         chosen: &mut Chosen,
@@ -80,9 +80,9 @@ impl GearArgs {
         if !self.wanted() {
             return Ok(None);
         }
-        let mut set = usable(registry, choice, needs, chosen.accelerator.clone());
+        let mut set = usable(survey, choice, needs, chosen.accelerator.clone());
         for SwitchAt { to, .. } in &self.switch_at {
-            let named = registry.survey().choose(&AccelChoice::List(vec![to.clone()]), needs)?;
+            let named = survey.choose(&AccelChoice::List(vec![to.clone()]), needs)?;
             add(&mut set, named.accelerator);
         }
         for other in &set {
@@ -100,12 +100,11 @@ fn add(set: &mut Vec<Arc<dyn Accelerator>>, other: Arc<dyn Accelerator>) {
 
 /// `first`, and all others of `choice` that work here; of `auto`, those that do what they promise.
 fn usable(
-    registry: &Registry,
+    survey: &Survey<'_>,
     choice: &AccelChoice,
     needs: &Needs,
     first: Arc<dyn Accelerator>,
 ) -> Vec<Arc<dyn Accelerator>> {
-    let survey = registry.survey();
     let names = match choice {
         AccelChoice::Auto => survey.descriptors().map(|descriptor| descriptor.id.0.to_owned()).collect(),
         AccelChoice::List(names) => names.clone(),
@@ -121,6 +120,15 @@ fn usable(
         }
     }
     set
+}
+
+/// What the machine's accelerator was chosen from.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub(crate) registry: Registry,
+    pub(crate) wanted: AccelChoice,
+    pub(crate) needs: Needs,
+    pub(crate) first: Arc<dyn Accelerator>,
 }
 
 /// What has happened so far.
@@ -141,17 +149,13 @@ pub(crate) struct Gears {
     machine: Arc<Machine>,
     set: OnceLock<Vec<Arc<dyn Accelerator>>>,
     /// What the set is made of when it is first needed.
-    later: (Registry, AccelChoice, Needs, Arc<dyn Accelerator>),
+    choice: Choice,
     record: Mutex<Record>,
 }
 
 impl Gears {
     /// Those of `machine`, which `first` executes: `set`, or what of the rest will be there when it is asked for.
-    pub(crate) fn new(
-        machine: Arc<Machine>,
-        set: Option<Vec<Arc<dyn Accelerator>>>,
-        later: (Registry, AccelChoice, Needs, Arc<dyn Accelerator>),
-    ) -> Self {
+    pub(crate) fn new(machine: Arc<Machine>, set: Option<Vec<Arc<dyn Accelerator>>>, choice: Choice) -> Self {
         let record = Record {
             now: machine.accelerator(),
             since: Instant::now(),
@@ -160,13 +164,13 @@ impl Gears {
             failed: 0,
         };
         let set = set.map(OnceLock::from).unwrap_or_default();
-        Self { machine, set, later, record: Mutex::new(record) }
+        Self { machine, set, choice, record: Mutex::new(record) }
     }
 
     fn set(&self) -> &[Arc<dyn Accelerator>] {
         self.set.get_or_init(|| {
-            let (registry, choice, needs, first) = &self.later;
-            usable(registry, choice, needs, first.clone())
+            let Choice { registry, wanted, needs, first } = &self.choice;
+            usable(&registry.survey(), wanted, needs, first.clone())
         })
     }
 
@@ -237,12 +241,9 @@ impl Gears {
                 Err(RecvTimeoutError::Timeout) => {}
                 _ => return,
             }
-            let named = |name: &str| self.set().iter().find(|other| other.id().0 == name);
             if let Some((_, name)) = planned.next_if(|(after, _)| *after == next) {
-                // An alias is known to the registry alone.
-                let list = AccelChoice::List(vec![name.to_owned()]);
-                let chosen = self.later.0.survey().choose(&list, &self.later.2);
-                if let Some(to) = chosen.ok().and_then(|chosen| named(chosen.accelerator.id().0)) {
+                let id = self.choice.registry.find(name).map(|descriptor| descriptor.id);
+                if let Some(to) = self.set().iter().find(|other| Some(other.id()) == id) {
                     self.switch(to, true);
                 }
             } else {

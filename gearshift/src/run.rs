@@ -16,7 +16,7 @@ use crate::cli::{RunArgs, Then};
 use crate::default_guest::{self, CMDLINE, Guest};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
-use crate::gears::{GearArgs, Gears};
+use crate::gears::{Choice, GearArgs, Gears};
 use crate::jit::{self, Shown};
 use crate::silence::{Heard, Silence};
 use crate::stdio::{self, say, say_all};
@@ -35,8 +35,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     args.jit.check(args.cpus)?;
     let shown = Shown::default();
     let registry = probe::registry(args.jit.options(args.stats, &shown));
-    let mut chosen = registry.survey().choose(&choice, &needs)?;
-    let set = args.gears.set(&registry, &choice, &needs, &mut chosen)?;
+    let survey = registry.survey();
+    let mut chosen = survey.choose(&choice, &needs)?;
+    let set = args.gears.set(&survey, &choice, &needs, &mut chosen)?;
     let explanation = chosen.explanation();
     let id = chosen.accelerator.id();
     let other = registry.simplest().filter(|other| *other != id);
@@ -112,8 +113,11 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     }
     let mib = args.mem >> 20;
     say(format_args!("{id} runs {} on {} vCPU ({}) with {mib} MiB", guest.name, args.cpus, args.cpu));
-    machine.verify_switches(args.gears.verify_switches || cfg!(debug_assertions));
-    let gears = Arc::new(Gears::new(machine.clone(), set, (registry, choice, needs, chosen.accelerator)));
+    if args.gears.verify_switches {
+        machine.verify_switches(true);
+    }
+    let choice = Choice { registry, wanted: choice, needs, first: chosen.accelerator };
+    let gears = Arc::new(Gears::new(machine.clone(), set, choice));
     let result = silence
         .watch(machine.clone(), cmdline)
         .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for the console: {error}")))
