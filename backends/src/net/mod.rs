@@ -137,11 +137,19 @@ pub trait NetBackend: fmt::Debug + Send + Sync {
     /// What it is. Does not change.
     fn info(&self) -> NetInfo;
 
-    /// The state of the link now.
-    fn link(&self) -> LinkState;
+    /// The state of the link now. Up for good, unless a back end says otherwise here and in
+    /// [`link_changed`](Self::link_changed).
+    fn link(&self) -> LinkState {
+        LinkState::Up
+    }
 
     /// Returns when the link's state is no longer `seen`, with the new one.
-    async fn link_changed(&self, seen: LinkState) -> LinkState;
+    async fn link_changed(&self, seen: LinkState) -> LinkState {
+        if seen == LinkState::Up {
+            std::future::pending::<()>().await;
+        }
+        LinkState::Up
+    }
 
     /// The guest accepts these offloads in what it receives; a subset of `info().delivers`.
     fn set_offloads(&self, accepted: Offloads);

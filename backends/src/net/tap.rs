@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
-use super::{Frame, HEADER, LinkState, NetBackend, NetError, NetInfo, Offloads, emit_header, parse_header};
+use super::{Frame, HEADER, NetBackend, NetError, NetInfo, Offloads, emit_header, parse_header};
 
 const DEVICE: &str = "/dev/net/tun";
 /// Frames in a call.
@@ -179,17 +179,6 @@ impl NetBackend for TapNetwork {
     fn info(&self) -> NetInfo {
         let all = OFFLOADS.iter().fold(Offloads::empty(), |all, (offload, _)| all | *offload);
         NetInfo { mtu: self.mtu, accepts: all, delivers: all, max_batch: BATCH }
-    }
-
-    fn link(&self) -> LinkState {
-        LinkState::Up
-    }
-
-    async fn link_changed(&self, seen: LinkState) -> LinkState {
-        if seen == LinkState::Up {
-            std::future::pending::<()>().await;
-        }
-        LinkState::Up
     }
 
     fn set_offloads(&self, accepted: Offloads) {

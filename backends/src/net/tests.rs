@@ -48,12 +48,6 @@ impl NetBackend for Loop {
     fn info(&self) -> NetInfo {
         NetInfo { mtu: 1500, accepts: Offloads::empty(), delivers: Offloads::empty(), max_batch: 16 }
     }
-    fn link(&self) -> LinkState {
-        LinkState::Up
-    }
-    async fn link_changed(&self, _: LinkState) -> LinkState {
-        LinkState::Down
-    }
     fn set_offloads(&self, _: Offloads) {}
     async fn send(&self, frames: &mut Vec<Frame>) -> Result<(), NetError> {
         let count = frames.len().min(2);

@@ -7,8 +7,7 @@ use async_trait::async_trait;
 use user_net::{Config, FrameReceiver, FrameSender, StartError, UserNet};
 
 use super::{
-    Frame, FrameHeader, LinkState, NetBackend, NetError, NetInfo, Offloads, PartialChecksum, SegmentKind,
-    Segmentation,
+    Frame, FrameHeader, NetBackend, NetError, NetInfo, Offloads, PartialChecksum, SegmentKind, Segmentation,
 };
 
 /// Frames that one call moves.
@@ -54,17 +53,6 @@ impl NetBackend for UserNetwork {
             delivers: Offloads::CHECKSUM | Offloads::TSO4,
             max_batch: BATCH,
         }
-    }
-
-    fn link(&self) -> LinkState {
-        LinkState::Up
-    }
-
-    async fn link_changed(&self, seen: LinkState) -> LinkState {
-        if seen == LinkState::Up {
-            std::future::pending::<()>().await;
-        }
-        LinkState::Up
     }
 
     /// Connections of the driver before end: who agrees on offloads starts anew.
