@@ -44,8 +44,26 @@ pub trait Disk {
     fn read(&mut self, at: u64, into: &mut [u8]) -> io::Result<()>;
 }
 
+/// A disk in memory.
+impl Disk for Vec<u8> {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read(&mut self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let at = usize::try_from(at).map_err(io::Error::other)?;
+        let from = at.checked_add(into.len()).and_then(|end| self.get(at..end));
+        into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
 /// A disk that several look at.
 pub(crate) type Shared = Rc<RefCell<dyn Disk>>;
+
+fn shared(disk: impl Disk + 'static) -> Shared {
+    Rc::new(RefCell::new(disk))
+}
 
 /// What is to be booted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +126,7 @@ pub struct Entry {
 /// # Errors
 /// [`NotFound`].
 pub fn find(disk: impl Disk + 'static, device: &str) -> Result<Found, NotFound> {
-    let disk: Shared = Rc::new(RefCell::new(disk));
+    let disk = shared(disk);
     let mut systems = Vec::new();
     for partition in partitions::list(&disk)? {
         if let Some(files) = Files::open(&disk, &partition) {

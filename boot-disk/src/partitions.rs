@@ -175,7 +175,8 @@ fn le(bytes: &[u8], at: usize, length: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::{Bytes, gpt_disk};
+    use crate::shared;
+    use crate::tests::gpt_disk;
 
     fn entry(kind: u8, start: u32, length: u32) -> Vec<u8> {
         [&[0, 0, 0, 0, kind, 0, 0, 0][..], &start.to_le_bytes(), &length.to_le_bytes()].concat()
@@ -188,7 +189,7 @@ mod tests {
     }
 
     fn numbers(bytes: Vec<u8>) -> Vec<(Option<u32>, u64, u64)> {
-        let list = list(&Bytes(bytes).shared()).unwrap();
+        let list = list(&shared(bytes)).unwrap();
         list.iter().map(|p| (p.number, p.start / 512, p.length / 512)).collect()
     }
 

@@ -1,29 +1,5 @@
 //! Disks made here.
 
-use super::*;
-
-/// A disk in memory.
-pub(crate) struct Bytes(pub(crate) Vec<u8>);
-
-impl Disk for Bytes {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read(&mut self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        let at = usize::try_from(at).map_err(io::Error::other)?;
-        let from = at.checked_add(into.len()).and_then(|end| self.0.get(at..end));
-        into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
-
-impl Bytes {
-    pub(crate) fn shared(self) -> Shared {
-        Rc::new(RefCell::new(self))
-    }
-}
-
 /// A disk of `sectors` with a GPT and these partitions `(first sector, length)`.
 pub(crate) fn gpt_disk(partitions: &[(u64, u64)], sectors: usize) -> Vec<u8> {
     let sum = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);

@@ -2,32 +2,16 @@
 #![no_main]
 
 use std::collections::BTreeMap;
-use std::io;
 
-use boot_disk::{CMDLINE_MAX, Disk, INITRD_MAX, KERNEL_MAX};
+use boot_disk::{CMDLINE_MAX, INITRD_MAX, KERNEL_MAX};
 use libfuzzer_sys::fuzz_target;
-
-struct Bytes(Vec<u8>);
-
-impl Disk for Bytes {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read(&mut self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        let at = usize::try_from(at).map_err(io::Error::other)?;
-        let from = at.checked_add(into.len()).and_then(|end| self.0.get(at..end));
-        into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
 
 fn printable(text: &str) -> bool {
     text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
 fuzz_target!(|data: &[u8]| {
-    match boot_disk::find(Bytes(data.to_vec()), "/dev/vda") {
+    match boot_disk::find(data.to_vec(), "/dev/vda") {
         Ok(found) => {
             assert!(found.kernel.len() as u64 <= KERNEL_MAX);
             assert!(found.initrd.unwrap_or_default().len() as u64 <= INITRD_MAX);

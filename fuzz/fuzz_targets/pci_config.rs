@@ -5,28 +5,20 @@
 
 use std::sync::Arc;
 
+use devices::MmioDevice;
 use devices::bus::{MmioBus, PioBus};
-use devices::ioapic::{Ioapic, IoapicVersion};
 use devices::pci::{
-    BarKind, DecodeSpace, DeviceFunction, Ecam, Function, Identity, PciRoot, PciSlot, Pirqs, host_bridge, lpc,
+    BarKind, DecodeSpace, DeviceFunction, Ecam, Function, Identity, PciRoot, PciSlot, host_bridge, lpc,
 };
-use devices::{IoapicHost, IrqLine, MmioDevice, MsiSender};
+use gearshift_fuzz::Nobody;
 use libfuzzer_sys::fuzz_target;
 use state::StateUnit;
 
+/// Reads as its offsets.
 #[derive(Debug)]
-struct Nobody;
+struct Offsets;
 
-impl MsiSender for Nobody {
-    fn send(&self, message: accel_api::MsiMessage) {
-        assert_eq!(message.address & 3, 0, "messages are aligned");
-    }
-}
-impl IoapicHost for Nobody {}
-impl IrqLine for Nobody {
-    fn set(&self, _: bool) {}
-}
-impl MmioDevice for Nobody {
+impl MmioDevice for Offsets {
     fn mmio_read(&self, offset: u64, _: u8) -> u64 {
         offset
     }
@@ -38,14 +30,12 @@ const RAM_END: u64 = 0x8000_0000;
 fuzz_target!(|data: &[u8]| {
     let (mmio, pio) = (Arc::new(MmioBus::new()), Arc::new(PioBus::new()));
     let decode = DecodeSpace::new(mmio.clone(), pio.clone(), vec![0..RAM_END]);
-    let ioapic = Ioapic::new(IoapicVersion::V20, Arc::new(Nobody));
-    let inputs = (0..16).map(|_| Arc::new(Nobody) as Arc<dyn IrqLine>).collect();
-    let pirqs = Pirqs::new(&ioapic, inputs);
+    let pirqs = gearshift_fuzz::pirqs();
     let root = PciRoot::new();
     let slot = |at| PciSlot::new(at, decode.clone(), pirqs.clone(), Arc::new(Nobody));
     let bridge =
         host_bridge::new(&slot(host_bridge::HOST_BRIDGE), Ecam::new(root.clone())).expect("a bridge");
-    let isa = lpc::new(&slot(lpc::LPC), Arc::new(Nobody), 12).expect("a bridge");
+    let isa = lpc::new(&slot(lpc::LPC), Arc::new(Offsets), 12).expect("a bridge");
     root.add(host_bridge::HOST_BRIDGE, bridge.clone()).expect("its place");
     root.add(lpc::LPC, isa.clone()).expect("its place");
     pio.add_exact(0xcf8, 4, root.clone()).expect("free").add(0xcfc, 4, root.clone()).expect("free");
@@ -63,7 +53,7 @@ fuzz_target!(|data: &[u8]| {
                 .build(&slot(at))
                 .expect("a function");
             for bar in 0..3 {
-                assert!(function.connect(bar, Arc::new(Nobody)));
+                assert!(function.connect(bar, Arc::new(Offsets)));
             }
             root.add(at, function.clone()).expect("its place");
             function

@@ -8,25 +8,12 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
 use accel_api::GuestRam;
-use devices::bus::{MmioBus, PioBus};
-use devices::ioapic::{Ioapic, IoapicVersion};
-use devices::pci::{DecodeSpace, DeviceFunction, PciFunction, PciSlot, Pirqs};
+use devices::MmioDevice;
+use devices::pci::{DecodeSpace, PciFunction};
 use devices::virtio::{Activation, Service, VirtioDevice, VirtioPci};
-use devices::{IoapicHost, IrqLine, MmioDevice, MsiSender};
 use libfuzzer_sys::fuzz_target;
 use state::StateUnit;
 use vm_memory::{Bytes, GuestAddress};
-
-#[derive(Debug)]
-struct Nobody;
-
-impl MsiSender for Nobody {
-    fn send(&self, _: accel_api::MsiMessage) {}
-}
-impl IoapicHost for Nobody {}
-impl IrqLine for Nobody {
-    fn set(&self, _: bool) {}
-}
 
 /// Reverses what it is given.
 #[derive(Debug, Default)]
@@ -93,11 +80,7 @@ impl Service for Mirror {
 }
 
 fn device(ram: &Arc<GuestRam>) -> (Arc<Mirror>, Arc<VirtioPci>, Arc<DecodeSpace>) {
-    let decode = DecodeSpace::new(Arc::new(MmioBus::new()), Arc::new(PioBus::new()), Vec::new());
-    let ioapic = Ioapic::new(IoapicVersion::V20, Arc::new(Nobody));
-    let inputs = (0..16).map(|_| Arc::new(Nobody) as Arc<dyn IrqLine>).collect();
-    let pirqs = Pirqs::new(&ioapic, inputs);
-    let slot = PciSlot::new(DeviceFunction::new(1, 0), decode.clone(), pirqs, Arc::new(Nobody));
+    let (slot, decode) = gearshift_fuzz::pci_slot();
     let mirror = Arc::new(Mirror::default());
     let virtio = VirtioPci::new("virtio", mirror.clone(), &slot, ram.clone()).expect("a device");
     virtio.config_write(4, 2, 6);

@@ -9,27 +9,14 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use accel_api::GuestRam;
-use backends::net::{Frame, FrameHeader, LinkState, NetBackend, NetError, NetInfo, Offloads};
-use devices::bus::{MmioBus, PioBus};
-use devices::ioapic::{Ioapic, IoapicVersion};
-use devices::pci::{DecodeSpace, DeviceFunction, PciFunction, PciSlot, Pirqs};
+use backends::net::{Frame, FrameHeader, NetBackend, NetError, NetInfo, Offloads};
+use devices::MmioDevice;
+use devices::pci::{DecodeSpace, PciFunction};
 use devices::virtio::VirtioPci;
 use devices::virtio::net::Net;
-use devices::{IoapicHost, IrqLine, MmioDevice, MsiSender};
 use libfuzzer_sys::fuzz_target;
 use state::StateUnit;
 use vm_memory::{Bytes, GuestAddress};
-
-#[derive(Debug)]
-struct Nobody;
-
-impl MsiSender for Nobody {
-    fn send(&self, _: accel_api::MsiMessage) {}
-}
-impl IoapicHost for Nobody {}
-impl IrqLine for Nobody {
-    fn set(&self, _: bool) {}
-}
 
 /// Takes everything, and gives what lies there.
 #[derive(Debug, Default)]
@@ -40,16 +27,6 @@ type Pending<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
 impl NetBackend for Cable {
     fn info(&self) -> NetInfo {
         NetInfo { mtu: 1500, accepts: Offloads::all(), delivers: Offloads::all(), max_batch: 64 }
-    }
-    fn link(&self) -> LinkState {
-        LinkState::Up
-    }
-    fn link_changed<'a, 'f>(&'a self, _: LinkState) -> Pending<'f, LinkState>
-    where
-        'a: 'f,
-        Self: 'f,
-    {
-        Box::pin(std::future::pending())
     }
     fn set_offloads(&self, _: Offloads) {}
     fn send<'a, 'b, 'f>(&'a self, frames: &'b mut Vec<Frame>) -> Pending<'f, Result<(), NetError>>
@@ -90,11 +67,7 @@ impl NetBackend for Cable {
 const MEMORY: u64 = 0x1_0000;
 
 fn device(ram: &Arc<GuestRam>) -> (Arc<Cable>, Arc<VirtioPci>, Arc<DecodeSpace>) {
-    let decode = DecodeSpace::new(Arc::new(MmioBus::new()), Arc::new(PioBus::new()), Vec::new());
-    let ioapic = Ioapic::new(IoapicVersion::V20, Arc::new(Nobody));
-    let inputs = (0..16).map(|_| Arc::new(Nobody) as Arc<dyn IrqLine>).collect();
-    let pirqs = Pirqs::new(&ioapic, inputs);
-    let slot = PciSlot::new(DeviceFunction::new(1, 0), decode.clone(), pirqs, Arc::new(Nobody));
+    let (slot, decode) = gearshift_fuzz::pci_slot();
     let cable = Arc::new(Cable::default());
     let net = Net::new("net", cable.clone(), [2, 0, 0, 0, 0, 1]).expect("a card");
     let virtio = VirtioPci::new("virtio", net, &slot, ram.clone()).expect("a device");
