@@ -260,7 +260,7 @@ pub(crate) struct RunArgs {
     ///
     /// That is when a driver has started its timer and does not reset it in time. What `--on-reset` says holds for it, too.
     #[arg(long, value_name = "action=THEN", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = "action=reset", value_parser = clap::value_parser!(OnWatchdog))]
+    #[arg(default_missing_value = "action=reset", value_parser = on_watchdog)]
     pub(crate) watchdog: Option<OnWatchdog>,
 
     /// What happens when the guest resets the machine: `end` (exit code 16) or `restart` [default: end; restart for a disk's kernel]
@@ -294,6 +294,15 @@ pub(crate) struct RunArgs {
 
     #[command(flatten, next_help_heading = "JIT")]
     pub(crate) jit: JitArgs,
+}
+
+/// `action=reset` or `action=poweroff`.
+fn on_watchdog(text: &str) -> Result<OnWatchdog, String> {
+    match text {
+        "action=reset" => Ok(OnWatchdog::Reset),
+        "action=poweroff" => Ok(OnWatchdog::PowerOff),
+        _ => Err(format!("'{text}': take action=reset or action=poweroff")),
+    }
 }
 
 /// What happens to a machine that is reset.

@@ -91,19 +91,6 @@ pub enum OnWatchdog {
     PowerOff,
 }
 
-impl std::str::FromStr for OnWatchdog {
-    type Err = String;
-
-    /// `action=reset` or `action=poweroff`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "action=reset" => Ok(Self::Reset),
-            "action=poweroff" => Ok(Self::PowerOff),
-            _ => Err(format!("'{text}': take action=reset or action=poweroff")),
-        }
-    }
-}
-
 /// Something that happened in the guest and does not end it.
 #[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
